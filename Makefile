@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help deps install demo test test-slow lint format bench clean
+
+VENV ?= .venv
+PYTHON ?= python3
+WORKERS ?= 2
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --disable-pip-version-check -c constraints.txt
+
+# The checkout itself always comes first, also where an environment is shared between checkouts.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+# Installation runs again only when these files change: their checksum is in the stamps' names (times would differ
+# between checkouts that share an environment).
+PINS := $(shell cat setup.py constraints.txt | cksum | cut -d' ' -f1)
+DEPS := $(VENV)/.deps-$(PINS)
+INSTALLED := $(VENV)/.installed-$(PINS)
+
+help:  ## print the targets
+	@sed -n 's/^\([a-z-]*\):.*##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@echo
+	@echo "  Variables: VENV=$(VENV)  PYTHON=$(PYTHON)  WORKERS=$(WORKERS) (parallel tests)"
+
+$(DEPS):
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 12) else f"\
+	make: the pinned versions need Python 3.11 or 3.12, got {v[0]}.{v[1]}: use `make install PYTHON=python3.11`")'
+	rm -f $(VENV)/.deps-* $(VENV)/.installed-*
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools wheel ninja rich
+	$(PIP) torch torchvision
+	$(PY) tools/build_mmcv.py
+	$(PY) -c 'import setuptools; from distutils.core import run_setup; d = run_setup("setup.py", stop_after="init"); \
+	print(*d.install_requires, *d.extras_require["mm"], *d.extras_require["dev"], sep="\n")' > $(VENV)/requirements.txt
+	$(PIP) --no-build-isolation -r $(VENV)/requirements.txt
+	touch $@
+
+$(INSTALLED): $(DEPS)
+	$(PIP) --no-deps --no-build-isolation -e .
+	touch $@
+
+deps: $(DEPS)  ## the environment without the package itself (what CI shares between checkouts)
+
+install: $(INSTALLED)  ## make .venv and install everything into it (first time: mmcv compiles, 20-35 min)
+
+demo: install  ## quantize the embedded small SAM to 4 bits and report FP beside quantized (<= 10 min)
+	$(PY) tools/ptq.py mm_configs/demo_sam_tiny_w4a4.py
+
+test: lint  ## lint, then all tests but the slow ones
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --durations=10
+
+test-slow: deps  ## the tests that take minutes each
+	$(PY) -m pytest -m slow
+
+lint: deps  ## check format and style with ruff
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+
+format: deps  ## format, and mend what ruff can mend
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+bench: deps  ## time and error of the range search against trying candidates one by one
+	$(PY) tools/bench_range_search.py
+
+clean:  ## remove .venv, caches and build leftovers (not work_dirs, not the wheel of mmcv)
+	rm -rf .venv build dist ahcq_plugin.egg-info .pytest_cache .ruff_cache .hypothesis
+	find ahcq_plugin hls mm_configs tests tools -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

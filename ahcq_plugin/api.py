@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one-call API: ``quantize``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ahcq_plugin.graph import RoleTable, describe
+from ahcq_plugin.ptq import audit, calibrate, freeze, prepare, reconstruct
+from ahcq_plugin.ptq.audit import AuditReport
+from ahcq_plugin.ptq.batches import Forward, check_batches, default_forward, model_device
+from ahcq_plugin.ptq.checkpoint import load_file, save_atomic, save_checkpoint
+from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.ptq.reconstruct import UnitReport, fingerprint
+from ahcq_plugin.ptq.stages import Stages
+
+
+@dataclass(frozen=True)
+class QuantReport:
+    """What ``quantize`` did.
+
+    Attributes:
+        recipe: the recipe used.
+        audit: passed, or ``quantize`` would have raised.
+        units: error of every unit before and after reconstruction.
+        roles: the table unit, tensor, role, quantizer.
+        stages: stage -> {"seconds", "peak_bytes"}.
+    """
+
+    recipe: Recipe
+    audit: AuditReport
+    units: list[UnitReport]
+    roles: RoleTable
+    stages: dict[str, dict[str, float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "recipe": self.recipe.to_dict(),
+            "audit": self.audit.to_dict(),
+            "units": [asdict(unit) for unit in self.units],
+            "roles": [asdict(row) for row in self.roles.rows],
+            "stages": self.stages,
+        }
+
+
+def quantize(
+    model: nn.Module,
+    batches: Sequence[Any],
+    recipe: str | Mapping[str, Any] | Recipe = "qdrop",
+    w_bits: int | None = None,
+    a_bits: int | None = None,
+    units: Any = None,
+    forward: Forward | None = None,
+    iterations: int | None = None,
+    seed: int | None = None,
+    device: torch.device | str | None = None,
+    work_dir: str | Path | None = None,
+    resume: bool = False,
+    inplace: bool = False,
+    progress: bool = True,
+) -> tuple[nn.Module, QuantReport]:
+    """Quantize a model after training: prepare, calibrate, reconstruct, freeze, audit.
+
+    Args:
+        model: floating point; its repeated blocks must trace with ``torch.fx``.
+        batches: sequence of calibration items.
+        recipe: name, ``{"name": ..., key: value}`` or Recipe; ``w_bits``, ``a_bits``, ``iterations``, ``seed`` override it.
+        units: None: repeated modules with attention or MLP, found by structure; or types, names, globs.
+        forward: ``callable(model, batch)``; default ``model(*batch)`` or ``model(**batch)``.
+        device: where to compute; default: where the model is. The model stays there.
+        work_dir: folder for the state of the run and ``quantized.pth``; needed for ``resume``.
+        resume: go on with an interrupted run in ``work_dir``; the result equals an uninterrupted run's.
+        inplace: change ``model`` itself instead of a copy.
+    Returns:
+        (the quantized model, QuantReport)
+    Raises:
+        ValueError, TypeError: bad arguments, before anything is computed.
+        RuntimeError: a unit does not trace, or the audit failed (all problems listed).
+    """
+    given = {"w_bits": w_bits, "a_bits": a_bits, "iterations": iterations, "seed": seed}
+    recipe = Recipe.from_config(recipe, **{key: value for key, value in given.items() if value is not None})
+    check_batches(batches)
+    if resume and work_dir is None:
+        raise ValueError("`resume=True` needs `work_dir`, the folder of the interrupted run")
+    forward = forward or default_forward
+    model = model if inplace else copy.deepcopy(model)
+    if device is not None:
+        model.to(device)
+    device = model_device(model)
+    stages = Stages()
+    with stages("prepare", device):
+        prepare(model, recipe, units)
+    with stages("calibrate", device):
+        _calibrate(model, batches, recipe, forward, work_dir, resume, progress)
+    with stages("reconstruct", device):
+        reports = reconstruct(model, batches, recipe, forward, work_dir, resume, progress)
+    with stages("freeze", device):
+        freeze(model)
+    with stages("audit", device):
+        outcome = audit(model, batches[0], forward)
+    if not outcome.passed:
+        shown = "\n  ".join(outcome.problems[:20])
+        raise RuntimeError(f"the audit failed with {len(outcome.problems)} problems; no result is reported:\n  {shown}")
+    report = QuantReport(recipe, outcome, reports, describe(model), stages.records)
+    if work_dir is not None:
+        save_checkpoint(Path(work_dir) / "quantized.pth", model, recipe, {"report": report.to_dict()})
+    return model, report
+
+
+def _calibrate(model, batches, recipe: Recipe, forward, work_dir, resume: bool, progress: bool) -> None:
+    """Calibrate, or load the interrupted run's calibration (``reconstruct`` checks that it fits)."""
+    if work_dir is None:
+        calibrate(model, batches, forward, progress)
+        return
+    path = Path(work_dir) / "calibrated.pt"
+    mark = fingerprint(model, batches, recipe)
+    if resume and path.exists():
+        saved = load_file(path)
+        if saved["fingerprint"] != mark:
+            changed = sorted(k for k, v in recipe.to_dict().items() if saved["recipe"].get(k) != v)
+            what = f"the recipe changed ({', '.join(changed)})" if changed else "the model or the calibration data changed"
+            raise ValueError(f"cannot resume from {work_dir}: {what}; use a new work dir, or start without resume")
+        model.load_state_dict(saved["state"])
+        return
+    calibrate(model, batches, forward, progress)
+    save_atomic({"fingerprint": mark, "recipe": recipe.to_dict(), "state": model.state_dict()}, path)

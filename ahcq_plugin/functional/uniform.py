@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asymmetric uniform quantization: ``x_hat = (clamp(round(x / scale) + zero_point, 0, 2^bits - 1) - zero_point) * scale``.
+
+True division, round half to even, arithmetic in float32. The representable range always contains 0, so zero padding and
+masked values are exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SCALE_EPS = 1e-8
+
+
+@dataclass(frozen=True)
+class UniformParams:
+    """Parameters of a uniform quantizer.
+
+    Attributes:
+        scale: float32, > 0, broadcastable against the quantized tensor.
+        zero_point: integers in [0, 2^bits - 1] (any dtype), same shape as ``scale``; the code of the real value 0.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __post_init__(self) -> None:
+        if self.scale.shape != self.zero_point.shape:
+            raise ValueError(
+                f"`scale` and `zero_point` must have the same shape, got {tuple(self.scale.shape)} and "
+                f"{tuple(self.zero_point.shape)}"
+            )
+
+
+def check_bits(bits: int) -> int:
+    """``bits`` if it is an integer in [2, 16], else ValueError."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16:
+        raise ValueError(f"`bits` must be an integer in [2, 16], got {bits!r}")
+    return bits
+
+
+def qparams_from_range(lo: Tensor, hi: Tensor, bits: int) -> UniformParams:
+    """Scale and zero point of the range [min(lo, 0), max(hi, 0)].
+
+    Args:
+        lo, hi: same shape, any float dtype; ends of the range in the units of the data.
+        bits: 2..16.
+    Returns:
+        UniformParams with float32 scale >= 1e-8 and int32 zero point, same shape as ``lo``.
+    """
+    lo = torch.clamp(lo.float(), max=0.0)
+    hi = torch.clamp(hi.float(), min=0.0)
+    qmax = 2 ** check_bits(bits) - 1
+    scale = torch.clamp((hi - lo) / qmax, min=SCALE_EPS)
+    zero_point = torch.clamp(torch.round(-lo / scale), 0, qmax)
+    return UniformParams(scale, zero_point.to(torch.int32))
+
+
+def encode(x: Tensor, params: UniformParams, bits: int) -> Tensor:
+    """Integer codes in [0, 2^bits - 1]; round half to even, then saturate.
+
+    Args:
+        x: floats of any shape that ``params`` broadcasts against.
+    Returns:
+        int64, the broadcast shape.
+    """
+    zero_point = params.zero_point.to(torch.float32)
+    return torch.clamp(torch.round(x.float() / params.scale) + zero_point, 0, 2**bits - 1).long()
+
+
+def decode(codes: Tensor, params: UniformParams, bits: int) -> Tensor:
+    """float32 values ``(codes - zero_point) * scale``.
+
+    Raises:
+        ValueError: a code lies outside [0, 2^bits - 1].
+    """
+    if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) > 2**bits - 1):
+        raise ValueError(
+            f"codes must lie in [0, {2**bits - 1}] for {bits} bits, got [{int(codes.min())}, {int(codes.max())}]"
+        )
+    return (codes.to(torch.float32) - params.zero_point.to(torch.float32)) * params.scale
+
+
+class _FakeQuantizeUniform(torch.autograd.Function):
+    """decode(encode(x)); straight-through gradient to x inside the range, LSQ gradient to the scale.
+
+    d x_hat / d scale = round(x/s) - x/s inside, (saturated code - zero_point) outside (Esser et al., LSQ, eq. 3).
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int, grad_factor: float) -> Tensor:
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.qmax, ctx.grad_factor = qmax, grad_factor
+        levels = torch.round(x.float() / scale).add_(zero_point).clamp_(0, qmax).sub_(zero_point)
+        return levels.mul_(scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, scale, zero_point = ctx.saved_tensors
+        ratio = x.float() / scale
+        rounded = torch.round(ratio)
+        levels = (rounded + zero_point).clamp_(0, ctx.qmax).sub_(zero_point)
+        inside = levels == rounded
+        grad_x = (grad * inside).sum_to_size(x.shape) if ctx.needs_input_grad[0] else None
+        grad_scale = None
+        if ctx.needs_input_grad[1]:
+            slope = torch.where(inside, rounded.sub_(ratio), levels)
+            grad_scale = (grad.float() * slope).sum_to_size(scale.shape) * ctx.grad_factor
+        return grad_x, grad_scale, None, None, None
+
+
+def fake_quantize(x: Tensor, params: UniformParams, bits: int, grad_factor: float = 1.0) -> Tensor:
+    """``decode(encode(x))`` bit for bit, in x's dtype, differentiable in ``x`` and ``params.scale``.
+
+    Args:
+        x: floats that ``params`` broadcasts against (x is not expanded: its shape is the result's shape).
+        grad_factor: multiplies the gradient of the scale (LSQ uses 1 / sqrt(numel * qmax)).
+    """
+    return _FakeQuantizeUniform.apply(
+        x, params.scale, params.zero_point.to(torch.float32), 2**bits - 1, float(grad_factor)
+    )

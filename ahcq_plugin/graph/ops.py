@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a node of a traced unit does, as far as finding roles needs it."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import fx, nn
+from torch.fx.node import map_arg
+from torch.nn import functional as F
+
+SHAPE_METHODS = frozenset().union(
+    ("reshape", "reshape_as", "view", "view_as", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "clone"),
+    ("permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "roll"),
+    ("unbind", "chunk", "split", "tensor_split", "select", "narrow"),
+    ("expand", "expand_as", "repeat", "repeat_interleave"),
+    ("to", "type", "type_as", "float", "half", "bfloat16"),
+)
+SHAPE_FUNCTIONS = frozenset(
+    {getattr(torch, name) for name in SHAPE_METHODS if callable(getattr(torch, name, None))}
+    | {operator.getitem, F.dropout, torch.dropout, F.pad}
+)
+SHAPE_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Flatten, nn.Unflatten)
+WINDOW_FUNCTIONS = ("window_partition", "window_unpartition")
+SELECTIONS = frozenset({"select", "narrow"})
+SCALE_OPS = frozenset(
+    {operator.mul, operator.imul, operator.truediv, operator.itruediv, operator.neg, torch.mul, torch.div, torch.neg}
+    | {"mul", "mul_", "div", "div_", "neg"}
+)
+SIZE_METHODS = frozenset({"size", "dim", "numel", "item", "stride"})
+SIZE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device"})
+MATMULS = frozenset({torch.matmul, torch.bmm, torch.baddbmm, operator.matmul, "matmul", "bmm", "baddbmm", "__matmul__"})
+SOFTMAXES = frozenset({torch.softmax, F.softmax, "softmax"})
+EINSUMS = frozenset({torch.einsum, torch.functional.einsum})
+ACTIVATION_MODULES = (nn.GELU, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.Mish, nn.Hardswish)
+ACTIVATIONS = frozenset(
+    {
+        F.gelu,
+        F.relu,
+        F.relu_,
+        F.relu6,
+        F.leaky_relu,
+        F.elu,
+        F.selu,
+        F.silu,
+        F.mish,
+        F.hardswish,
+        torch.relu,
+        torch.relu_,
+    }
+    | {"relu", "relu_"}
+)
+FUNCTIONAL_LAYERS = frozenset({F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d})
+
+Edge = tuple[fx.Node, int | str]
+"""(consumer, index of the positional argument or name of the keyword argument)."""
+
+
+class GraphIndex:
+    """Answers questions about the nodes of ``graph``; ``root`` holds the modules and tensors that its targets name."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph):
+        self.root, self.graph = root, graph
+        self._modules = dict(root.named_modules(remove_duplicate=False))
+        self._scalar: dict[fx.Node, bool] = {}
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The called module of a call_module node, else None."""
+        return self._modules.get(node.target) if node.op == "call_module" else None
+
+    def is_layer(self, node: fx.Node) -> bool:
+        """Linear or Conv2d."""
+        return isinstance(self.module(node), nn.Linear | nn.Conv2d)
+
+    def is_matmul(self, node: fx.Node) -> bool:
+        """A product of two traced tensors."""
+        return _calls(node, MATMULS) and all(isinstance(a, fx.Node) for _, a in matmul_operands(node))
+
+    def is_softmax(self, node: fx.Node) -> bool:
+        """Softmax as function, method or module."""
+        return _calls(node, SOFTMAXES) or isinstance(self.module(node), nn.Softmax)
+
+    def is_activation(self, node: fx.Node) -> bool:
+        """GELU, ReLU and their kin, as function, method or module."""
+        return _calls(node, ACTIVATIONS) or isinstance(self.module(node), ACTIVATION_MODULES)
+
+    def is_scalar(self, value: object) -> bool:
+        """A number, or a node computed from numbers and sizes only, or a one-element parameter or buffer."""
+        if not isinstance(value, fx.Node):
+            return isinstance(value, int | float)
+        if value not in self._scalar:
+            self._scalar[value] = self._find_scalar(value)
+        return self._scalar[value]
+
+    def _find_scalar(self, node: fx.Node) -> bool:
+        if node.op == "get_attr":
+            tensor = operator.attrgetter(node.target)(self.root)
+            return isinstance(tensor, torch.Tensor) and tensor.numel() == 1
+        if node.op == "call_method":
+            return node.target in SIZE_METHODS
+        if node.op != "call_function":
+            return False
+        if node.target is getattr:
+            return node.args[1] in SIZE_ATTRIBUTES
+        arithmetic = getattr(node.target, "__module__", None) in (math.__name__, "_operator", "builtins")
+        return arithmetic and bool(node.all_input_nodes) and all(map(self.is_scalar, node.all_input_nodes))
+
+    def is_selection(self, node: fx.Node) -> bool:
+        """Takes one part out of a fused tensor: an integer index, ``select``, ``narrow``."""
+        if node.op == "call_method":
+            return node.target in SELECTIONS
+        if node.op != "call_function":
+            return False
+        if node.target is not operator.getitem:
+            return node.target in (torch.select, torch.narrow)
+        source, index = node.args
+        if isinstance(source, fx.Node) and function_name(source) in WINDOW_FUNCTIONS:
+            return False  # (windows, padded size)
+        return any(type(i) is int for i in (index if isinstance(index, tuple) else (index,)))
+
+    def shape_source(self, node: fx.Node) -> fx.Node | None:
+        """The tensor that ``node`` only reshapes, permutes, indexes, casts or drops out; None for any other node."""
+        if node.op == "call_function":
+            shape_only = node.target in SHAPE_FUNCTIONS or function_name(node) in WINDOW_FUNCTIONS
+            shape_only = shape_only or (node.target is getattr and node.args[1] in ("T", "mT"))
+        elif node.op == "call_method":
+            shape_only = node.target in SHAPE_METHODS
+        else:
+            shape_only = isinstance(self.module(node), SHAPE_MODULES)
+        return self._tensor_input(node) if shape_only and not self.is_scalar(node) else None
+
+    def scale_source(self, node: fx.Node) -> fx.Node | None:
+        """The tensor that ``node`` multiplies or divides by a scalar; None for any other node."""
+        if not _calls(node, SCALE_OPS):
+            return None
+        tensors = [a for a in node.args if isinstance(a, fx.Node) and not self.is_scalar(a)]
+        scalars = sum(map(self.is_scalar, node.args))
+        return tensors[0] if len(tensors) == 1 and scalars == len(node.args) - 1 else None
+
+    @staticmethod
+    def _tensor_input(node: fx.Node) -> fx.Node | None:
+        source = node.args[0] if node.args else next((v for v in node.kwargs.values() if isinstance(v, fx.Node)), None)
+        return source if isinstance(source, fx.Node) else None
+
+    def walk_back(self, node: fx.Node, through_selections: bool = True) -> list[fx.Node]:
+        """``node`` and its sources through shape-only and scaling nodes; the last one is the tensor itself."""
+        path = [node]
+        while through_selections or not self.is_selection(path[-1]):
+            source = self.shape_source(path[-1]) or self.scale_source(path[-1])
+            if source is None:
+                break
+            path.append(source)
+        return path
+
+    def walk_forward(self, node: fx.Node) -> Iterator[fx.Node]:
+        """Every node that consumes ``node`` directly or through shape-only nodes."""
+        stack = [node]
+        while stack:
+            for user in stack.pop().users:
+                yield user
+                if self.shape_source(user) is not None:
+                    stack.append(user)
+
+    def ancestors(self, node: fx.Node, stop: Callable[[fx.Node], bool]) -> Iterator[fx.Node]:
+        """``node`` and what its value is computed from, up to nodes that ``stop`` accepts; sizes are not followed."""
+        stack, seen = [node], {node}
+        while stack:
+            current = stack.pop()
+            yield current
+            if not stop(current):
+                fresh = [n for n in current.all_input_nodes if n not in seen and not self.is_scalar(n)]
+                seen.update(fresh)
+                stack.extend(fresh)
+
+    def edges(self, node: fx.Node) -> list[Edge]:
+        """Every use of the tensor ``node``; nodes that only read its size are left out."""
+        found = []
+        for user in node.users:
+            if self.is_scalar(user):
+                continue
+            for key, value in (*enumerate(user.args), *user.kwargs.items()):
+                held: list[fx.Node] = []
+                map_arg(value, held.append)
+                if node in held:
+                    found.append((user, key))
+        return found
+
+
+def function_name(node: fx.Node) -> str | None:
+    """Name of the called function of a call_function node, else None."""
+    return getattr(node.target, "__name__", None) if node.op == "call_function" else None
+
+
+def matmul_operands(node: fx.Node) -> list[tuple[int, object]]:
+    """(argument index, operand) of the left and the right factor."""
+    first = 1 if node.target in (torch.baddbmm, "baddbmm") else 0
+    return list(enumerate(node.args))[first : first + 2]
+
+
+def _calls(node: fx.Node, targets: frozenset) -> bool:
+    return node.op in ("call_function", "call_method") and node.target in targets

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trace one unit (a transformer block, a neck, an attention) into a ``torch.fx.GraphModule``."""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.ao.quantization import FakeQuantizeBase
+from torch.fx.node import has_side_effect
+
+from ahcq_plugin.graph.rewrites import expand_fused_attention
+
+UNIT_KEY = "ahcq_unit"
+# Functions of segment_anything (and of its many copies) that branch on sizes: kept whole, as one node each.
+WRAPPED_FUNCTIONS = ("window_partition", "window_unpartition", "get_rel_pos", "add_decomposed_rel_pos")
+_OUR_DIR, _TORCH_DIR = str(Path(__file__).parent), str(Path(torch.__file__).parent)
+
+
+class BlockTracer(fx.Tracer):
+    """``fx.Tracer`` for one block; also MQBench's ``custom_tracer``.
+
+    Beyond ``fx.Tracer``: ``WRAPPED_FUNCTIONS`` found in the globals of the traced classes' modules stay one node;
+    arguments with a default are fixed to it (a call with another value raises ValueError); an ``assert`` on a traced
+    value is taken to hold; Linear and Conv2d subclasses that inherit ``forward`` are leaves;
+    ``F.scaled_dot_product_attention`` is rewritten to matmul, softmax, matmul.
+    """
+
+    def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Trace ``root`` as it is (training flags included) into a graph whose sizes stay dynamic."""
+        super().__init__(autowrap_functions=_wrapped_functions(root))
+        graph = super().trace(root, concrete_args)
+        expand_fused_attention(graph)
+        return graph
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether ``m`` stays one node."""
+        for base in (nn.Linear, nn.Conv2d):
+            if isinstance(m, base) and type(m).forward is base.forward:
+                return True
+        return isinstance(m, FakeQuantizeBase) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Placeholders; those with a default are replaced by it, with a check in the graph."""
+        fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        return fn, args if concrete_args is not None else [self._fix_default(arg) for arg in args]
+
+    def _fix_default(self, arg: Any) -> Any:
+        if not isinstance(arg, fx.Proxy) or not arg.node.args:
+            return arg
+        default = arg.node.args[0]
+        self.create_proxy("call_function", check_default, (arg, default, arg.node.target), {})
+        return default
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """True inside a plain ``assert``; any other control flow on a traced value raises ``TraceError``."""
+        frame = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename.startswith((_TORCH_DIR, _OUR_DIR)):
+            frame = frame.f_back
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).split() if frame else []
+        if line[:1] == ["assert"] and "not" not in line and "or" not in line:
+            return True
+        return super().to_bool(obj)
+
+
+@has_side_effect
+def check_default(value: Any, default: Any, name: str) -> None:
+    """Graph node: refuse a value other than the default that the unit was traced with.
+
+    Raises:
+        ValueError: ``value`` is not ``default``.
+    """
+    plain = isinstance(value, bool | int | float | str) and type(value) is type(default)
+    if value is default or (plain and value == default):
+        return
+    raise ValueError(
+        f"argument `{name}` was fixed to its default {default!r} when this unit was traced, got "
+        f"{type(value).__name__}; call the unit without it, or leave the unit out with `units=`"
+    )
+
+
+def trace_unit(module: nn.Module, name: str) -> fx.GraphModule:
+    """Trace a unit in eval mode; parameters are shared with ``module`` and keep their paths.
+
+    Args:
+        module: the unit. Its training flags are restored afterwards.
+        name: its module name, for messages and ``meta``.
+    Returns:
+        A GraphModule with the unit's ``state_dict`` keys and ``meta["ahcq_unit"] = {"name": name, "placements": []}``.
+    Raises:
+        RuntimeError: the unit does not trace; names it and the source line that stopped the tracer.
+    """
+    attributes = set(vars(module))
+    try:
+        with eval_mode(module):
+            graph = BlockTracer().trace(module)
+        traced = fx.GraphModule(module, graph, class_name=type(module).__name__)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RuntimeError(
+            f"unit '{name}' ({type(module).__name__}) does not trace{_source_line(error)}: {reason}. "
+            "Rewrite that code without control flow on tensor values, or leave the unit out with `units=`"
+        ) from error
+    finally:
+        for constant in set(vars(module)) - attributes:  # constants that fx stores on the traced module
+            delattr(module, constant)
+    _keep_state(module, traced)
+    traced.meta[UNIT_KEY] = {"name": name, "placements": []}
+    return traced
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside, every submodule's own training flag restored after."""
+    flags = [(child, child.training) for child in module.modules()]
+    try:
+        if any(flag for _, flag in flags):
+            module.eval()
+        yield
+    finally:
+        for child, flag in flags:
+            child.training = flag
+
+
+def _wrapped_functions(root: nn.Module | Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
+    forwards = [m.forward for m in root.modules()] if isinstance(root, nn.Module) else [root]
+    spaces = [getattr(inspect.unwrap(forward), "__globals__", {}) for forward in forwards]
+    return tuple({space[name] for space in spaces for name in WRAPPED_FUNCTIONS if callable(space.get(name))})
+
+
+def _source_line(error: BaseException) -> str:
+    """' at file:line: `code`' of the innermost frame of user code, or '' if there is none."""
+    ours = (_TORCH_DIR, _OUR_DIR, "<")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
+    return f" at {frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
+
+
+def _keep_state(source: nn.Module, traced: fx.GraphModule) -> None:
+    """Give ``traced`` the state-dict keys of ``source``: fx drops unused tensors and makes all buffers persistent."""
+    known = set()
+    for prefix, module in source.named_modules(remove_duplicate=False):
+        parameters = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        buffers = dict(module.named_buffers(recurse=False, remove_duplicate=False))
+        known.update(f"{prefix}.{name}".lstrip(".") for name in buffers)
+        if not parameters and not buffers:
+            continue
+        target = _submodule(traced, prefix)
+        if target is module:  # a leaf, shared
+            continue
+        for name, parameter in parameters.items():
+            target.register_parameter(name, parameter)
+        for name, buffer in buffers.items():
+            target.register_buffer(name, buffer, persistent=name not in module._non_persistent_buffers_set)
+    for prefix, module in list(traced.named_modules()):
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if f"{prefix}.{name}".lstrip(".") not in known:
+                module.register_buffer(name, buffer, persistent=False)
+
+
+def _submodule(root: nn.Module, path: str) -> nn.Module:
+    for atom in filter(None, path.split(".")):
+        if not hasattr(root, atom):
+            root.add_module(atom, nn.Module())
+        root = getattr(root, atom)
+    return root

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The MMEngine / MMDetection side: a box-prompted SAM as a detector and post-training quantization as a test loop.
+
+Importing registers everything; in a config: ``custom_imports = dict(imports=['ahcq_plugin.mm'])``.
+"""
+
+from ahcq_plugin.mm.box_prompted_sam import BoxPromptedSAM, NoDetector
+from ahcq_plugin.mm.coco_ap import ExactCocoMetric
+from ahcq_plugin.mm.images import KeepOriginalImage
+from ahcq_plugin.mm.ptq_loop import PTQLoop
+from ahcq_plugin.mm.scenes_dataset import GeneratedScenes
+
+__all__ = ["BoxPromptedSAM", "ExactCocoMetric", "GeneratedScenes", "KeepOriginalImage", "NoDetector", "PTQLoop"]

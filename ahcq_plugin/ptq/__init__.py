@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Post-training quantization of a model, stage by stage: prepare, calibrate, reconstruct, freeze, audit."""
+
+from ahcq_plugin.ptq.audit import AuditReport, audit
+from ahcq_plugin.ptq.calibrate import calibrate
+from ahcq_plugin.ptq.checkpoint import load_checkpoint, save_checkpoint
+from ahcq_plugin.ptq.freeze import freeze
+from ahcq_plugin.ptq.prepare import prepare, quant_units, quantizers, set_quantization
+from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.ptq.reconstruct import UnitReport, reconstruct
+
+__all__ = [
+    "AuditReport",
+    "Recipe",
+    "UnitReport",
+    "audit",
+    "calibrate",
+    "freeze",
+    "load_checkpoint",
+    "prepare",
+    "quant_units",
+    "quantizers",
+    "reconstruct",
+    "save_checkpoint",
+    "set_quantization",
+]

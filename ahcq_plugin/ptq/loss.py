@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What reconstruction minimises: the distance of a unit's outputs to the floating-point ones, and the rounding schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+
+def channel_axis(unit: nn.Module) -> int:
+    """1 for convolutional units (N, C, H, W), -1 for token units (..., C)."""
+    layers = [m for m in unit.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    return 1 if all(isinstance(m, nn.Conv2d) for m in layers) else -1
+
+
+def output_error(out: Any, target: Any, axis: int) -> Tensor:
+    """Squared error summed over channels, averaged over the rest, added up over the float tensors of the output structure."""
+    pairs = zip(pytree.tree_leaves(out), pytree.tree_leaves(target), strict=True)
+    terms = [(o.float() - t.float()).square().sum(axis).mean() for o, t in pairs if t.is_floating_point()]
+    return torch.stack(terms).sum()
+
+
+def relative_error(out: Any, target: Any) -> float:
+    """||out - target||^2 / ||target||^2 over all tensors of the structure."""
+    pairs = [
+        (o.double(), t.double())
+        for o, t in zip(pytree.tree_leaves(out), pytree.tree_leaves(target), strict=True)
+        if t.is_floating_point()
+    ]
+    error = sum(float((o - t).square().sum()) for o, t in pairs)
+    return error / max(sum(float(t.square().sum()) for _, t in pairs), 1e-30)
+
+
+def rounding_exponent(step: int, iterations: int, warmup: float, start: float, end: float) -> float | None:
+    """Exponent of the rounding regulariser at ``step`` (0-based); None during the warm-up, then linear from start to end."""
+    first = int(warmup * iterations)
+    if step < first:
+        return None
+    return start + (end - start) * (step - first) / max(iterations - 1 - first, 1)

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reconstruction: unit by unit, each learns to give the floating-point output from quantized inputs. Resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from tqdm import tqdm
+
+from ahcq_plugin.ptq.batches import Forward, check_batches, default_forward
+from ahcq_plugin.ptq.checkpoint import load_file, save_atomic
+from ahcq_plugin.ptq.loss import relative_error
+from ahcq_plugin.ptq.optimise import optimise
+from ahcq_plugin.ptq.prepare import set_quantization, weight_layers
+from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.ptq.store import Store
+from ahcq_plugin.ptq.stream import UnitStream
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """Outcome of one unit.
+
+    Attributes:
+        error_before, error_after: ||out - fp||^2 / ||fp||^2 of the unit's output over all items with everything quantized,
+            rounding to nearest and after reconstruction (the same number if nothing was learned).
+        seconds: of the optimisation (of the first run, when resumed).
+    """
+
+    name: str
+    error_before: float
+    error_after: float
+    iterations: int
+    seconds: float
+
+
+def fingerprint(model: nn.Module, batches: Sequence[Any], recipe: Recipe) -> str:
+    """Hash of what determines the result: the calibrated model's state, the items, the recipe (not where caches live)."""
+    digest = hashlib.sha256()
+    settings = {k: v for k, v in recipe.to_dict().items() if k != "cache_device"}
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    tensors = [*model.state_dict().items(), *((i, b) for i, b in enumerate(batches))]
+    for key, tree in tensors:
+        digest.update(str(key).encode())
+        for leaf in pytree.tree_leaves(tree):
+            digest.update(_bytes(leaf))
+    return digest.hexdigest()
+
+
+def _bytes(leaf: Any) -> bytes:
+    if isinstance(leaf, Tensor):
+        return leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    # The default repr of other objects holds their address, which differs from run to run.
+    return repr(leaf).encode() if isinstance(leaf, (int, float, str, bytes, type(None))) else type(leaf).__name__.encode()
+
+
+def reconstruct(
+    model: nn.Module,
+    batches: Sequence[Any],
+    recipe: Recipe,
+    forward: Forward | None = None,
+    work_dir: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> list[UnitReport]:
+    """Reconstruct every unit of a prepared and calibrated model, in place; afterwards all weights are hard-rounded.
+
+    With ``work_dir`` each finished unit is saved atomically under ``work_dir/units``; with ``resume`` finished units are
+    loaded instead of computed again, and the result equals that of an uninterrupted run.
+
+    Args:
+        batches: the calibration items, the same on resume.
+    Returns:
+        One report per unit, in order of execution.
+    Raises:
+        ValueError: ``resume`` finds units saved for another model, data or recipe.
+    """
+    check_batches(batches)
+    if resume and work_dir is None:
+        raise ValueError("`resume=True` needs `work_dir`, the folder of the interrupted run")
+    mark = fingerprint(model, batches, recipe) if work_dir is not None else ""
+    folder = Path(work_dir) / "units" if work_dir is not None else None
+    if folder is not None and not resume:
+        for stale in folder.glob("*.pt"):
+            stale.unlink()
+    stream = UnitStream(model, batches, forward or default_forward, recipe.cache_device, work_dir)
+    reports: list[UnitReport] = []
+    steps = {name: _steps(stream.units[name], recipe) for name in stream.order}
+    bar = tqdm(total=sum(steps.values()), unit="it", disable=not progress)
+    try:
+        for number, name in enumerate(stream.order, 1):
+            bar.set_description(f"unit {number}/{len(stream.order)} {name}")
+            stream.collect(name)
+            path = folder / f"{number:03d}.pt" if folder is not None else None
+            saved = _load_unit(path, mark, name) if resume and path is not None and path.exists() else None
+            if saved is None:
+                report = _reconstruct_unit(stream, name, recipe, bar)
+                if path is not None:
+                    state = {k: v.cpu() for k, v in stream.units[name].state_dict().items()}
+                    save_atomic({"fingerprint": mark, "state": state, "report": dataclasses.asdict(report)}, path)
+            else:
+                stream.units[name].load_state_dict(saved["state"])
+                report = UnitReport(**saved["report"])
+                bar.update(steps[name])
+            logger.info("%s: error %.3e -> %.3e, %.1f s", name, report.error_before, report.error_after, report.seconds)
+            reports.append(report)
+            stream.advance(name)
+    finally:
+        bar.close()
+        stream.close()
+    return reports
+
+
+def _steps(unit: nn.Module, recipe: Recipe) -> int:
+    return {"none": 0, "unit": 1, "layer": len(weight_layers(unit))}[recipe.granularity] * recipe.iterations
+
+
+def _load_unit(path: Path, mark: str, name: str) -> dict[str, Any]:
+    saved = load_file(path)
+    if saved["fingerprint"] != mark or saved["report"]["name"] != name:
+        raise ValueError(
+            f"cannot resume from {path}: it was made with another model, other calibration data or another recipe; "
+            "use a new work dir, or start without resume"
+        )
+    return saved
+
+
+def _reconstruct_unit(stream: UnitStream, name: str, recipe: Recipe, bar: tqdm) -> UnitReport:
+    unit = stream.units[name]
+    before = _unit_error(stream, name)
+    start = time.perf_counter()
+
+    def on_step(error: float) -> None:
+        bar.update()
+        if bar.n % 10 == 0:
+            bar.set_postfix(loss=f"{error:.4g}", refresh=False)
+
+    items = len(stream.batches)
+    if recipe.granularity == "unit":
+        optimise(unit, name, stream.inputs, lambda i: stream.target(name, i), items, recipe, on_step)
+    elif recipe.granularity == "layer":
+        _optimise_layers(stream, name, recipe, on_step)
+    seconds = time.perf_counter() - start
+    after = before if recipe.granularity == "none" else _unit_error(stream, name)
+    iterations = _steps(unit, recipe)
+    return UnitReport(name, before, after, iterations, seconds)
+
+
+@torch.no_grad()
+def _unit_error(stream: UnitStream, name: str) -> float:
+    unit = stream.units[name]
+    set_quantization(unit, True)
+    errors = []
+    for item in range(len(stream.batches)):
+        args, kwargs = stream.inputs("quantized", item)
+        errors.append(relative_error(unit(*args, **kwargs), stream.target(name, item)))
+    return sum(errors) / len(errors)
+
+
+def _optimise_layers(stream: UnitStream, name: str, recipe: Recipe, on_step) -> None:
+    """AdaRound's order: one layer after another, each on the input it gets from the layers rounded before it.
+
+    All floating-point outputs are recorded first, while no weight has been rounded yet.
+    """
+    unit = stream.units[name]
+    layers = weight_layers(unit)
+    items = range(len(stream.batches))
+    targets = Store(recipe.cache_device)
+    seen = Store(recipe.cache_device)
+    try:
+        set_quantization(unit, False)
+        for item in items:
+            for layer, (_, out) in _record(unit, layers, *stream.inputs("floating", item)).items():
+                targets[layer, item] = out
+        for layer_name, layer in layers.items():
+            for item in items:
+                set_quantization(unit, True, recipe.quantize_activations)
+                args, _ = _record(unit, {layer_name: layer}, *stream.inputs("quantized", item))[layer_name]
+                seen[item] = args
+            optimise(
+                layer,
+                f"{name}.{layer_name}",
+                lambda _, i: (seen.get(i, stream.device), {}),
+                lambda i, key=layer_name: targets.get((key, i), stream.device),
+                len(stream.batches),
+                recipe,
+                on_step,
+            )
+    finally:
+        targets.clear()
+        seen.clear()
+
+
+@torch.no_grad()
+def _record(unit: nn.Module, layers: dict[str, nn.Module], args: tuple, kwargs: dict) -> dict[str, tuple[tuple, Tensor]]:
+    """(inputs, output) of each layer while ``unit`` runs once."""
+    found: dict[str, tuple[tuple, Tensor]] = {}
+    handles = [
+        layer.register_forward_hook(lambda _, inputs, out, key=key: found.__setitem__(key, (inputs, out)))
+        for key, layer in layers.items()
+    ]
+    try:
+        unit(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

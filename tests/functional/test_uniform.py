@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ahcq_plugin.functional import uniform
+from ahcq_plugin.functional.uniform import UniformParams
+
+bits_strategy = st.integers(2, 8)
+range_strategy = st.tuples(st.floats(-1e3, 0, width=32), st.floats(0, 1e3, width=32))
+
+
+def params_of(lo: float, hi: float, bits: int) -> UniformParams:
+    return uniform.qparams_from_range(torch.tensor([lo]), torch.tensor([hi]), bits)
+
+
+@given(range_strategy, bits_strategy)
+def test_every_code_round_trips(bounds, bits):
+    params = params_of(*bounds, bits)
+    codes = torch.arange(2**bits)
+    assert torch.equal(uniform.encode(uniform.decode(codes, params, bits), params, bits), codes)
+
+
+@given(range_strategy, bits_strategy, st.integers(0, 2**31))
+def test_decode_encode_is_idempotent_monotone_and_within_half_a_step(bounds, bits, seed):
+    params = params_of(*bounds, bits)
+    lo, hi = bounds
+    x = torch.linspace(lo - 1, hi + 1, 257) + torch.rand(257, generator=torch.Generator().manual_seed(seed)) * 1e-3
+    x = x.sort().values
+    out = uniform.decode(uniform.encode(x, params, bits), params, bits)
+    assert torch.equal(uniform.decode(uniform.encode(out, params, bits), params, bits), out)
+    assert bool((out.diff() >= 0).all())
+    grid = uniform.decode(torch.tensor([0, 2**bits - 1]), params, bits)
+    inside = (x >= grid[0]) & (x <= grid[1])
+    assert bool(((out - x).abs()[inside] <= params.scale / 2 * (1 + 1e-5) + 1e-6).all())
+
+
+@given(range_strategy, bits_strategy)
+def test_zero_is_exact(bounds, bits):
+    params = params_of(*bounds, bits)
+    assert uniform.decode(uniform.encode(torch.zeros(1), params, bits), params, bits).item() == 0.0
+
+
+def test_against_numpy_half_to_even():
+    """An independent float32 oracle, ties included."""
+    params = UniformParams(torch.tensor([0.5]), torch.tensor([3], dtype=torch.int32))
+    x = torch.arange(-40, 41) * 0.125
+    expected = np.clip(np.rint(x.numpy() / np.float32(0.5)) + 3, 0, 15).astype(np.int64)
+    assert np.array_equal(uniform.encode(x, params, 4).numpy(), expected)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**31), bits_strategy, st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
+def test_fake_quantize_is_decode_of_encode(seed, bits, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    x = (torch.randn(7, 5, generator=generator) * 3).to(dtype)
+    lo, hi = x.float().amin(0) * 0.7, x.float().amax(0) * 0.7
+    params = uniform.qparams_from_range(lo, hi, bits)
+    expected = uniform.decode(uniform.encode(x, params, bits), params, bits).to(dtype)
+    assert torch.equal(uniform.fake_quantize(x, params, bits), expected)
+
+
+def test_gradients_match_the_straight_through_definition():
+    """Against autograd of the composition in which round has gradient 1."""
+
+    def composed(x, scale, zero_point):
+        ratio = x / scale
+        rounded = ratio + (ratio.round() - ratio).detach()
+        return ((rounded + zero_point).clamp(0, 15) - zero_point) * scale
+
+    x = (torch.randn(64, 6, generator=torch.Generator().manual_seed(0)) * 2).requires_grad_()
+    scale = torch.rand(6, generator=torch.Generator().manual_seed(1)).add_(0.05).requires_grad_()
+    zero_point = torch.tensor([0, 3, 7, 8, 12, 15], dtype=torch.int32)
+    weight = torch.randn(64, 6, generator=torch.Generator().manual_seed(2))
+    grads = torch.autograd.grad((composed(x, scale, zero_point) * weight).sum(), (x, scale))
+    out = uniform.fake_quantize(x, UniformParams(scale, zero_point), 4, grad_factor=0.25)
+    ours = torch.autograd.grad((out * weight).sum(), (x, scale))
+    torch.testing.assert_close(ours[0], grads[0])
+    torch.testing.assert_close(ours[1], grads[1] * 0.25, rtol=1e-4, atol=1e-4)
+
+
+def test_saturates_at_both_ends():
+    params = params_of(-1.0, 1.0, 4)
+    assert uniform.encode(torch.tensor([-1e9, 1e9, float("inf"), -float("inf")]), params, 4).tolist() == [0, 15, 15, 0]
+
+
+@pytest.mark.parametrize("lo, hi", [(0.0, 0.0), (0.5, 2.0), (-2.0, -0.5)])
+def test_range_always_contains_zero(lo, hi):
+    params = params_of(lo, hi, 4)
+    grid = uniform.decode(torch.tensor([0, 15]), params, 4)
+    assert grid[0] <= min(lo, 0.0) + 1e-6 and grid[1] >= max(hi, 0.0) - 1e-6 and float(params.scale) > 0
+
+
+def test_errors_name_the_value():
+    with pytest.raises(ValueError, match=r"`bits` must be an integer in \[2, 16\], got 1"):
+        params_of(-1, 1, 1)
+    with pytest.raises(ValueError, match="same shape"):
+        UniformParams(torch.ones(2), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"codes must lie in \[0, 15\] for 4 bits, got \[0, 16\]"):
+        uniform.decode(torch.tensor([0, 16]), params_of(-1, 1, 4), 4)

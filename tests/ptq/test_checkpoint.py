@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from ahcq_plugin import quantize
+from ahcq_plugin.ptq import Recipe, load_checkpoint, prepare, save_checkpoint
+from ahcq_plugin.ptq.checkpoint import load_file, save_atomic
+from ahcq_plugin.zoo.sam import box_forward
+from tests.conftest import make_tiny_sam
+
+
+@pytest.fixture
+def saved(tiny_sam, tiny_items, tmp_path):
+    model, _ = quantize(tiny_sam, tiny_items, "rtn", forward=box_forward, work_dir=tmp_path, progress=False)
+    return tmp_path / "quantized.pth", model
+
+
+def test_loads_into_a_freshly_built_model(saved, tiny_items):
+    path, model = saved
+    torch.load(path, weights_only=True)
+    fresh = make_tiny_sam()
+    for parameter in fresh.parameters():
+        nn.init.normal_(parameter)
+    load_checkpoint(path, fresh)
+    for key, value in model.state_dict().items():
+        assert torch.equal(fresh.state_dict()[key], value), key
+    with torch.no_grad():
+        for item in tiny_items:
+            for a, b in zip(box_forward(fresh, item), box_forward(model, item), strict=True):
+                assert torch.equal(a, b)
+
+
+def test_fp_keys_stay_where_they_were(tiny_sam):
+    before = tiny_sam.state_dict()
+    prepare(tiny_sam, Recipe.from_config("rtn"))
+    after = tiny_sam.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_errors(saved, tmp_path):
+    path, model = saved
+    with pytest.raises(FileNotFoundError, match="checkpoint not found: .*nothing.pth"):
+        load_checkpoint(tmp_path / "nothing.pth", make_tiny_sam())
+    truncated = tmp_path / "truncated.pth"
+    truncated.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="truncated.pth cannot be read"):
+        load_checkpoint(truncated, make_tiny_sam())
+    save_atomic({"state_dict": {}}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="is not a quantized checkpoint: format None, expected 'ahcq_plugin.checkpoint/1'"):
+        load_checkpoint(tmp_path / "other.pth", make_tiny_sam())
+    content = load_file(path)
+    key = next(k for k in content["state_dict"] if k.endswith("lin1.weight"))
+    content["state_dict"][key] = content["state_dict"][key][:, :-1]
+    save_atomic(content, tmp_path / "shape.pth")
+    with pytest.raises(ValueError, match="does not fit this model: .*size mismatch for .*lin1.weight") as caught:
+        load_checkpoint(tmp_path / "shape.pth", make_tiny_sam())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "state.pt"
+    save_atomic({"a": 1}, path)
+    monkeypatch.setattr(os, "fsync", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save_atomic({"a": 2}, path)
+    assert load_file(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_extra_is_kept(saved, tmp_path):
+    _, model = saved
+    save_checkpoint(tmp_path / "extra.pth", model, Recipe.from_config("rtn"), {"ids": [1, 2]})
+    assert load_file(tmp_path / "extra.pth")["extra"] == {"ids": [1, 2]}

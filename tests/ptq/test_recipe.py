@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ahcq_plugin.ptq import Recipe
+
+
+@given(st.sampled_from(Recipe.names()), st.integers(2, 8), st.integers(2, 8), st.integers(1, 20000))
+def test_round_trips_through_plain_values(name, w_bits, a_bits, iterations):
+    recipe = Recipe.from_config({"name": name, "w_bits": w_bits}, a_bits=a_bits, iterations=iterations)
+    assert Recipe.from_config(recipe.to_dict()) == recipe
+    assert Recipe.from_config(recipe) == recipe
+
+
+def test_names_differ_only_in_method():
+    qdrop, brecq = Recipe.from_config("qdrop"), Recipe.from_config("brecq")
+    assert qdrop.iterations == brecq.iterations == 20000
+    assert qdrop.keep_probability == qdrop.input_mix == 0.5 and qdrop.learn_scales
+    assert not brecq.learn_scales and not brecq.quantize_activations
+    assert Recipe.from_config("rtn").granularity == "none" and Recipe.from_config("adaround").granularity == "layer"
+
+
+def test_integers_are_taken_for_floats():
+    assert Recipe.from_config({"name": "qdrop", "warmup": 0}).warmup == 0.0
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ("gptq", r"unknown recipe 'gptq'; allowed: rtn, adaround, brecq, qdrop"),
+        ({}, r"unknown recipe None; allowed: "),
+        ({"name": "rtn", "wbits": 4}, r"recipe: unknown key 'wbits'; allowed: .*w_bits"),
+        ({"name": "rtn", "w_bits": 9}, r"recipe: `w_bits` must be in \[2, 8\], got 9"),
+        ({"name": "rtn", "a_bits": 1}, r"`bits` must be an integer in \[2, 16\], got 1"),
+        ({"name": "rtn", "a_bits": 4.0}, r"recipe: `a_bits` must be of type int, got 4.0"),
+        ({"name": "rtn", "w_bits": True}, r"recipe: `w_bits` must be of type int, got True"),
+        ({"name": "qdrop", "iterations": 0}, r"recipe: `iterations` must be at least 1, got 0"),
+        ({"name": "qdrop", "warmup": 1.5}, r"recipe: `warmup` must be in \[0, 1\], got 1.5"),
+        ({"name": "qdrop", "scale_lr": 0}, r"recipe: `scale_lr` must be positive, got 0"),
+        ({"name": "qdrop", "cache_device": "tape"}, r"`cache_device` must be one of cpu, cuda, disk, got 'tape'"),
+        ({"name": "qdrop", "granularity": "model"}, r"`granularity` must be one of none, layer, unit, got 'model'"),
+    ],
+)
+def test_errors(config, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        Recipe.from_config(config)
+    assert "\n" not in str(caught.value)

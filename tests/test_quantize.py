@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from ahcq_plugin import quantize
+from ahcq_plugin.ptq import audit, calibrate, quantizers
+from ahcq_plugin.ptq.calibrate import observing
+from ahcq_plugin.ptq.prepare import prepare, set_quantization
+from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.zoo.sam import box_forward
+
+
+def test_sam_by_one_call(tiny_sam, tiny_items):
+    before = {key: value.clone() for key, value in tiny_sam.state_dict().items()}
+    qmodel, report = quantize(
+        tiny_sam, tiny_items, "qdrop", 8, 8, forward=box_forward, iterations=3, progress=False
+    )
+    assert tiny_sam.state_dict().keys() == before.keys()
+    assert all(torch.equal(tiny_sam.state_dict()[key], before[key]) for key in before)
+    assert report.audit.passed and len(report.units) == 6
+    assert set(report.stages) == {"prepare", "calibrate", "reconstruct", "freeze", "audit"}
+    plain = json.loads(json.dumps(report.to_dict()))
+    assert plain["recipe"]["w_bits"] == 8 and plain["audit"]["counts"]["softmax"] > 0
+    with torch.no_grad():
+        for item in tiny_items:
+            masks, reference = box_forward(qmodel, item)[0], box_forward(tiny_sam, item)[0]
+            assert (masks - reference).norm() < 0.1 * reference.norm()
+
+
+def test_more_bits_less_error(tiny_sam, tiny_items):
+    with torch.no_grad():
+        reference = box_forward(tiny_sam, tiny_items[2])[0]
+        errors = []
+        for bits in (3, 4, 6, 8):
+            qmodel, _ = quantize(tiny_sam, tiny_items, "rtn", bits, bits, forward=box_forward, progress=False)
+            errors.append((box_forward(qmodel, tiny_items[2])[0] - reference).norm().item())
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_timm_vit():
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=32, depth=2).eval()
+    batches = [torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    qmodel, report = quantize(model, batches, "qdrop", 8, 8, iterations=2, progress=False)
+    assert [unit.name for unit in report.units] == ["blocks.0", "blocks.1"] and report.audit.passed
+    with torch.no_grad():
+        reference, out = model(batches[0]), qmodel(batches[0])
+    assert 0 < (out - reference).norm() < 0.1 * reference.norm()
+
+
+def test_prepared_model_computes_floating_point_until_switched_on(tiny_sam, tiny_items):
+    with torch.no_grad():
+        reference = box_forward(tiny_sam, tiny_items[1])
+        prepare(tiny_sam, Recipe.from_config("rtn"))
+        calibrate(tiny_sam, tiny_items, box_forward, progress=False)
+        for a, b in zip(box_forward(tiny_sam, tiny_items[1]), reference, strict=True):
+            assert torch.equal(a, b)
+        set_quantization(tiny_sam, True)
+        assert not torch.equal(box_forward(tiny_sam, tiny_items[1])[0], reference[0])
+
+
+def test_failed_calibration_commits_nothing_and_restores_modes(tiny_sam, tiny_items):
+    prepare(tiny_sam, Recipe.from_config("rtn"))
+    calibrate(tiny_sam, tiny_items, box_forward, progress=False)
+    scales = {n: q.scale.clone() for n, q in quantizers(tiny_sam)}
+    with pytest.raises(ZeroDivisionError), observing(tiny_sam):
+        box_forward(tiny_sam, {**tiny_items[0], "image": tiny_items[0]["image"] * 100})
+        raise ZeroDivisionError
+    for name, quantizer in quantizers(tiny_sam):
+        assert torch.equal(quantizer.scale, scales[name]) and not quantizer.observing and not quantizer.quantizing
+
+
+def test_calibrating_again_starts_afresh(tiny_sam, tiny_items):
+    prepare(tiny_sam, Recipe.from_config("rtn"))
+    calibrate(tiny_sam, [{**item, "image": item["image"] * 50} for item in tiny_items], box_forward, progress=False)
+    calibrate(tiny_sam, tiny_items, box_forward, progress=False)
+    again = {n: q.scale.clone() for n, q in quantizers(tiny_sam)}
+    calibrate(tiny_sam, tiny_items, box_forward, progress=False)
+    assert all(torch.equal(q.scale, again[n]) for n, q in quantizers(tiny_sam))
+
+
+def test_a_failed_audit_raises_with_all_problems(tiny_sam, tiny_items, monkeypatch):
+    monkeypatch.setattr("ahcq_plugin.api.freeze", lambda model: model)
+    with pytest.raises(RuntimeError, match=r"the audit failed with \d+ problems; no result is reported:\n  .*off"):
+        quantize(tiny_sam, tiny_items, "rtn", forward=box_forward, progress=False)
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"recipe": "awq"}, ValueError, "unknown recipe 'awq'"),
+        ({"w_bits": 1}, ValueError, r"must be an integer in \[2, 16\], got 1"),
+        ({"batches": []}, ValueError, "`batches` is empty"),
+        ({"batches": iter([1])}, TypeError, r"`batches` must be a sequence .* wrap it in list\(...\)"),
+        ({"units": "blocks.*"}, ValueError, r"blocks\.\*"),
+        ({"resume": True}, ValueError, "`resume=True` needs `work_dir`"),
+    ],
+)
+def test_bad_arguments(tiny_sam, tiny_items, change, error, message):
+    arguments = {"batches": tiny_items, "recipe": "rtn", "forward": box_forward, "progress": False, **change}
+    with pytest.raises(error, match=message):
+        quantize(tiny_sam, **arguments)
+
+
+def test_a_model_without_blocks():
+    with pytest.raises(ValueError, match="units="):
+        quantize(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), [torch.randn(2, 4)], "rtn", progress=False)
+
+
+def test_a_prepared_model_is_refused(tiny_sam, tiny_items):
+    qmodel, _ = quantize(tiny_sam, tiny_items, "rtn", forward=box_forward, progress=False)
+    with pytest.raises(ValueError, match="already prepared"):
+        quantize(qmodel, tiny_items, "rtn", forward=box_forward, progress=False)
+    assert audit(qmodel, tiny_items[0], box_forward).passed
