@@ -72,7 +72,8 @@ def quantize(
     Args:
         model: floating point; its repeated blocks must trace with ``torch.fx``.
         batches: sequence of calibration items.
-        recipe: name, ``{"name": ..., key: value}`` or Recipe; ``w_bits``, ``a_bits``, ``iterations``, ``seed`` override it.
+        recipe: name, ``{"name": ..., key: value}`` or Recipe; ``w_bits``, ``a_bits``, ``iterations``, ``seed`` override
+            its keys.
         units: None: repeated modules with attention or MLP, found by structure; or types, names, globs.
         forward: ``callable(model, batch)``; default ``model(*batch)`` or ``model(**batch)``.
         device: where to compute; default: where the model is. The model stays there.
@@ -126,7 +127,7 @@ def _calibrate(model, batches, recipe: Recipe, forward, work_dir, resume: bool, 
         saved = load_file(path)
         if saved["fingerprint"] != mark:
             changed = sorted(k for k, v in recipe.to_dict().items() if saved["recipe"].get(k) != v)
-            what = f"the recipe changed ({', '.join(changed)})" if changed else "the model or the calibration data changed"
+            what = f"the recipe changed ({', '.join(changed)})" if changed else "the model or the data changed"
             raise ValueError(f"cannot resume from {work_dir}: {what}; use a new work dir, or start without resume")
         model.load_state_dict(saved["state"])
         return

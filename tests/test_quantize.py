@@ -16,9 +16,7 @@ from ahcq_plugin.zoo.sam import box_forward
 
 def test_sam_by_one_call(tiny_sam, tiny_items):
     before = {key: value.clone() for key, value in tiny_sam.state_dict().items()}
-    qmodel, report = quantize(
-        tiny_sam, tiny_items, "qdrop", 8, 8, forward=box_forward, iterations=3, progress=False
-    )
+    qmodel, report = quantize(tiny_sam, tiny_items, "qdrop", 8, 8, forward=box_forward, iterations=3, progress=False)
     assert tiny_sam.state_dict().keys() == before.keys()
     assert all(torch.equal(tiny_sam.state_dict()[key], before[key]) for key in before)
     assert report.audit.passed and len(report.units) == 6

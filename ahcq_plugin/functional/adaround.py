@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learned rounding of weights (Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", eq. 22-25).
+"""AdaRound: learned rounding of weights (Nagel et al., "Up or Down? Adaptive Rounding for PTQ", eq. 22-25).
 
-Each weight w is quantized to ``floor(w / s) + h(alpha)`` with ``h`` the rectified sigmoid; a regulariser drives h to 0 or 1.
+Each weight w is quantized to ``floor(w / s) + h(alpha)`` with ``h`` the rectified sigmoid; a regulariser drives h to
+0 or 1.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def rectified_sigmoid(alpha: Tensor) -> Tensor:
 
 
 def init_alpha(weight: Tensor, params: UniformParams) -> Tensor:
-    """``alpha`` with ``h(alpha)`` equal to the fractional part of ``weight / scale``, so the soft weight starts at FP."""
+    """``alpha`` with ``h(alpha)`` the fractional part of ``weight / scale``: the soft weight starts at the weight."""
     ratio = weight.float() / params.scale
     fraction = ratio - torch.floor(ratio)
     return -torch.log((ZETA - GAMMA) / (fraction - GAMMA) - 1.0)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asymmetric uniform quantization: ``x_hat = (clamp(round(x / scale) + zero_point, 0, 2^bits - 1) - zero_point) * scale``.
+"""Asymmetric uniform quantization.
 
-True division, round half to even, arithmetic in float32. The representable range always contains 0, so zero padding and
-masked values are exact.
+``x_hat = (clamp(round(x / scale) + zero_point, 0, 2^bits - 1) - zero_point) * scale`` with true division, round half to
+even, arithmetic in float32. The range always contains 0, so zero padding and masked values are exact.
 """
 
 from __future__ import annotations
@@ -90,26 +90,40 @@ class _FakeQuantizeUniform(torch.autograd.Function):
     d x_hat / d scale = round(x/s) - x/s inside, (saturated code - zero_point) outside (Esser et al., LSQ, eq. 3).
     """
 
+    # In place, on few temporaries, with 0/1 masks as floats: on CPUs the time goes into memory, not arithmetic.
+
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int, grad_factor: float) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
         ctx.qmax, ctx.grad_factor = qmax, grad_factor
-        levels = torch.round(x.float() / scale).add_(zero_point).clamp_(0, qmax).sub_(zero_point)
-        return levels.mul_(scale).to(x.dtype)
+        return _levels(x.float() / scale, zero_point, qmax).mul_(scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, scale, zero_point = ctx.saved_tensors
         ratio = x.float() / scale
-        rounded = torch.round(ratio)
-        levels = (rounded + zero_point).clamp_(0, ctx.qmax).sub_(zero_point)
-        inside = levels == rounded
-        grad_x = (grad * inside).sum_to_size(x.shape) if ctx.needs_input_grad[0] else None
+        levels = _levels(ratio.clone(), zero_point, ctx.qmax)
+        residual = ratio.sub_(levels)
+        inside = residual.abs().le_(0.5)
+        grad = grad.float()
+        grad_x = grad * inside
         grad_scale = None
         if ctx.needs_input_grad[1]:
-            slope = torch.where(inside, rounded.sub_(ratio), levels)
-            grad_scale = (grad.float() * slope).sum_to_size(scale.shape) * ctx.grad_factor
-        return grad_x, grad_scale, None, None, None
+            grad_scale = _sum_of_product(grad - grad_x, levels, scale) - _sum_of_product(grad_x, residual, scale)
+            grad_scale *= ctx.grad_factor
+        return grad_x.to(x.dtype), grad_scale, None, None, None
+
+
+def _levels(ratio: Tensor, zero_point: Tensor, qmax: int) -> Tensor:
+    """code - zero_point of ``x / scale``, computed in place."""
+    return ratio.round_().add_(zero_point).clamp_(0, qmax).sub_(zero_point)
+
+
+def _sum_of_product(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+    """Sum of a * b down to the shape of ``like``."""
+    if like.numel() == 1:
+        return torch.dot(a.reshape(-1), b.reshape(-1)).view(like.shape)
+    return (a * b).sum_to_size(like.shape)
 
 
 def fake_quantize(x: Tensor, params: UniformParams, bits: int, grad_factor: float = 1.0) -> Tensor:

@@ -26,7 +26,9 @@ class ExactCocoMetric(CocoMetric):
     Takes one ``metric``: ``'bbox'`` or ``'segm'``.
     """
 
-    default_prefix = None
+    def __init__(self, ann_file: str | None = None, metric: str = "segm", **kwargs):
+        with contextlib.redirect_stdout(io.StringIO()):
+            super().__init__(ann_file=ann_file, metric=metric, **kwargs)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """``{"AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"}`` from what ``process`` collected."""

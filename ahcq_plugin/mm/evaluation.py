@@ -78,7 +78,7 @@ def evaluate(
         raise ValueError("no image of the data set has a ground-truth object")
     found = {}
     for suffix in sorted(metrics):
-        found |= {f"{name}{suffix}": value for name, value in metrics[suffix].evaluate(len(records)).items()}
+        found |= {f"{name}{suffix}": value for name, value in _result(metrics[suffix]).items()}
     found["mIoU"] = sum(truth_ious) / len(truth_ious)
     if reference is not None:
         found["IoU_fp"] = sum(reference_ious) / len(reference_ious)
@@ -90,13 +90,17 @@ def box_ap(records: Sequence[ImageRecord], metainfo: dict, ann_file: str | None)
     metric = _coco_metric("bbox", metainfo, ann_file)
     for record in records:
         _process(metric, record, record.detected)
-    return metric.evaluate(len(records))
+    return _result(metric)
 
 
 def _coco_metric(kind: str, metainfo: dict, ann_file: str | None) -> ExactCocoMetric:
     metric = ExactCocoMetric(ann_file=ann_file, metric=kind)
     metric.dataset_meta = metainfo
     return metric
+
+
+def _result(metric: ExactCocoMetric) -> dict[str, float]:
+    return metric.compute_metrics(metric.results)
 
 
 def _add(

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +180,8 @@ def unwrapped(dataset: Dataset) -> Dataset:
 
 def calibration_dataset(config: Mapping[str, Any], pipeline: Sequence[Mapping[str, Any]]) -> Dataset:
     """Data set of a training config under another pipeline: without filtering, repetition and mixing of images."""
-    return DATASETS.build(_calibration_config(config, pipeline))
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints while it reads annotations
+        return DATASETS.build(_calibration_config(config, pipeline))
 
 
 def _calibration_config(config: Mapping[str, Any], pipeline: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from ahcq_plugin.ptq.audit import AuditReport, audit
 from ahcq_plugin.ptq.calibrate import calibrate
 from ahcq_plugin.ptq.checkpoint import load_checkpoint, save_checkpoint
 from ahcq_plugin.ptq.freeze import freeze
-from ahcq_plugin.ptq.prepare import prepare, quant_units, quantizers, set_quantization
+from ahcq_plugin.ptq.prepare import prepare, quantizers, set_quantization
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.reconstruct import UnitReport, reconstruct
 
@@ -18,7 +18,6 @@ __all__ = [
     "freeze",
     "load_checkpoint",
     "prepare",
-    "quant_units",
     "quantizers",
     "reconstruct",
     "save_checkpoint",

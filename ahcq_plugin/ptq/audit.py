@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Proof that a frozen model is quantized all the way: what the numbers of a report stand on.
 
-Published figures were inflated by inputs left unquantized (QDrop's drop mode) and by layers left with soft rounding; the audit
-finds either by comparing what flows with what the codes say, not by trusting flags alone.
+Published figures were inflated by inputs left unquantized (QDrop's drop mode) and by layers with soft rounding; the
+audit finds either by comparing what flows with what the codes say, not by trusting flags alone.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq.batches import Forward, default_forward, model_device, to_device
-from ahcq_plugin.ptq.prepare import is_weight, quant_units, quantizers, weight_layers
+from ahcq_plugin.ptq.prepare import is_weight, quantizers, weight_layers
 from ahcq_plugin.quantizers import FakeQuantize
 
 MATMULS = {torch.matmul, torch.bmm, operator.matmul, "matmul", "bmm", "__matmul__"}
@@ -50,12 +51,12 @@ class AuditReport:
 def audit(model: nn.Module, batch: Any, forward: Forward | None = None) -> AuditReport:
     """Check a frozen model on one item of data.
 
-    Every quantizer is on, observes nothing, drops nothing and rounds hard; every weight is on its grid; on ``batch`` every
-    quantizer is reached, and what leaves it equals ``decode(encode(input))`` and is on the grid, bit for bit; every Linear and
-    Conv in a unit has a quantized weight and input, every matmul of two activations two quantized operands.
+    Every quantizer is on, observes nothing, drops nothing and rounds hard; every weight is on its grid; on ``batch``
+    every quantizer is reached, and what leaves it equals ``decode(encode(input))`` and is on the grid, bit for bit;
+    every Linear and Conv in a unit has a quantized weight and input, every matmul two quantized operands.
     """
     report = AuditReport()
-    units = quant_units(model)
+    units = prepared_units(model)
     if not units:
         report.problems.append("the model has no quantized unit: run `prepare` first")
     for name, unit in units.items():
@@ -107,7 +108,7 @@ def _is_quantizer(unit: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _comes_from_quantizer(unit: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a quantizer comes before any other module on the way back along first operands (reshapes, scalar factors)."""
+    """Whether a quantizer comes before any layer on the way back along first operands (reshapes, scalar factors)."""
     while not _is_quantizer(unit, node):
         if node.op in ("placeholder", "get_attr") or not isinstance(node.args[0], fx.Node):
             return False

@@ -36,8 +36,8 @@ def check_batches(batches: Any) -> None:
     """Raise unless ``batches`` can be gone through more than once and holds something."""
     if not hasattr(batches, "__len__") or not hasattr(batches, "__getitem__"):
         raise TypeError(
-            f"`batches` must be a sequence (len() and indexing), since several stages go through it; got {type(batches).__name__}: "
-            "wrap it in list(...)"
+            "`batches` must be a sequence (len() and indexing), since several stages go through it; "
+            f"got {type(batches).__name__}: wrap it in list(...)"
         )
     if len(batches) == 0:
         raise ValueError("`batches` is empty: calibration needs at least one item")

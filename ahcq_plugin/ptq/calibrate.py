@@ -17,7 +17,7 @@ from ahcq_plugin.ptq.prepare import is_weight, quantizers, weight_layers
 
 @contextmanager
 def observing(model: nn.Module) -> Iterator[None]:
-    """Activation observers on, quantization off; parameters are committed only if the body succeeds, modes always restored."""
+    """Activation observers on, quantization off; commits only if the body succeeds, restores the modes always."""
     chosen = [(name, q) for name, q in quantizers(model) if not is_weight(q)]
     saved = [(q, q.observing, q.quantizing) for _, q in quantizers(model)]
     try:
@@ -46,8 +46,8 @@ def _commit(name: str, quantizer) -> None:
 def calibrate(model: nn.Module, batches: Sequence[Any], forward: Forward | None = None, progress: bool = True) -> None:
     """Set the parameters of all quantizers of a prepared model: weights from the weights, activations from the batches.
 
-    Observers start afresh. Afterwards the model still computes in floating point (``set_quantization`` or ``freeze`` switch
-    quantization on).
+    Observers start afresh. Afterwards the model still computes in floating point; ``set_quantization`` or ``freeze``
+    switch quantization on.
 
     Args:
         batches: sequence of items; each goes through ``forward(model, batch)``.

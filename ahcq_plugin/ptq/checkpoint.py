@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ahcq_plugin.ptq.prepare import prepare, quant_units
+from ahcq_plugin.graph import prepared_units
+from ahcq_plugin.ptq.prepare import prepare
 from ahcq_plugin.ptq.recipe import Recipe
 
 FORMAT = "ahcq_plugin.checkpoint/1"
 
 
 def save_atomic(obj: Any, path: str | Path) -> None:
-    """``torch.save`` to a temporary file beside ``path``, then rename: a reader sees the old file or the whole new one."""
+    """``torch.save`` to a temporary file, then rename: ``path`` is the old file or the whole new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -53,7 +54,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, recipe: Recipe, extra: d
     content = {
         "format": FORMAT,
         "recipe": recipe.to_dict(),
-        "units": list(quant_units(model)),
+        "units": list(prepared_units(model)),
         "state_dict": model.state_dict(),
         "extra": extra or {},
     }
@@ -61,7 +62,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, recipe: Recipe, extra: d
 
 
 def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
-    """Prepare a freshly built floating-point ``model`` as the checkpoint says and load the checkpoint's state into it, in place.
+    """Prepare a freshly built floating-point ``model`` as the checkpoint says and load its state, in place.
 
     Raises:
         FileNotFoundError, ValueError: no such file, unreadable, of another format, or made for another model.

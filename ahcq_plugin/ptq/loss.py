@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What reconstruction minimises: the distance of a unit's outputs to the floating-point ones, and the rounding schedule."""
+"""What reconstruction minimises: a unit's output error, and the schedule of the rounding regulariser."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def channel_axis(unit: nn.Module) -> int:
 
 
 def output_error(out: Any, target: Any, axis: int) -> Tensor:
-    """Squared error summed over channels, averaged over the rest, added up over the float tensors of the output structure."""
+    """Squared error: summed over channels, averaged over the rest, added up over the float tensors of ``out``."""
     pairs = zip(pytree.tree_leaves(out), pytree.tree_leaves(target), strict=True)
     terms = [(o.float() - t.float()).square().sum(axis).mean() for o, t in pairs if t.is_floating_point()]
     return torch.stack(terms).sum()
@@ -35,7 +35,7 @@ def relative_error(out: Any, target: Any) -> float:
 
 
 def rounding_exponent(step: int, iterations: int, warmup: float, start: float, end: float) -> float | None:
-    """Exponent of the rounding regulariser at ``step`` (0-based); None during the warm-up, then linear from start to end."""
+    """Exponent of the rounding regulariser at ``step`` (from 0): None in the warm-up, then linear."""
     first = int(warmup * iterations)
     if step < first:
         return None

@@ -36,7 +36,7 @@ def mix(quantized: Any, floating: Any, share: float) -> Any:
     def pick(q: Any, f: Any) -> Any:
         if not isinstance(q, Tensor) or not q.is_floating_point() or share == 1.0:
             return q
-        return torch.where(torch.rand(q.shape, device=q.device) < share, q, f)
+        return torch.lerp(f, q, torch.empty(q.shape, device=q.device).bernoulli_(share))
 
     return pytree.tree_map(pick, quantized, floating)
 
@@ -50,7 +50,7 @@ def optimise(
     recipe: Recipe,
     on_step: Callable[[float], None],
 ) -> None:
-    """Learn the rounding of all weights in ``module`` (and its activation scales, if the recipe says so), then hard-round.
+    """Learn the rounding of all weights in ``module`` (and activation scales, if the recipe does), then hard-round.
 
     Args:
         module: has fake quantizers; may itself be a quantized layer.

@@ -8,18 +8,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
-from torch.fx import GraphModule
 
-from ahcq_plugin.graph import find_units, place, trace_unit
+from ahcq_plugin.graph import find_units, place, prepared_units, trace_unit
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.quantizers import AdaRoundFakeQuantize, FakeQuantize, UniformFakeQuantize
 
 logger = logging.getLogger(__name__)
-UNIT_KEY = "ahcq_unit"
 
 
 def prepare(model: nn.Module, recipe: Recipe, units: Any = None) -> nn.Module:
-    """Trace every unit and put fake quantizers by role, in place. The prepared model computes floating point until calibrated.
+    """Trace every unit and put fake quantizers by role, in place; until calibrated the model computes floating point.
 
     Args:
         model: in eval mode; its blocks must trace with ``torch.fx``.
@@ -30,18 +28,17 @@ def prepare(model: nn.Module, recipe: Recipe, units: Any = None) -> nn.Module:
         ValueError: no unit was found, or the model is already prepared.
         RuntimeError: a unit does not trace (named with the line that stopped the tracer); the model is then unchanged.
     """
-    if quant_units(model):
+    if prepared_units(model):
         raise ValueError("the model is already prepared; build a fresh one, or call the later stages")
     names = find_units(model, units)
     if not names:
-        raise ValueError("no unit found by structure; name the blocks to quantize with `units=` (types, names or globs)")
+        raise ValueError("no unit found by structure; name the blocks with `units=` (types, names or globs)")
     model.eval()
     traced = {name: trace_unit(model.get_submodule(name), name) for name in names}
     for name, unit in traced.items():
         placements = place(unit, _activation_maker(recipe), _weight_maker(recipe), recipe.share_inputs)
         for placement in placements:
             logger.debug("%s: %s", name, placement)
-        unit.meta[UNIT_KEY]["name"] = name
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, unit)
     return model
@@ -53,11 +50,6 @@ def _activation_maker(recipe: Recipe):
 
 def _weight_maker(recipe: Recipe):
     return lambda layer, name: AdaRoundFakeQuantize(quant_max=2**recipe.w_bits - 1)
-
-
-def quant_units(model: nn.Module) -> dict[str, GraphModule]:
-    """The prepared units by module name, in registration order."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, GraphModule) and UNIT_KEY in m.meta}
 
 
 def quantizers(model: nn.Module) -> Iterator[tuple[str, FakeQuantize]]:

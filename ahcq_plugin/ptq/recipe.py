@@ -20,7 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "adaround": dict(granularity="layer"),
     # Li et al. 2021: rounding learned block by block, activations in floating point meanwhile.
     "brecq": dict(granularity="unit"),
-    # Wei et al. 2022: block by block with quantized activations, half of them randomly kept; their scales are learned too.
+    # Wei et al. 2022: block by block, a random half of the activations quantized; their scales are learned too.
     "qdrop": dict(
         granularity="unit", quantize_activations=True, learn_scales=True, keep_probability=0.5, input_mix=0.5
     ),
@@ -122,7 +122,9 @@ class Recipe:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ValueError(f"recipe: unknown key {', '.join(map(repr, unknown))}; allowed: {', '.join(sorted(known))}")
+            raise ValueError(
+                f"recipe: unknown key {', '.join(map(repr, unknown))}; allowed: {', '.join(sorted(known))}"
+            )
         return cls(**{**PRESETS[name], **values})
 
     def to_dict(self) -> dict[str, Any]:

@@ -35,8 +35,8 @@ class UnitReport:
     """Outcome of one unit.
 
     Attributes:
-        error_before, error_after: ||out - fp||^2 / ||fp||^2 of the unit's output over all items with everything quantized,
-            rounding to nearest and after reconstruction (the same number if nothing was learned).
+        error_before, error_after: ||out - fp||^2 / ||fp||^2 of the unit's output, mean over all items, everything
+            quantized: rounding to nearest, and after reconstruction (the same number if nothing was learned).
         seconds: of the optimisation (of the first run, when resumed).
     """
 
@@ -48,7 +48,7 @@ class UnitReport:
 
 
 def fingerprint(model: nn.Module, batches: Sequence[Any], recipe: Recipe) -> str:
-    """Hash of what determines the result: the calibrated model's state, the items, the recipe (not where caches live)."""
+    """Hash of what determines the result: the model's state, the items, the recipe (not where caches live)."""
     digest = hashlib.sha256()
     settings = {k: v for k, v in recipe.to_dict().items() if k != "cache_device"}
     digest.update(json.dumps(settings, sort_keys=True).encode())
@@ -64,7 +64,9 @@ def _bytes(leaf: Any) -> bytes:
     if isinstance(leaf, Tensor):
         return leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     # The default repr of other objects holds their address, which differs from run to run.
-    return repr(leaf).encode() if isinstance(leaf, (int, float, str, bytes, type(None))) else type(leaf).__name__.encode()
+    return (
+        repr(leaf).encode() if isinstance(leaf, (int, float, str, bytes, type(None))) else type(leaf).__name__.encode()
+    )
 
 
 def reconstruct(
@@ -78,8 +80,8 @@ def reconstruct(
 ) -> list[UnitReport]:
     """Reconstruct every unit of a prepared and calibrated model, in place; afterwards all weights are hard-rounded.
 
-    With ``work_dir`` each finished unit is saved atomically under ``work_dir/units``; with ``resume`` finished units are
-    loaded instead of computed again, and the result equals that of an uninterrupted run.
+    With ``work_dir`` each finished unit is saved atomically under ``work_dir/units``; with ``resume`` finished units
+    are loaded instead of computed again, and the result equals that of an uninterrupted run.
 
     Args:
         batches: the calibration items, the same on resume.
@@ -205,9 +207,11 @@ def _optimise_layers(stream: UnitStream, name: str, recipe: Recipe, on_step) -> 
 
 
 @torch.no_grad()
-def _record(unit: nn.Module, layers: dict[str, nn.Module], args: tuple, kwargs: dict) -> dict[str, tuple[tuple, Tensor]]:
+def _record(
+    unit: nn.Module, layers: dict[str, nn.Module], args: tuple, kwargs: dict
+) -> dict[str, tuple[tuple, Tensor]]:
     """(inputs, output) of each layer while ``unit`` runs once."""
-    found: dict[str, tuple[tuple, Tensor]] = {}
+    found: dict[str, Any] = {}
     handles = [
         layer.register_forward_hook(lambda _, inputs, out, key=key: found.__setitem__(key, (inputs, out)))
         for key, layer in layers.items()

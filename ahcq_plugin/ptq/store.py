@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 @dataclass(frozen=True)
 class Repeated:
-    """A tensor whose rows along dim 0 are all equal: one row, and how often (SAM repeats image tokens for every box)."""
+    """A tensor of equal rows: one row, and how often (SAM repeats the image tokens for every box)."""
 
     row: Tensor
     count: int

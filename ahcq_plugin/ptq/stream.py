@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Feeds each unit with the inputs it sees in the floating-point and in the quantized model, without re-running units.
 
-The model's own Python runs between the units, whatever it is. To collect the inputs of unit k, the model is run with every
-earlier unit replaced by a look-up of its stored output, and stopped at unit k: so no unit is computed more than once per
-item and model, and only the cheap glue (patch embedding, prompt encoder, reshapes) is repeated. Outputs that no later
-unit reads are dropped; in their place the glue gets zeros of the same shape.
+The model's own Python runs between the units, whatever it is. To collect the inputs of unit k, the model is run with
+every earlier unit replaced by a look-up of its stored output, and stopped at unit k: so no unit is computed more than
+once per item and model, and only the cheap glue (patch embedding, prompt encoder, reshapes) is repeated. Outputs that
+no later unit reads are dropped; in their place the glue gets zeros of the same shape.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq.batches import Forward, model_device, to_device
-from ahcq_plugin.ptq.prepare import quant_units, set_quantization
+from ahcq_plugin.ptq.prepare import set_quantization
 from ahcq_plugin.ptq.store import Store
 
 STREAMS = ("quantized", "floating")
@@ -91,7 +92,7 @@ class UnitStream:
     ):
         self.model, self.batches, self.forward = model, batches, forward
         self.device = model_device(model)
-        self.units = quant_units(model)
+        self.units = prepared_units(model)
         self._inputs = Store(cache_device, cache_root)
         self._outputs = Store(cache_device, cache_root)
         self._shapes: dict[tuple[str, int], Any] = {}
@@ -146,9 +147,7 @@ class UnitStream:
                 caught.append((args, kwargs))
                 raise _Stop
             if unit_name not in earlier:
-                raise RuntimeError(
-                    f"the order of the units differs between items: {unit_name!r} ran before {name!r}"
-                )
+                raise RuntimeError(f"the order of the units differs between items: {unit_name!r} ran before {name!r}")
             return self._look_up(unit_name, stream, item)
 
         with intercepted(self.units, handler):

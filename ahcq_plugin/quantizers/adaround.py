@@ -14,9 +14,9 @@ from ahcq_plugin.quantizers.observers import RangeSearchObserver
 class AdaRoundFakeQuantize(FakeQuantize):
     """Asymmetric uniform quantization of a weight (out, ...) per output channel.
 
-    Before ``init`` it rounds to nearest. ``init(weight)`` starts learning: forward is then the soft weight, a function of
-    ``alpha``. ``get_hard_value`` decides every rounding; after ``weight.copy_(hard); adaround = False`` the weight is on the
-    grid and rounding to nearest reproduces it.
+    Before ``init`` it rounds to nearest. ``init(weight)`` starts learning: forward is then the soft weight, a function
+    of ``alpha``. ``get_hard_value`` decides every rounding; after ``weight.copy_(hard); adaround = False`` the weight
+    is on the grid and rounding to nearest reproduces it.
     """
 
     family = "adaround"

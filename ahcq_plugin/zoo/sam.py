@@ -55,6 +55,11 @@ def packaged_config(name: str = "sam_tiny") -> dict[str, Any]:
     return json.loads((WEIGHTS_DIR / f"{name}.json").read_text(encoding="utf-8"))["model"]
 
 
+def default_checkpoint(name: str) -> Path:
+    """Where the weights of a named model are when no path is given."""
+    return WEIGHTS_DIR / f"{name}.pth" if name == "sam_tiny" else CHECKPOINT_DIR / CHECKPOINTS[name].file
+
+
 def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | bool | None = None) -> Sam:
     """Build a Sam in evaluation mode, parameters in float32 on the CPU.
 
@@ -75,12 +80,10 @@ def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | boo
         source = None
     elif name_or_cfg == "sam_tiny":
         sam, source = _from_config(packaged_config()), None
-        if checkpoint is None:
-            checkpoint = WEIGHTS_DIR / "sam_tiny.pth"
+        checkpoint = default_checkpoint(name_or_cfg) if checkpoint is None else checkpoint
     elif name_or_cfg in CHECKPOINTS:
         source = CHECKPOINTS[name_or_cfg]
-        if checkpoint is None:
-            checkpoint = CHECKPOINT_DIR / source.file
+        checkpoint = default_checkpoint(name_or_cfg) if checkpoint is None else checkpoint
         if checkpoint is not False:  # a ViT-H takes seconds to build: complain about its file first
             _require_file(Path(checkpoint), source)
         sam = sam_model_registry[name_or_cfg](checkpoint=None)

@@ -18,7 +18,9 @@ sam_transformer = pytest.importorskip("segment_anything.modeling.transformer")
 
 
 def encoder_block(window_size: int) -> nn.Module:
-    return sam_encoder.Block(dim=16, num_heads=2, mlp_ratio=2, use_rel_pos=True, window_size=window_size, input_size=(7, 7))
+    return sam_encoder.Block(
+        dim=16, num_heads=2, mlp_ratio=2, use_rel_pos=True, window_size=window_size, input_size=(7, 7)
+    )
 
 
 def rand(*shape: int, seed: int = 1) -> Tensor:

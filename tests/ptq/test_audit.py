@@ -31,7 +31,7 @@ def test_clean_model_passes_and_counts(frozen, tiny_items):
     assert report.passed and report.problems == []
     weights = sum(layer.weight.numel() for layer in weight_layers(frozen).values())
     assert report.counts["weight"] == weights
-    # Two windowed/global encoder blocks with embed_dim 32: lin2 sees 2 x 64 tokens x 64 hidden, decoder MLPs add 2 x 3 x 7 x 32.
+    # lin2 sees 64 tokens x 64 hidden in 2 encoder blocks, 3 boxes x 7 tokens x 32 hidden in 2 decoder layers.
     assert report.counts["post_act"] == 2 * 64 * 64 + 2 * 3 * 7 * 32
     assert set(report.counts) == {
         "weight", "qkv_in", "mlp_in", "post_act", "softmax", "q", "k", "v", "attn_out", "conv_in"

@@ -52,7 +52,7 @@ def test_everything_is_hard_rounded_and_drop_is_off(tiny_sam, tiny_items):
 
 
 def test_floating_point_targets_come_from_untouched_weights(tiny_sam, tiny_items):
-    """With 8 bits and activations at 8 bits, every unit's learned error stays tiny: targets do not drift from unit to unit."""
+    """At 8 bit every unit's error stays tiny: targets do not drift from unit to unit."""
     _, report = quantize(
         tiny_sam, tiny_items, {"name": "qdrop", **FAST, "w_bits": 8, "a_bits": 8}, forward=box_forward, progress=False
     )
@@ -107,7 +107,7 @@ def run(work_dir, kill_at=0, resume=False):
 
 
 def test_resume_after_kill_equals_uninterrupted(tmp_path):
-    """Killed with SIGKILL in the middle of the fourth unit: the same tensors, and the finished units are not computed again."""
+    """Killed with SIGKILL in the middle of the fourth unit: the same tensors, finished units not computed again."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
@@ -127,7 +127,7 @@ def test_resume_refuses_another_run(tiny_sam, tiny_items, tmp_path):
     quantize(tiny_sam, tiny_items, config, forward=box_forward, work_dir=tmp_path, progress=False)
     with pytest.raises(ValueError, match=r"cannot resume from .*: the recipe changed \(seed\); use a new work dir"):
         quantize(tiny_sam, tiny_items, config, forward=box_forward, work_dir=tmp_path, resume=True, seed=9)
-    with pytest.raises(ValueError, match=r"cannot resume from .*: the model or the calibration data changed"):
+    with pytest.raises(ValueError, match=r"cannot resume from .*: the model or the data changed"):
         quantize(tiny_sam, tiny_items[:2], config, forward=box_forward, work_dir=tmp_path, resume=True)
     with pytest.raises(ValueError, match="`resume=True` needs `work_dir`"):
         quantize(tiny_sam, tiny_items, config, forward=box_forward, resume=True)

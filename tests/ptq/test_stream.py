@@ -4,7 +4,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ahcq_plugin.ptq import Recipe, calibrate, prepare, quant_units, set_quantization
+from ahcq_plugin.graph import prepared_units
+from ahcq_plugin.ptq import Recipe, calibrate, prepare, set_quantization
 from ahcq_plugin.ptq.stream import UnitStream
 from ahcq_plugin.zoo.sam import box_forward
 
@@ -34,7 +35,7 @@ def record_inputs(model, items, quantized: bool):
             lambda _, args, kwargs, out, name=name: seen.setdefault(name, []).append((args, kwargs, out)),
             with_kwargs=True,
         )
-        for name, unit in quant_units(model).items()
+        for name, unit in prepared_units(model).items()
     ]
     with torch.no_grad():
         for item in items:
@@ -69,8 +70,8 @@ def test_units_get_the_inputs_of_both_models(prepared, tiny_items, tmp_path, cac
 def test_no_unit_is_computed_twice_per_model(prepared, tiny_items):
     stream = UnitStream(prepared, tiny_items, box_forward)
     # A hook on the unit also sees calls that are looked up, so count a layer inside it.
-    computed = {name: 0 for name in stream.order}
-    for name, unit in quant_units(prepared).items():
+    computed = dict.fromkeys(stream.order, 0)
+    for name, unit in prepared_units(prepared).items():
         layer = next(m for m in unit.modules() if isinstance(m, (nn.Linear, nn.Conv2d)))
         layer.register_forward_hook(lambda *_, name=name: computed.__setitem__(name, computed[name] + 1))
     for name in stream.order:

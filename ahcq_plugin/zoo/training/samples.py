@@ -88,11 +88,9 @@ def _real(rng: np.random.Generator, levels: tuple[Level, Level], cfg: SampleCfg
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         linear = turn @ np.diag([scale * aspect, scale / aspect])
         middle = np.array([patch.x + patch.cover.shape[1] / 2, patch.y + patch.cover.shape[0] / 2])
-        # the object's middle goes anywhere that does not show more border than needed
-        image_at = np.array([width, height]) * scale
-        target = rng.uniform(0.2, 0.8, 2) * size
-        low, high = size - (image_at - middle * scale), middle * scale
-        target = np.where(low <= high, np.clip(target, low, high), target)
+        # the object's middle goes anywhere that shows no border, or, where the image is smaller, all of the image
+        ends = np.stack([middle * scale, size - (np.array([width, height]) - middle) * scale])
+        target = np.clip(rng.uniform(0.2, 0.8, 2) * size, ends.min(0), ends.max(0))
         matrix = np.concatenate([linear, (target - linear @ middle)[:, None]], 1)
         flip_width = size
     if rng.random() < 0.5:
@@ -151,11 +149,9 @@ def _cut_out(rng: np.random.Generator, level: Level, size: int) -> tuple[np.ndar
     matrix = np.concatenate([linear, (rng.uniform(0.05, 0.95, 2) * size - linear @ [width / 2, height / 2])[:, None]], 1)
     piece = level.image[patch.y:patch.y + height, patch.x:patch.x + width]
     cover = patch.cover
-    while scale < 0.6:  # enlarge the grain first: a linear warp would skip pixels
+    while scale < 0.6 and min(cover.shape) >= 8:  # a linear warp alone would skip pixels
         piece, cover = (cv2.resize(a, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for a in (piece, cover))
         scale, matrix = scale * 2, np.concatenate([matrix[:, :2] * 2, matrix[:, 2:]], 1)
-        if min(cover.shape[:2]) < 4:
-            break
     warped = cv2.warpAffine(piece, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     warped = warped.astype(np.float32) * rng.uniform(0.8, 1.2) + rng.normal(0, 10, 3).astype(np.float32)
     return warped, cv2.warpAffine(cover, matrix, (size, size), flags=cv2.INTER_LINEAR)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``tools/ptq.py`` does: config and overrides, checks, the run, the table."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+from rich.console import Console
+
+from ahcq_plugin.mm.dry_run import make_dry_run
+from ahcq_plugin.mm.preflight import preflight
+from ahcq_plugin.mm.ptq_loop import PTQResult
+from ahcq_plugin.mm.summary import result_table, stage_table
+
+#: Exit codes.
+OK, AUDIT_FAILED, BAD_INPUT = 0, 1, 2
+_CONFIG_ERRORS = (OSError, SyntaxError, NameError, AttributeError, TypeError, KeyError, ValueError, ImportError)
+
+
+def launch(
+    config: str,
+    work_dir: str | None = None,
+    cfg_options: Mapping[str, Any] | None = None,
+    recipe: str | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+    device: str | None = None,
+    seed: int | None = None,
+    console: Console | None = None,
+) -> int:
+    """Run a PTQ config and print its table.
+
+    Returns: 0; 1 when the audit failed (its problems are printed, no figures); 2 when the input is bad (one line).
+    """
+    console = console or Console()
+    try:
+        cfg = read_config(config, cfg_options)
+        apply_arguments(cfg, work_dir or str(Path("work_dirs") / Path(config).stem), recipe, resume, device, seed)
+        for line in make_dry_run(cfg) if dry_run else ():
+            console.print(f"dry run: {line}", highlight=False)
+        runner = build_runner(cfg, random_weights=dry_run)
+    except (ValueError, FileNotFoundError) as error:
+        console.print(f"error: {' '.join(str(error).split())}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return BAD_INPUT
+    try:
+        runner.test()
+    except RuntimeError as error:
+        if not str(error).startswith("the audit failed"):
+            raise
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return AUDIT_FAILED
+    print_result(runner.test_loop.result, console)
+    return OK
+
+
+def read_config(path: str, cfg_options: Mapping[str, Any] | None = None) -> Config:
+    """Config with overrides merged; ``recipe`` and ``sam`` of ``test_cfg`` move to the top level, where overrides reach them.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, not a config, an override of a key that is not there.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no config file {path}")
+    try:
+        cfg = Config.fromfile(path)
+    except _CONFIG_ERRORS as error:
+        raise ValueError(f"cannot read the config {path}: {type(error).__name__}: {error}") from error
+    loop = cfg.get("test_cfg") or {}
+    for key in ("recipe", "sam"):
+        if key in loop:
+            cfg[key] = loop.pop(key)
+    if isinstance(cfg.get("recipe"), str):
+        cfg.recipe = dict(name=cfg.recipe)
+    for key in cfg_options or {}:
+        if key.split(".")[0] not in cfg:
+            raise ValueError(f"--cfg-options: unknown config key {key!r}; the config has {', '.join(sorted(cfg))}")
+    try:
+        cfg.merge_from_dict(dict(cfg_options or {}))
+    except (KeyError, TypeError, IndexError, AssertionError) as error:
+        raise ValueError(f"--cfg-options: {error}") from error
+    return cfg
+
+
+def apply_arguments(
+    cfg: Config, work_dir: str, recipe: str | None, resume: bool, device: str | None, seed: int | None
+) -> None:
+    """Put command-line arguments where the run reads them, in place."""
+    cfg.work_dir = work_dir
+    loop = cfg.get("test_cfg") or {}
+    if recipe is not None:
+        cfg.recipe = {**(cfg.get("recipe") or {}), "name": recipe}
+    if resume:
+        loop["resume"] = True
+    if device is not None:
+        loop["device"] = device
+    if seed is not None:
+        loop["calib"] = {**(loop.get("calib") or {}), "seed": seed}
+        cfg.recipe = {**(cfg.get("recipe") or {}), "seed": seed}
+
+
+def build_runner(cfg: Config, random_weights: bool = False) -> Runner:
+    """Runner with its test loop built, everything checked.
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`ahcq_plugin.mm.preflight.preflight`.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints while it reads annotations
+        preflight(cfg, random_weights)
+        try:
+            runner = Runner.from_cfg(cfg)
+            _ = runner.test_loop  # built on first access
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"the config does not build: {error}") from error
+    return runner
+
+
+def print_result(result: PTQResult, console: Console) -> None:
+    """Tables of figures and of stages, and where the files are."""
+    console.print(result_table(result.metrics))
+    console.print(stage_table(result.metrics["stages"]))
+    console.print("audit passed: " + ", ".join(f"{role} {n:,}" for role, n in result.metrics["audit"]["counts"].items()))
+    for path in result.files.values():
+        console.print(f"written: {path}", soft_wrap=True)

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+#: Key in metrics.json, label. A run has those that its prompts and data allow.
+ROWS = {
+    "AP": "mask AP",
+    "AP50": "mask AP50",
+    "AP_gt": "mask AP, true boxes",
+    "AP50_gt": "mask AP50, true boxes",
+    "mIoU": "mIoU, true boxes",
+    "IoU_fp": "IoU to FP masks, true boxes",
+}
+
+
+def result_table(metrics: Mapping[str, Any]) -> Table:
+    """Floating point, quantized and what was lost, from the content of ``metrics.json``."""
+    w_bits, a_bits = metrics["bits"]
+    table = Table(title=f"{metrics['recipe']} W{w_bits}A{a_bits}")
+    table.add_column("")
+    for name in ("FP", "quantized", "loss"):
+        table.add_column(name, justify="right")
+    for key, label in ROWS.items():
+        before, after = metrics["fp"].get(key), metrics["quantized"].get(key)
+        if after is not None:
+            loss = None if before is None else before - after
+            table.add_row(label, *("" if value is None else f"{value:.4f}" for value in (before, after, loss)))
+    return table
+
+
+def stage_table(stages: Mapping[str, Mapping[str, float]]) -> Table:
+    """Seconds and peak memory of every stage."""
+    table = Table(title="stages")
+    table.add_column("")
+    for name in ("seconds", "peak MiB"):
+        table.add_column(name, justify="right")
+    for name, values in stages.items():
+        table.add_row(name, f"{values['seconds']:.1f}", f"{values['peak_bytes'] / 2**20:,.0f}")
+    return table

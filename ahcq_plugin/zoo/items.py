@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images with boxes and masks to measure on: generated scenes and COCO folders."""
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ahcq_plugin.zoo.scenes import box_of, render_scene
+
+#: The 64 test scenes every figure is given for. Training and checks during it use other seeds.
+TEST_SCENES, TEST_SEED = 64, 20260101
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image and its objects, all lists in one order."""
+
+    image: np.ndarray           # (H, W, 3) uint8 RGB
+    boxes: np.ndarray           # (N, 4) float32, xyxy in pixels of the image
+    masks: list[np.ndarray]     # N times (H, W) bool
+    areas: np.ndarray           # (N,) float, square pixels, as the data set counts them
+    image_id: int = 0
+    categories: list[int] = field(default_factory=list)
+
+
+def scene_items(count: int = TEST_SCENES, seed: int = TEST_SEED, size: int = 256) -> Iterator[Item]:
+    """``render_scene((seed, i), size)`` with tight boxes; scenes without an object are passed over."""
+    for index in range(count):
+        image, masks = render_scene((seed, index), size)
+        if masks:
+            boxes = np.array([box_of(mask) for mask in masks], np.float32)
+            yield Item(image, boxes, masks, np.array([float(mask.sum()) for mask in masks]), index, [1] * len(masks))
+
+
+def coco_items(folder: str | Path, ids: list[int] | None = None) -> Iterator[Item]:
+    """The images of a COCO folder (``instances.json``, ``images/``) with the annotated boxes; crowds are left out.
+
+    Raises FileNotFoundError when an image is missing.
+    """
+    coco = read_coco(folder)
+    for image_id in sorted(coco.imgs) if ids is None else ids:
+        annotations = coco.loadAnns(coco.getAnnIds(image_id, iscrowd=False))
+        if not annotations:
+            continue
+        boxes = np.array([a["bbox"] for a in annotations], np.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        yield Item(read_image(folder, coco.imgs[image_id]["file_name"]), boxes,
+                   [coco.annToMask(a).astype(bool) for a in annotations], np.array([a["area"] for a in annotations]),
+                   image_id, [a["category_id"] for a in annotations])
+
+
+def read_coco(folder: str | Path):
+    """The pycocotools index of ``instances.json`` in a COCO folder, read without its messages."""
+    from pycocotools.coco import COCO
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(str(Path(folder) / "instances.json"))
+
+
+def read_image(folder: str | Path, file_name: str) -> np.ndarray:
+    """An image of a COCO folder, (H, W, 3) uint8 RGB."""
+    path = Path(folder) / "images" / Path(file_name).name
+    image = cv2.imread(str(path))
+    if image is None:
+        raise FileNotFoundError(f"cannot read image {path}")
+    return np.ascontiguousarray(image[..., ::-1])

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+# Real images with the boxes of a small detector.
+_base_ = [
+    './_base_/datasets/coco_subset.py', './_base_/detectors/yolox_nano.py', './_base_/sam/sam_tiny.py',
+    './_base_/quant/qdrop_w4a4.py', './_base_/runtime/ptq.py',
+]
+recipe = dict(iterations=500)
+test_dataloader = dict(num_workers=0, persistent_workers=False, dataset={{_base_.eval_dataset}})
+test_cfg = dict(
+    type='PTQLoop',
+    calib=dict(dataset={{_base_.calib_dataset}}, num_images=32, max_boxes=16, seed=0),
+    cache_dir='work_dirs/cache')  # detections and floating-point results, for all runs

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantize a SAM as a config says and report floating point beside quantized."""
+
+import argparse
+import sys
+import warnings
+
+with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
+    from mmengine.config import DictAction
+
+    from ahcq_plugin.mm.launch import launch
+
+warnings.filterwarnings("ignore", module=r"mmengine|mmcv|mmdet|torch\.functional")  # deprecations that users cannot act on
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="for example mm_configs/demo_sam_tiny_w4a4.py")
+    parser.add_argument("--work-dir", help="where results go; default: work_dirs/<name of the config>")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, help="override the config: recipe.iterations=500 sam.checkpoint=x.pth"
+    )
+    parser.add_argument("--recipe", help="name of the recipe, instead of the config's: rtn, adaround, brecq, qdrop")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in the work dir")
+    parser.add_argument("--dry-run", action="store_true", help="random weights, two generated images, a few iterations")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
+    parser.add_argument("--seed", type=int, help="of calibration and reconstruction")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(launch(**vars(parse_args())))

@@ -1,0 +1,36 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Train a small Segment Anything model from nothing on a CPU or a GPU. See docs/sam_tiny.md."""
+import argparse
+import dataclasses
+import logging
+
+from ahcq_plugin.zoo.training.loop import TrainCfg, train
+from ahcq_plugin.zoo.training.models import MODELS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--coco", help="COCO folder with instances.json and images/")
+    data.add_argument("--scenes-only", action="store_true", help="generated scenes only; needs no data")
+    parser.add_argument("--out", required=True, help="folder for state.pth and model.pth")
+    parser.add_argument("--model", default="sam_tiny", choices=sorted(MODELS))
+    parser.add_argument("--processes", type=int, default=1, help="CPU processes of one thread each")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make samples (useful with a GPU)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pth")
+    defaults = TrainCfg()
+    for name in ("steps", "batch", "lr", "seed"):
+        value = getattr(defaults, name)
+        parser.add_argument(f"--{name}", type=type(value), default=value)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    model = MODELS[args.model]
+    sample = dataclasses.replace(defaults.sample, size=model["image_size"])
+    cfg = dataclasses.replace(defaults, steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed, sample=sample)
+    print(train(model, cfg, args.out, args.coco, args.processes, args.workers, args.device, args.resume))
+
+
+if __name__ == "__main__":
+    main()
