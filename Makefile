@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help deps install demo test test-slow lint format bench clean
+.PHONY: help deps install demo results test test-slow lint format bench clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -47,6 +47,9 @@ install: $(INSTALLED)  ## make .venv and install everything into it (first time:
 
 demo: install  ## quantize the embedded small SAM to 4 bits and report FP beside quantized (<= 10 min)
 	$(PY) tools/ptq.py mm_configs/demo_sam_tiny_w4a4.py
+
+results: install  ## fill what is missing of the README's results table (hours; needs images in AHCQ_DATA)
+	$(PY) tools/results_table.py --fill --readme
 
 test: lint  ## lint, then all tests but the slow ones
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --durations=10

@@ -16,7 +16,7 @@ from ahcq_plugin.graph import RoleTable, describe
 from ahcq_plugin.ptq import audit, calibrate, freeze, prepare, reconstruct
 from ahcq_plugin.ptq.audit import AuditReport
 from ahcq_plugin.ptq.batches import Forward, check_batches, default_forward, model_device
-from ahcq_plugin.ptq.checkpoint import load_file, save_atomic, save_checkpoint
+from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE, load_file, save_atomic, save_checkpoint
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.reconstruct import UnitReport, fingerprint
 from ahcq_plugin.ptq.stages import Stages
@@ -121,7 +121,7 @@ def _calibrate(model, batches, recipe: Recipe, forward, work_dir, resume: bool, 
     if work_dir is None:
         calibrate(model, batches, forward, progress)
         return
-    path = Path(work_dir) / "calibrated.pt"
+    path = Path(work_dir) / CALIBRATED_FILE
     mark = fingerprint(model, batches, recipe)
     if resume and path.exists():
         saved = load_file(path)

@@ -2,9 +2,9 @@
 # Embedded weights and images, ground-truth boxes: runs anywhere, in minutes on two cores.
 _base_ = [
     './_base_/datasets/generated_scenes.py', './_base_/detectors/none.py', './_base_/sam/sam_tiny.py',
-    './_base_/quant/qdrop_w4a4.py', './_base_/runtime/ptq.py',
+    './_base_/quant/qdrop_w4a4_short.py', './_base_/runtime/ptq.py',
 ]
-recipe = dict(iterations=200)
+recipe = dict(iterations=100)
 test_dataloader = dict(dataset={{_base_.eval_dataset}})
 test_cfg = dict(
     type='PTQLoop',

@@ -2,9 +2,8 @@
 # Real images with the boxes of a small detector.
 _base_ = [
     './_base_/datasets/coco_subset.py', './_base_/detectors/yolox_nano.py', './_base_/sam/sam_tiny.py',
-    './_base_/quant/qdrop_w4a4.py', './_base_/runtime/ptq.py',
+    './_base_/quant/qdrop_w4a4_short.py', './_base_/runtime/ptq.py',
 ]
-recipe = dict(iterations=500)
 test_dataloader = dict(num_workers=0, persistent_workers=False, dataset={{_base_.eval_dataset}})
 test_cfg = dict(
     type='PTQLoop',

@@ -27,7 +27,7 @@ LAYERS = {
     "mm": ENGINE | {"api", "__init__", "export", "zoo", "mqbench"},
 }
 # layer -> the only foreign packages that it may import besides the standard library
-FOREIGN = {"functional": {"torch"}, "zoo": {"torch", "numpy", "segment_anything", "cv2"}}
+FOREIGN = {"functional": {"torch"}, "zoo": {"torch", "numpy", "segment_anything", "cv2", "pycocotools"}}
 # host -> the only layer that may import it
 HOSTS = {"mqbench": "mqbench", "mmengine": "mm", "mmcv": "mm", "mmdet": "mm"}
 

@@ -27,7 +27,8 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     model = MODELS[args.model]
-    sample = dataclasses.replace(defaults.sample, size=model["image_size"])
+    size = model["image_size"]
+    sample = dataclasses.replace(defaults.sample, size=size, mask_size=4 * size // model["patch_size"])
     cfg = dataclasses.replace(defaults, steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed, sample=sample)
     print(train(model, cfg, args.out, args.coco, args.processes, args.workers, args.device, args.resume))
 

@@ -12,8 +12,8 @@ The result is never worse than the best candidate, yet only a few candidates are
 2. The candidate of the lowest bound is evaluated exactly. Candidates whose bound exceeds that error cannot win.
 3. The few that are left (1 to 30 as a rule) are evaluated exactly, in float64, and the best is refined off the grid.
 
-Rounding of float32 is part of the bound: it moves every value and level by at most ``_NORM_SLACK`` * R, hence the p-norm
-of the errors by no more than that (triangle inequality; this is why p >= 1).
+Rounding of float32 is part of the bound: it moves every value and level by at most ``_NORM_SLACK`` * R, hence the
+p-norm of the errors by no more than that (triangle inequality; this is why p >= 1).
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from torch import Tensor
 
 from .uniform import SCALE_EPS, check_bits, qparams_from_range
 
-_BINS = 512  # on each side of zero, four times as many where an evaluation on the data costs far more than finer bins
-_BIN_ORIGIN = 0.02  # bins of a side widen like |y| + origin, y = x / R: most values of a channel with outliers are small
+# Bins on each side of zero; up to four times as many where an evaluation on the data costs more than finer bins.
+_BINS = 512
+# Bins widen like |y| + origin, y = x / R, because most values of a channel with outliers are small.
+_BIN_ORIGIN = 0.02
 _NORM_SLACK = 16 * torch.finfo(torch.float32).eps
 _REFINE_OFFSETS = (-0.5, -0.25, 0.25, 0.5)  # of the width, in steps of the grid
 _REFINE_GAIN = 1e-6  # a refinement must gain more than what float32 scales can differ by
@@ -105,7 +107,7 @@ def _block_size(device: torch.device) -> int:
 
 
 def _errors(x: Tensor, rows: Tensor, lo: Tensor, hi: Tensor, bits: int, p: float, dtype: torch.dtype) -> Tensor:
-    """Mean |x_hat - x|^p of row ``rows[k]`` of ``x`` under the range ``lo[k], hi[k]``: (K,) of ``dtype``, as computed."""
+    """Mean |x_hat - x|^p, computed in ``dtype``, of row ``rows[k]`` of ``x`` under the range ``lo[k], hi[k]``: (K,)."""
     params = qparams_from_range(lo, hi, bits)
     scale, zero = params.scale.to(dtype)[:, None], params.zero_point.to(dtype)[:, None]
     total = torch.zeros(len(rows), dtype=torch.float64, device=x.device)
@@ -134,24 +136,22 @@ def _search(x: Tensor, channels: Tensor, span: Tensor, bits: int, p: float, step
         return mean.pow_(1 / p).div_(span[local])
 
     everyone = torch.arange(len(channels), device=x.device)
-    # not from row 0, whose bound says nothing
-    guess = bounds[:, levels:].argmin(1) + levels
-    best = evaluate(everyone, guess // levels, guess % levels)
-    open_ = bounds <= (best + _NORM_SLACK).pow_(p).float()[:, None]
-    open_.scatter_(1, guess[:, None], True)
+    guess = bounds[:, levels:].argmin(1) + levels  # not from row 0, whose bound says nothing
+    guess_error = evaluate(everyone, guess // levels, guess % levels)
+    open_ = bounds <= (guess_error + _NORM_SLACK).pow_(p).float()[:, None]
+    open_.scatter_(1, guess[:, None], False)
     local, candidate = torch.nonzero(open_).unbind(1)
     error = evaluate(local, candidate // levels, candidate % levels)
-    best.scatter_reduce_(0, local, error, "amin")
-    winner = torch.full_like(guess, bounds.shape[1])
+    best = guess_error.scatter_reduce(0, local, error, "amin")
     tied = error == best[local]
+    winner = torch.where(guess_error == best, guess, bounds.shape[1])
     winner.scatter_reduce_(0, local[tied], candidate[tied], "amin")  # the first of equal ones
     width, zero = (winner // levels).double(), winner % levels
 
     best *= (1 - _REFINE_GAIN) ** (1 / p)
     chosen = width.clone()
     for offset in _REFINE_OFFSETS:
-        # row 0 stands for the smallest scale there is: nothing to refine
-        trial = torch.where(width > 0, width + offset, width)
+        trial = width + offset
         error = evaluate(everyone, trial, zero)
         chosen = torch.where(error < best, trial, chosen)
         best = torch.minimum(best, error)
@@ -238,9 +238,9 @@ def _lines(nodes: Tensor, scales: Tensor, qmax: int, p: float) -> Tensor:
     inner = nearest[..., 1:] - nearest[..., :-1] > 1.5
     for level in (nearest[..., :-1], nearest[..., 1:]):
         gap = middle - level * s
-        slope = gap.abs().clamp_(min=1e-300).log_().mul_(p - 1).exp_()  # |gap|^(p - 1)
-        value = slope * gap.abs()
-        rise = slope.mul_(gap.sign_()).mul_(half * p)
-        for edge, bound in ((lines[..., :-1], value - rise), (lines[..., 1:], value + rise)):
-            torch.minimum(edge, bound.masked_fill_(inner, 0), out=edge)
+        slope = gap.abs().clamp_(min=1e-300).log_().mul_(p - 1).exp_().copysign_(gap).masked_fill_(inner, 0)
+        value = slope * gap
+        rise = slope.mul_(half * p)
+        torch.minimum(lines[..., :-1], value - rise, out=lines[..., :-1])
+        torch.minimum(lines[..., 1:], value.add_(rise), out=lines[..., 1:])
     return lines

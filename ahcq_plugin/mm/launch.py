@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mmengine.runner import Runner
 from rich.console import Console
 
 from ahcq_plugin.mm.dry_run import make_dry_run
+from ahcq_plugin.mm.files import write_text
 from ahcq_plugin.mm.preflight import preflight
 from ahcq_plugin.mm.ptq_loop import PTQResult
 from ahcq_plugin.mm.summary import result_table, stage_table
@@ -46,17 +48,26 @@ def launch(
             console.print(f"dry run: {line}", highlight=False)
         runner = build_runner(cfg, random_weights=dry_run)
     except (ValueError, FileNotFoundError) as error:
-        console.print(f"error: {' '.join(str(error).split())}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _complain(console, f"error: {' '.join(str(error).split())}")
         return BAD_INPUT
     try:
         runner.test()
+    except (ValueError, FileNotFoundError) as error:
+        trace = Path(cfg.work_dir) / "error.txt"
+        write_text(traceback.format_exc(), trace)
+        _complain(console, f"error: {' '.join(str(error).split())} (traceback in {trace})")
+        return BAD_INPUT
     except RuntimeError as error:
         if not str(error).startswith("the audit failed"):
             raise
-        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        _complain(console, str(error))
         return AUDIT_FAILED
     print_result(runner.test_loop.result, console)
     return OK
+
+
+def _complain(console: Console, text: str) -> None:
+    console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def read_config(path: str, cfg_options: Mapping[str, Any] | None = None) -> Config:

@@ -134,7 +134,7 @@ def check_detector(cfg: Config) -> None:
     if "://" not in path and not os.path.isfile(path):
         raise FileNotFoundError(f"no detector checkpoint {path}{f': {source}' if source else ''}; {DRY_RUN}")
     try:
-        loaded = CheckpointLoader.load_checkpoint(path, map_location="cpu", logger=None)
+        loaded = CheckpointLoader.load_checkpoint(path, map_location="cpu", logger="silent")
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"cannot read the detector checkpoint {path} ({reason}); copy or download it again") from error

@@ -33,6 +33,8 @@ from ahcq_plugin.mm.records import (
 from ahcq_plugin.mm.report import write_report
 from ahcq_plugin.mm.report_data import ReportData, sample_images
 from ahcq_plugin.ptq import Recipe
+from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE, load_file
+from ahcq_plugin.ptq.distributions import collect_distributions
 from ahcq_plugin.ptq.stages import Stages
 from ahcq_plugin.zoo.sam import box_forward
 
@@ -168,7 +170,7 @@ class PTQLoop(BaseLoop):
         stages.records.update(report.stages)
         with stages("quantized_eval", model.device):
             quantized = self._evaluate(model, records, floating, desc="quantized evaluation")
-        self.result = self._report(records, floating, quantized, report, stages.records)
+        self.result = self._report(records, floating, quantized, report, stages.records, batches[0])
         flat = {
             f"{part}/{name}": value for part in ("fp", "quantized") for name, value in self.result.metrics[part].items()
         }
@@ -220,7 +222,9 @@ class PTQLoop(BaseLoop):
 
         return Evaluation.from_json(self.cache.fetch("floating_point", key, compute))
 
-    def _report(self, records, floating: Evaluation, quantized: Evaluation, report: QuantReport, stages) -> PTQResult:
+    def _report(
+        self, records, floating: Evaluation, quantized: Evaluation, report: QuantReport, stages, batch
+    ) -> PTQResult:
         folder = Path(self.runner.work_dir)
         files = {name: folder / name for name in OUTPUTS}
         content = report.to_dict()
@@ -232,10 +236,18 @@ class PTQLoop(BaseLoop):
             "bits": [self.recipe.w_bits, self.recipe.a_bits],
             "stages": {name: stages[name] for name in STAGES},
         }
-        samples = sample_images(records, floating, quantized)
-        data = ReportData(metrics, content["units"], content["roles"], content["audit"], self.runner.cfg.pretty_text, samples)
-        write_report(files["report.html"], data)
         write_json(metrics, files["metrics.json"])
+        unrounded = load_file(folder / CALIBRATED_FILE)["state"]  # what `quantize` started the reconstruction from
+        data = ReportData(
+            metrics,
+            content["units"],
+            content["roles"],
+            content["audit"],
+            self.runner.cfg.pretty_text,
+            sample_images(records, floating, quantized),
+            collect_distributions(self.runner.model.sam, batch, box_forward, unrounded),
+        )
+        write_report(files["report.html"], data)
         return PTQResult(metrics, report, files)
 
 

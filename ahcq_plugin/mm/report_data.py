@@ -12,6 +12,7 @@ import numpy as np
 from ahcq_plugin.mm import masks
 from ahcq_plugin.mm.evaluation import Evaluation
 from ahcq_plugin.mm.records import ImageRecord
+from ahcq_plugin.ptq.distributions import Distribution
 
 MAX_SAMPLES = 6
 MAX_MASKS = 8
@@ -46,6 +47,7 @@ class ReportData:
         audit: ``AuditReport.to_dict()``.
         config_text: the config as it ran.
         samples: up to :data:`MAX_SAMPLES` images.
+        distributions: every quantizer's error, histograms of some, from ``collect_distributions``.
     """
 
     metrics: dict[str, Any]
@@ -54,6 +56,7 @@ class ReportData:
     audit: dict[str, Any]
     config_text: str
     samples: list[SampleImage] = field(default_factory=list)
+    distributions: list[Distribution] = field(default_factory=list)
 
 
 def sample_images(records: Sequence[ImageRecord], floating: Evaluation, quantized: Evaluation) -> list[SampleImage]:

@@ -91,7 +91,7 @@ def fill(
             continue
         key = cell_key(config, cell)
         place = work_dir / f"{cell.name}-{key[:12]}"
-        if run(config, str(place), cell.options(), resume=(place / "calibrated.pt").exists()) != 0:
+        if run(config, str(place), cell.options(), resume=True) != 0:
             failed.append(cell.name)
             continue
         metrics = json.loads((place / "metrics.json").read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ from ahcq_plugin.ptq.prepare import prepare
 from ahcq_plugin.ptq.recipe import Recipe
 
 FORMAT = "ahcq_plugin.checkpoint/1"
+CALIBRATED_FILE = "calibrated.pt"  # in a run's work dir: the state after calibration, weights in floating point
 
 
 def save_atomic(obj: Any, path: str | Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ahcq_plugin.graph import find_units, place, prepared_units, trace_unit
 from ahcq_plugin.ptq.recipe import Recipe
-from ahcq_plugin.quantizers import AdaRoundFakeQuantize, FakeQuantize, UniformFakeQuantize
+from ahcq_plugin.quantizers import ACTIVATION_FAMILIES, AdaRoundFakeQuantize, FakeQuantize
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def prepare(model: nn.Module, recipe: Recipe, units: Any = None) -> nn.Module:
 
 
 def _activation_maker(recipe: Recipe):
-    return lambda role, site: UniformFakeQuantize(quant_max=2**recipe.a_bits - 1, role=role)
+    return lambda role, site: ACTIVATION_FAMILIES[recipe.family(role)](quant_max=2**recipe.a_bits - 1, role=role)
 
 
 def _weight_maker(recipe: Recipe):

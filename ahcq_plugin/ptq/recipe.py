@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ahcq_plugin.functional.uniform import check_bits
+from ahcq_plugin.graph import ROLES
+from ahcq_plugin.quantizers import ACTIVATION_FAMILIES
 
 GRANULARITIES = ("none", "layer", "unit")
 CACHE_DEVICES = ("cpu", "cuda", "disk")
@@ -45,6 +47,7 @@ class Recipe:
         rounding_weight: factor of the rounding regulariser.
         exponent_start, exponent_end: the regulariser's exponent, linear after the warm-up.
         warmup: share of the iterations without regulariser.
+        families: role -> family of its quantizer, for roles that differ from ``uniform``.
         share_inputs: Linears fed by one tensor share one activation quantizer.
         cache_device: where the units' inputs and outputs are kept: ``cpu``, ``cuda`` or ``disk`` (under the work dir).
         seed: of everything random in reconstruction.
@@ -66,6 +69,7 @@ class Recipe:
     exponent_start: float = 20.0
     exponent_end: float = 2.0
     warmup: float = 0.2
+    families: Mapping[str, str] = field(default_factory=dict)
     share_inputs: bool = True
     cache_device: str = "cpu"
     seed: int = 0
@@ -73,8 +77,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.name not in PRESETS:
             raise ValueError(f"unknown recipe {self.name!r}; allowed: {', '.join(PRESETS)}")
-        for field in dataclasses.fields(self):
-            self._check_type(field.name, field.type)
+        for item in dataclasses.fields(self):
+            self._check_type(item.name, item.type)
+        for role, family in self.families.items():
+            for value, allowed in ((role, ROLES), (family, ACTIVATION_FAMILIES)):
+                if value not in allowed:
+                    raise ValueError(f"recipe: `families` has {value!r}; allowed: {', '.join(allowed)}")
         for key in ("w_bits", "a_bits"):
             if check_bits(getattr(self, key)) > 8:
                 raise ValueError(f"recipe: `{key}` must be in [2, 8], got {getattr(self, key)!r}")
@@ -96,7 +104,7 @@ class Recipe:
         if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
             object.__setattr__(self, key, float(value))
             return
-        expected = {"int": int, "float": float, "bool": bool, "str": str}[kind]
+        expected = {"int": int, "float": float, "bool": bool, "str": str, "Mapping[str, str]": Mapping}[kind]
         if not isinstance(value, expected) or (kind == "int" and isinstance(value, bool)):
             raise ValueError(f"recipe: `{key}` must be of type {kind}, got {value!r}")
 
@@ -119,7 +127,7 @@ class Recipe:
         name = values.get("name")
         if name not in PRESETS:
             raise ValueError(f"unknown recipe {name!r}; allowed: {', '.join(PRESETS)}")
-        known = {field.name for field in dataclasses.fields(cls)}
+        known = {item.name for item in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(
@@ -127,6 +135,10 @@ class Recipe:
             )
         return cls(**{**PRESETS[name], **values})
 
+    def family(self, role: str) -> str:
+        """Name of the family that quantizes ``role``."""
+        return self.families.get(role, "uniform")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values; ``Recipe.from_config(recipe.to_dict()) == recipe``."""
-        return dataclasses.asdict(self)
+        return {**{item.name: getattr(self, item.name) for item in dataclasses.fields(self)}, "families": dict(self.families)}

@@ -7,7 +7,11 @@ from ahcq_plugin.quantizers.layers import QuantConv2d, QuantLinear, quantize_lay
 from ahcq_plugin.quantizers.observers import AvgMinMaxObserver, RangeSearchObserver
 from ahcq_plugin.quantizers.uniform import UniformFakeQuantize
 
+#: Families of activation quantizers that a recipe can give a role.
+ACTIVATION_FAMILIES = {"uniform": UniformFakeQuantize}
+
 __all__ = [
+    "ACTIVATION_FAMILIES",
     "AdaRoundFakeQuantize",
     "AvgMinMaxObserver",
     "FakeQuantize",

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From an image of any size and boxes to masks of that size, and how well they fit."""
+"""From an image of any size and boxes to masks of that size."""
 from __future__ import annotations
-
-from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -11,8 +9,6 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
 from ahcq_plugin.zoo.sam import box_forward
-
-Item = tuple[np.ndarray, np.ndarray, list[np.ndarray]]  # image (H, W, 3) uint8 RGB, boxes (N, 4) xyxy, masks
 
 
 def make_batch(sam: Sam, image: np.ndarray, boxes: np.ndarray) -> dict[str, Tensor]:
@@ -42,11 +38,3 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
     """Intersection over union of two bool masks of one shape; 0 when both are empty."""
     union = np.count_nonzero(a | b)
     return np.count_nonzero(a & b) / union if union else 0.0
-
-
-def mean_iou(sam: Sam, items: Iterable[Item],
-             predict: Callable[[Sam, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] = predict_masks) -> float:
-    """Mean over all objects of all items of the IoU between the predicted and the given mask."""
-    values = [mask_iou(guess, truth) for image, boxes, masks in items
-              for guess, truth in zip(predict(sam, image, boxes)[0], masks)]
-    return float(np.mean(values))

@@ -118,7 +118,8 @@ def load_weights(sam: nn.Module, path: str | Path, source: PublishedCheckpoint |
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} holds {type(state).__name__}, expected a state_dict (names to tensors)")
     own = sam.state_dict()
-    wrong = [f"{k} is missing" for k in own if k not in state] + [f"{k} is not in the model" for k in state if k not in own]
+    wrong = [f"{k} is missing" for k in own if k not in state]
+    wrong += [f"{k} is not in the model" for k in state if k not in own]
     wrong += [f"{k} has shape {tuple(state[k].shape)}, the model {tuple(v.shape)}"
               for k, v in own.items() if k in state and state[k].shape != v.shape]
     if wrong:
@@ -154,7 +155,8 @@ def _require_file(path: Path, source: PublishedCheckpoint | None) -> None:
 
 def _from_config(cfg: Mapping[str, Any]) -> Sam:
     if set(cfg) != _KEYS:
-        raise ValueError(f"model config: missing keys {sorted(_KEYS - set(cfg))}, unknown keys {sorted(set(cfg) - _KEYS)}")
+        raise ValueError(f"model config: missing keys {sorted(_KEYS - set(cfg))}, "
+                         f"unknown keys {sorted(set(cfg) - _KEYS)}")
     size, patch, dim = cfg["image_size"], cfg["patch_size"], cfg["prompt_embed_dim"]
     if size % patch:
         raise ValueError(f"`image_size` must be a multiple of `patch_size`, got {size} and {patch}")

@@ -250,8 +250,8 @@ def encode_rle(mask: np.ndarray) -> dict[str, list[int]]:
 def write_coco(out_dir: str | os.PathLike[str], count: int, seed: int = 0, size: int = 256) -> Path:
     """Write ``count`` scenes as a COCO data set: ``images/000000.png`` … and ``instances.json``.
 
-    Scene ``i`` is ``render_scene((seed, i), size)``. One category, ``object``; masks as uncompressed run lengths, exact.
-    The folder appears only when complete; one written earlier with the same arguments is used again.
+    Scene ``i`` is ``render_scene((seed, i), size)``. One category, ``object``; masks exact, as uncompressed run
+    lengths. The folder appears only when complete; one written earlier with the same arguments is used again.
 
     Returns: path of ``instances.json``.
     Raises: FileExistsError when ``out_dir`` holds anything else.

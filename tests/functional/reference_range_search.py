@@ -34,7 +34,7 @@ def mean_error(x: Tensor, lo: Tensor, hi: Tensor, bits: int, p: float) -> Tensor
 def search_one_by_one(
     x: Tensor, bits: int, p: float = 2.4, steps: int = 100, first: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """lo, hi (C,) of the best candidate, errors in x's dtype; ``first``: look at this many candidates only (to time them)."""
+    """lo, hi (C,) of the best candidate, errors in x's dtype; ``first``: of the first so many only (to time them)."""
     best = torch.full((x.shape[0],), torch.inf, dtype=x.dtype, device=x.device)
     best_lo, best_hi = torch.zeros_like(best, dtype=torch.float32), torch.zeros_like(best, dtype=torch.float32)
     for count, (lo, hi) in enumerate(candidates(x, bits, steps)):

@@ -39,6 +39,9 @@ def test_integers_are_taken_for_floats():
         ({"name": "qdrop", "warmup": 1.5}, r"recipe: `warmup` must be in \[0, 1\], got 1.5"),
         ({"name": "qdrop", "scale_lr": 0}, r"recipe: `scale_lr` must be positive, got 0"),
         ({"name": "qdrop", "cache_device": "tape"}, r"`cache_device` must be one of cpu, cuda, disk, got 'tape'"),
+        ({"name": "rtn", "families": {"softmx": "uniform"}}, r"`families` has 'softmx'; allowed: .*softmax"),
+        ({"name": "rtn", "families": {"softmax": "lgn"}}, r"`families` has 'lgn'; allowed: uniform"),
+        ({"name": "rtn", "families": 3}, r"recipe: `families` must be of type Mapping\[str, str\], got 3"),
         ({"name": "qdrop", "granularity": "model"}, r"`granularity` must be one of none, layer, unit, got 'model'"),
     ],
 )

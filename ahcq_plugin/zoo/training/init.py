@@ -14,10 +14,12 @@ from ahcq_plugin.zoo.sam import build_sam
 
 
 def init_sam(cfg: Mapping[str, Any], seed: int) -> Sam:
-    """A Sam in training mode with random weights, apart from three places.
+    """A Sam in training mode with random weights, apart from five places.
 
-    - The frequencies of the position code, N(0, 1) in the package, are spread over 0.3 to 4: low ones let the decoder
+    - The frequencies of the position code, N(0, 1) in the package, are spread over 0.1 to 3: low ones let the decoder
       find a box within few steps, high ones place its sides within a patch.
+    - Queries and keys between tokens and image share their starting weights: attention starts as a kernel of position.
+    - The position embedding, zero in the package, starts as sines and cosines: the decoder reads positions from it.
     - The patch embedding starts as a whitened cosine transform, so that fine detail is not drowned by brightness.
     - Each attention head starts by looking at a neighbour in some direction (as ConViT does), through the biases of
       its queries and the tables of relative positions.
@@ -26,10 +28,27 @@ def init_sam(cfg: Mapping[str, Any], seed: int) -> Sam:
     sam = build_sam(cfg, checkpoint=False).train()
     with torch.no_grad():
         matrix = sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
-        matrix *= torch.logspace(math.log10(0.3), math.log10(4), matrix.shape[1])
+        matrix *= torch.logspace(-1, math.log10(3), matrix.shape[1])
+        for layer in (*sam.mask_decoder.transformer.layers, None):
+            pair = [sam.mask_decoder.transformer.final_attn_token_to_image] if layer is None else [
+                layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+            for attention in pair:
+                attention.k_proj.weight.copy_(attention.q_proj.weight)
+        sam.image_encoder.pos_embed.copy_(0.3 * _waves(cfg["image_size"] // cfg["patch_size"], cfg["embed_dim"]))
         _cosine_patches(sam.image_encoder.patch_embed.proj.weight)
         _local_heads(sam.image_encoder)
     return sam
+
+
+def _waves(grid: int, channels: int) -> Tensor:
+    """Sines and cosines of row and column with wavelengths of 6 to 600 tokens, (1, grid, grid, channels)."""
+    count = channels // 4
+    angle = torch.arange(grid)[:, None] * 0.01 ** (torch.arange(count) / count)
+    line = torch.cat([angle.sin(), angle.cos()], 1)
+    rows, columns = line[:, None].expand(-1, grid, -1), line[None].expand(grid, -1, -1)
+    out = torch.zeros(1, grid, grid, channels)
+    out[..., :4 * count] = torch.cat([rows, columns], -1)
+    return out
 
 
 def _cosine_patches(weight: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import math
 import os
@@ -32,12 +33,12 @@ logger = logging.getLogger(__name__)
 class TrainCfg:
     """Everything that decides the result of a run, together with the model's config and the images."""
 
-    steps: int = 12000
-    batch: int = 4                  # images a step, over all processes
+    steps: int = 24000
+    batch: int = 2                  # images a step, over all processes
     lr: float = 2e-3
     warmup: int = 100               # steps
     decay_share: float = 0.35       # last share of the steps: the learning rate falls to zero, more real images
-    detach_steps: int = 300         # first steps: the decoder learns to draw boxes without steering the encoder
+    detach_steps: int = 400         # first steps: the decoder learns to draw boxes without steering the encoder
     dense_weight: float = 0.6       # of the dense losses once the decoder steers the encoder
     late_scene_share: float = 0.4   # of samples, in the last part
     weight_decay: float = 0.03
@@ -56,7 +57,7 @@ class TrainCfg:
     @property
     def decay_start(self) -> int:
         """First step of the last part."""
-        return round(self.steps * (1 - self.decay_share))
+        return min(self.steps - 1, round(self.steps * (1 - self.decay_share)))
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, constant, half a cosine to zero."""
@@ -79,7 +80,8 @@ class Samples(Dataset):
 def train(model_cfg: Mapping[str, Any], cfg: TrainCfg, out_dir: str | Path, coco: str | Path | None = None,
           processes: int = 1, workers: int = 0, device: str = "cpu", resume: bool = False,
           save_seconds: float = 180, check_every: int = 400) -> Path:
-    """Train and return the path of the weights (``model.pth`` in ``out_dir``, fp16, averaged).
+    """Train and return the path of the weights (``model.pth`` in ``out_dir``, fp16, averaged; ``model.json`` beside
+    it holds the model's config and how it was trained).
 
     Args:
         model_cfg: arguments of ``build_sam``. coco: COCO folder with real images, or None for scenes only.
@@ -143,6 +145,8 @@ def _work(rank: int, processes: int, model_cfg: dict[str, Any], cfg: TrainCfg, o
     if rank == 0:
         _save(run.state(), state_file)
         _save({k: v.half() for k, v in run.average.items()}, out_dir / "model.pth")
+        facts = {"model": model_cfg, "training": asdict(cfg), "real_images": len(pool), "held_out_images": held}
+        (out_dir / "model.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     if processes > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -173,7 +177,8 @@ class _Run:
             embedding = sam.image_encoder(pixels)
             dense, terms = dense_loss(self.head, embedding, batch["labels"], batch["extents"])
             early = self.step < cfg.detach_steps
-            mask, more = mask_loss(sam, embedding.detach() if early else embedding, batch["boxes"], batch["targets"])
+            mask, more = mask_loss(sam, embedding.detach() if early else embedding, batch["boxes"], batch["targets"],
+                                   plain_share=0.0 if early else 0.5)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         ((1.0 if early else cfg.dense_weight) * dense + mask).backward()
@@ -181,7 +186,7 @@ class _Run:
             grads = [p.grad for part in self.parts for p in part if p.grad is not None]
             flat = torch.cat([g.flatten() for g in grads])
             dist.all_reduce(flat)
-            for grad, mean in zip(grads, (flat / processes).split([g.numel() for g in grads])):
+            for grad, mean in zip(grads, (flat / processes).split([g.numel() for g in grads]), strict=True):
                 grad.copy_(mean.view_as(grad))
         for part in self.parts:  # apart: the decoder's gradients are larger and would shrink the encoder's
             torch.nn.utils.clip_grad_norm_(part, cfg.clip, foreach=True)
@@ -203,7 +208,8 @@ class _Run:
 
     def state(self) -> dict[str, Any]:
         return {"step": self.step, "model": self.sam.state_dict(), "average": self.average,
-                "head": self.head.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers], "config": asdict(self.cfg)}
+                "head": self.head.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
+                "config": asdict(self.cfg)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         if state["step"] > self.cfg.steps:

@@ -66,12 +66,15 @@ def dense_loss(head: DenseHead, embedding: Tensor, labels: Tensor, extents: Tens
                                                "extent": extent.detach()}
 
 
-def mask_loss(sam: Sam, embedding: Tensor, boxes: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def mask_loss(sam: Sam, embedding: Tensor, boxes: Tensor, targets: Tensor, plain_share: float = 0.5
+              ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of the single mask of each box, judged in the box with a margin, at the pixels of the mask logits.
 
     Per box: cross-entropy, plain and with equal weight for both classes, and Dice inside; cross-entropy at random
     tokens outside; squared error of the predicted IoU.
-    Args: embedding (B, C, G, G); boxes (B, n, 4) float32; targets (B, n, 4G, 4G) uint8, covered share x 255.
+    Args: embedding (B, C, G, G); boxes (B, n, 4) float32; targets (B, n, 4G, 4G) uint8, covered share x 255;
+        plain_share: of the plain cross-entropy. With any of it a decoder that knows nothing answers "no object
+        anywhere" and stays there for long; start with 0.
     Returns: mean over boxes, and the terms, detached; ``iou`` is the mean IoU inside the margin.
     """
     images, per_image = boxes.shape[:2]
@@ -101,8 +104,9 @@ def mask_loss(sam: Sam, embedding: Tensor, boxes: Tensor, targets: Tensor) -> tu
         hard, truth = (logits > 0) * inside, (target > 0.5) * inside
         iou = total(hard * truth) / total(((hard + truth) > 0).float()).clamp(min=1)
     quality = (predicted - iou) ** 2
-    loss = (0.5 * plain + 0.5 * balanced + dice + 0.5 * outside + 0.2 * quality).mean()
-    return loss, {"mask": (0.5 * plain + 0.5 * balanced + dice).detach().mean(), "iou": iou.mean(),
+    mask = plain_share * plain + (1 - plain_share) * balanced + dice
+    loss = (mask + (0.1 + 0.8 * plain_share) * outside + 0.2 * quality).mean()
+    return loss, {"mask": mask.detach().mean(), "iou": iou.mean(),
                   "outside": outside.detach().mean()}
 
 

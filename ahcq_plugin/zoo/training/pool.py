@@ -2,8 +2,6 @@
 """Real images with instance masks, decoded once and kept in memory at two scales."""
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ahcq_plugin.zoo.items import read_coco, read_image
 from ahcq_plugin.zoo.scenes import box_of
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,8 @@ class Level:
     unknown: list[Patch]
 
 
-def load_pool(folder: str | Path, hold_out: int = 32, longest: int = 640) -> tuple[list[tuple[Level, Level]], list[int]]:
+def load_pool(folder: str | Path, hold_out: int = 32, longest: int = 640
+              ) -> tuple[list[tuple[Level, Level]], list[int]]:
     """Decode a COCO folder (``instances.json``, ``images/``).
 
     ``hold_out`` images, chosen by a fixed seed, are left out. Each remaining one is kept at its own size (at most
@@ -44,11 +44,7 @@ def load_pool(folder: str | Path, hold_out: int = 32, longest: int = 640) -> tup
 
     Returns: levels (full, half) of each image that has an object, and the ids of the held-out images.
     """
-    from pycocotools.coco import COCO
-
-    folder = Path(folder)
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(str(folder / "instances.json"))
+    coco = read_coco(folder)
     ids = sorted(coco.imgs)
     if not 0 <= hold_out < len(ids):
         raise ValueError(f"`hold_out` must be in [0, {len(ids)}) for {folder}, got {hold_out}")
@@ -57,11 +53,7 @@ def load_pool(folder: str | Path, hold_out: int = 32, longest: int = 640) -> tup
     for image_id in ids:
         if image_id in held:
             continue
-        path = folder / "images" / Path(coco.imgs[image_id]["file_name"]).name
-        image = cv2.imread(str(path))
-        if image is None:
-            raise FileNotFoundError(f"cannot read image {path}")
-        image = np.ascontiguousarray(image[..., ::-1])
+        image = read_image(folder, coco.imgs[image_id]["file_name"])
         annotations = coco.loadAnns(coco.getAnnIds(image_id))
         masks = [(coco.annToMask(a).astype(bool), bool(a.get("iscrowd"))) for a in annotations if a.get("segmentation")]
         masks = [(mask, crowd) for mask, crowd in masks if mask.shape == image.shape[:2] and mask.any()]

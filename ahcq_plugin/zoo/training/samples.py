@@ -24,7 +24,8 @@ MIN_COVER = 8 * 255  # objects that show fewer pixels at the model's input are n
 class SampleCfg:
     """What a sample looks like. Shares are probabilities in [0, 1]."""
 
-    size: int = 256
+    size: int = 256                # side of the model's input, pixels
+    mask_size: int = 128           # side of its mask logits, pixels
     boxes: int = 8
     scene_share: float = 0.5       # the rest are real images
     paste_share: float = 0.35      # of all images: cut-outs and shapes added on top
@@ -34,8 +35,11 @@ class SampleCfg:
         for name in ("scene_share", "paste_share", "whole_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)!r}")
-        if self.boxes < 1 or self.size % 4:
-            raise ValueError(f"`boxes` must be positive and `size` a multiple of 4, got {self.boxes} and {self.size}")
+        if self.boxes < 1:
+            raise ValueError(f"`boxes` must be at least 1, got {self.boxes!r}")
+        if self.mask_size % 4 or self.size % self.mask_size:
+            raise ValueError("`mask_size` must be a multiple of 4 and divide `size`, "
+                             f"got {self.mask_size!r} and {self.size!r}")
 
 
 def make_sample(seed: int, index: int, cfg: SampleCfg, pool: list[tuple[Level, Level]]) -> dict[str, Tensor]:
@@ -44,9 +48,9 @@ def make_sample(seed: int, index: int, cfg: SampleCfg, pool: list[tuple[Level, L
     Returns a dict of
         image (3, S, S) uint8;
         boxes (N, 4) float32, xyxy in input pixels, slightly wrong;
-        targets (N, S/2, S/2) uint8, covered share of each pixel x 255;
-        labels (S/2, S/2) int16: 0 no object, 1.. objects, -1 unknown, -2 no object but unlabelled things possible;
-        extents (4, S/4, S/4) float32: distance in input pixels from a pixel to the left, top, right and bottom of
+        targets (N, M, M) uint8, covered share of each pixel of the mask x 255;
+        labels (M, M) int16: 0 no object, 1.. objects, -1 unknown, -2 no object but unlabelled things possible;
+        extents (4, M/2, M/2) float32: distance in input pixels from a pixel to the left, top, right and bottom of
         the box of the object it belongs to, -1 where there is none.
     """
     rng = np.random.default_rng((seed, index))
@@ -146,7 +150,8 @@ def _cut_out(rng: np.random.Generator, level: Level, size: int) -> tuple[np.ndar
     linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     if rng.random() < 0.5:
         linear[:, 0] *= -1
-    matrix = np.concatenate([linear, (rng.uniform(0.05, 0.95, 2) * size - linear @ [width / 2, height / 2])[:, None]], 1)
+    shift = rng.uniform(0.05, 0.95, 2) * size - linear @ [width / 2, height / 2]
+    matrix = np.concatenate([linear, shift[:, None]], 1)
     piece = level.image[patch.y:patch.y + height, patch.x:patch.x + width]
     cover = patch.cover
     while scale < 0.6 and min(cover.shape) >= 8:  # a linear warp alone would skip pixels
@@ -174,20 +179,19 @@ def _colours(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 def _finish(rng: np.random.Generator, image: np.ndarray, covers: list[np.ndarray], unknown: np.ndarray, real: bool,
             cfg: SampleCfg) -> dict[str, Tensor]:
-    half = cfg.size // 2
-    small = [cv2.resize(cover, (half, half), interpolation=cv2.INTER_AREA) for cover in covers]
+    step = cfg.size // cfg.mask_size
+    small = [cv2.resize(cover, (cfg.mask_size, cfg.mask_size), interpolation=cv2.INTER_AREA) for cover in covers]
     tight = np.stack([soft_box(cover) for cover in covers])
-    labels = np.full((half, half), -2 if real else 0, np.int16)
-    labels[unknown[::2, ::2] > 127] = -1
+    labels = np.full((cfg.mask_size, cfg.mask_size), -2 if real else 0, np.int16)
+    labels[unknown[::step, ::step] > 127] = -1
     for i in np.argsort([-int(cover.sum(dtype=np.int64)) for cover in covers]):  # small objects on top of large ones
         labels[small[i] > 127] = i + 1
-    quarter = labels[::2, ::2]
-    centre = (np.arange(cfg.size // 4, dtype=np.float32) + 0.5) * 4
-    owner = np.maximum(quarter, 1) - 1
-    sides = tight[owner].transpose(2, 0, 1)
+    coarse = labels[::2, ::2]
+    centre = (np.arange(len(coarse), dtype=np.float32) + 0.5) * 2 * step
+    sides = tight[np.maximum(coarse, 1) - 1].transpose(2, 0, 1)
     extents = np.stack([centre[None] - sides[0], centre[:, None] - sides[1], sides[2] - centre[None],
                         sides[3] - centre[:, None]])
-    extents = np.where(quarter[None] > 0, np.maximum(extents, 0), -1).astype(np.float32)
+    extents = np.where(coarse[None] > 0, np.maximum(extents, 0), -1).astype(np.float32)
     count = len(covers)
     chosen = rng.permutation(count) if count >= cfg.boxes else np.arange(cfg.boxes) % count
     chosen = chosen[:cfg.boxes]

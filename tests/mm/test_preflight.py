@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bad input ends in one line with exit code 2, before anything expensive."""
+
+import io
+import json
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from rich.console import Console
+
+from ahcq_plugin.mm.launch import launch
+
+
+@pytest.fixture
+def complain(monkeypatch, tmp_path):
+    """Launch a run that must not get as far as running; returns what it printed."""
+    monkeypatch.setattr(Runner, "test", lambda *_: pytest.fail("the expensive part was reached"))
+
+    def run(config, **options) -> str:
+        out = io.StringIO()
+        code = launch(str(config), work_dir=str(tmp_path / "out"), console=Console(file=out, width=80), **options)
+        assert code == 2
+        assert not (tmp_path / "out" / "metrics.json").exists()
+        text = out.getvalue().strip()
+        assert "\n" not in text and text.startswith("error: ")
+        return text.removeprefix("error: ")
+
+    return run
+
+
+def write_child(path, base, text):
+    path.write_text(f"_base_ = {str(base)!r}\n{text}\n")
+    return path
+
+
+def test_wrong_config_path(complain, tmp_path):
+    assert complain(tmp_path / "no.py") == f"no config file {tmp_path / 'no.py'}"
+
+
+def test_config_that_is_not_python(complain, tmp_path):
+    (tmp_path / "bad.py").write_text("recipe = dict(\n")
+    assert complain(tmp_path / "bad.py").startswith(f"cannot read the config {tmp_path / 'bad.py'}: SyntaxError")
+
+
+def test_config_without_ptq_loop(complain, tmp_path):
+    (tmp_path / "plain.py").write_text("model = dict(type='NoDetector')\n")
+    assert "not a PTQ config: it needs custom_imports = dict(imports=['ahcq_plugin.mm'])" in complain(
+        tmp_path / "plain.py"
+    )
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"recipe": "gptq"}, "unknown recipe 'gptq'; allowed: rtn, adaround, brecq, qdrop"),
+        ({"cfg_options": {"recipe.iteration": 5}}, "recipe: unknown key 'iteration'; allowed: "),
+        ({"cfg_options": {"recipe.w_bits": 9}}, "`w_bits` must be "),
+        ({"cfg_options": {"recipe.a_bits": 1}}, "must be "),
+        ({"cfg_options": {"recipes.a_bits": 4}}, "--cfg-options: unknown config key 'recipes.a_bits'; the config has "),
+        ({"cfg_options": {"test_cfg.promts": "gt"}}, "test_cfg: unknown key 'promts'; allowed: sam, recipe, calib, "),
+        ({"cfg_options": {"test_cfg.calib.images": 5}}, "calib: unknown key 'images'; allowed: dataset, num_images, "),
+        ({"cfg_options": {"test_cfg.calib.num_images": 0}}, "calib: `num_images` must be a positive integer, got 0"),
+        ({"cfg_options": {"test_cfg.prompts": "detector"}}, "prompts='detector', but the config has NoDetector"),
+        ({"cfg_options": {"test_cfg.prompts": "boxes.json"}}, "no detections file boxes.json: prompts must be"),
+        ({"cfg_options": {"sam.size": 3}}, "`sam` takes name and checkpoint, got ['checkpoint', 'name', 'size']"),
+        ({"device": "gpu"}, "unknown device 'gpu': give cpu, cuda or cuda:N"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not there: this machine has "),
+        ({"cfg_options": {"test_dataloader.dataset.typ": "x"}}, "the config does not build: "),
+    ],
+)
+def test_options(complain, ptq_config, options, message):
+    assert message in complain(ptq_config, **options)
+
+
+def test_misspelt_key_in_a_config(complain, ptq_config, tmp_path):
+    child = write_child(tmp_path / "child.py", ptq_config, "recpie = dict(w_bits=8)")
+    assert complain(child) == "unknown config key 'recpie': did you mean 'recipe'?"
+
+
+def test_missing_sam_checkpoint(complain, ptq_config, tmp_path):
+    text = complain(ptq_config, cfg_options={"sam.checkpoint": "gone.pth"})
+    assert text == "no weight file gone.pth"
+    child = write_child(tmp_path / "b.py", ptq_config, "sam = dict(_delete_=True, name='vit_b', checkpoint='gone.pth')")
+    text = complain(child)
+    assert "gone.pth" in text and "https://" in text and "--dry-run" in text
+
+
+def test_corrupt_sam_checkpoint(complain, ptq_config, tmp_path):
+    (tmp_path / "bad.pth").write_bytes(b"not a checkpoint")
+    text = complain(ptq_config, cfg_options={"sam.checkpoint": str(tmp_path / "bad.pth")})
+    assert text.startswith(f"cannot read {tmp_path / 'bad.pth'} as a PyTorch state_dict")
+
+
+def test_sam_checkpoint_of_another_shape(complain, ptq_config, tiny_sam, tmp_path):
+    state = tiny_sam.state_dict()
+    state["image_encoder.pos_embed"] = state["image_encoder.pos_embed"][:, :4]
+    torch.save(state, tmp_path / "other.pth")
+    text = complain(ptq_config, cfg_options={"sam.checkpoint": str(tmp_path / "other.pth")})
+    assert "does not fit the model" in text and "image_encoder.pos_embed has shape (1, 4, 8, 32)" in text
+
+
+def test_missing_data(complain, ptq_config, scenes, tmp_path):
+    hint = write_child(tmp_path / "child.py", ptq_config, "data_source = 'get it from example.org'")
+    (scenes / "images").rename(scenes / "pictures")
+    assert complain(hint) == f"no image folder {scenes}/images/: get it from example.org; --dry-run runs without it"
+    (scenes / "instances.json").unlink()
+    missing = f"no annotation file {scenes}/instances.json"
+    assert complain(hint) == f"{missing}: get it from example.org; --dry-run runs without it"
+    assert complain(ptq_config) == f"{missing}; --dry-run runs without it"
+
+
+def test_bad_annotations(complain, ptq_config, scenes):
+    path = scenes / "instances.json"
+    content = json.loads(path.read_text())
+
+    def complaint(**changes):
+        path.write_text(json.dumps(content | changes))
+        return complain(ptq_config)
+
+    assert complaint(annotations=[]) == f"{path} has no annotations"
+    assert complaint(images=[]) == f"{path} has no images"
+    bare = [{k: v for k, v in row.items() if k != "segmentation"} for row in content["annotations"]]
+    assert f"{len(bare)} annotations have no segmentation (first id 1)" in complaint(annotations=bare)
+    gone = [{**content["images"][0], "file_name": "gone.png"}]
+    assert complaint(images=gone) == f"{path} lists {scenes}/images/gone.png, which is not there"
+    path.write_text("[]")
+    assert complain(ptq_config).startswith(f"{path} is not in COCO format")
+    path.write_text("")
+    assert complain(ptq_config).startswith(f"{path} is not JSON")
+
+
+def test_bad_detections_file(complain, ptq_config, tmp_path):
+    path = tmp_path / "boxes.json"
+    options = dict(cfg_options={"test_cfg.prompts": str(path)})
+    for text, message in (
+        ("{", "is not JSON"),
+        ("{}", "is not in COCO results format: expected a list of objects with bbox, category_id, image_id, score"),
+        ("[]", "holds no detections"),
+    ):
+        path.write_text(text)
+        assert complain(ptq_config, **options).startswith(f"{path} {message}")
+
+
+def test_detector_checkpoint(complain, ptq_config, tmp_path):
+    model = "dict(_delete_=True, type='FixedDetector', boxes=[], scores=[])"
+    text = f"model = {model}\ntest_cfg = dict(prompts='detector')\nload_from = None\ndetector_source = 'convert it'"
+    child = write_child(tmp_path / "child.py", ptq_config, text)
+    path = tmp_path / "detector.pth"
+    options = dict(cfg_options={"load_from": str(path)})
+    assert complain(child) == "`load_from` is not set: the detector would have random weights; --dry-run runs without it"
+    assert complain(child, **options) == f"no detector checkpoint {path}: convert it; --dry-run runs without it"
+    path.write_bytes(b"garbage")
+    assert complain(child, **options).startswith(f"cannot read the detector checkpoint {path}")
+    torch.save({"state_dict": {"weight": torch.zeros(2)}}, path)
+    assert complain(child, **options).endswith(
+        "does not fit the detector: 1 of 1 tensors differ, first: weight has shape (2,), the model (1,)"
+    )
+    torch.save({"weights": torch.zeros(1)}, path)
+    assert complain(child, **options).endswith("1 of 1 tensors differ, first: weight is missing")

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs with a small SAM on three generated images."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.datasets import CocoDataset
+from mmengine.config import Config
+from mmengine.runner import Runner
+from rich.console import Console
+
+from ahcq_plugin.mm import BoxPromptedSAM, ptq_loop
+from ahcq_plugin.mm.convert_yolox import build_yolox
+from ahcq_plugin.mm.evaluation import evaluate
+from ahcq_plugin.mm.launch import launch, read_config
+from ahcq_plugin.ptq import Recipe, load_checkpoint
+from ahcq_plugin.zoo.sam import build_sam
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ["detect", "fp_eval", "prepare", "calibrate", "reconstruct", "freeze", "audit", "quantized_eval"]
+
+
+@pytest.fixture(autouse=True)
+def blank_report(request, monkeypatch):
+    """Drawing the report takes longer than the run; one test draws it."""
+    if "real_report" not in request.fixturenames:
+        monkeypatch.setattr(ptq_loop, "write_report", lambda path, data: Path(path).write_text("<html>"))
+
+
+@pytest.fixture
+def real_report():
+    """Turns ``blank_report`` off."""
+
+
+@pytest.fixture
+def run(ptq_config, tmp_path):
+    """Launch the small config; returns (exit code, printed text, metrics or None)."""
+
+    def launch_it(config=ptq_config, **options):
+        out, work_dir = io.StringIO(), tmp_path / "out"
+        code = launch(str(config), work_dir=str(work_dir), console=Console(file=out, width=120), **options)
+        path = work_dir / "metrics.json"
+        return code, out.getvalue(), json.loads(path.read_text()) if path.exists() else None
+
+    return launch_it
+
+
+def test_a_run_writes_what_the_table_shows(run, tmp_path, real_report):
+    code, text, metrics = run()
+    assert code == 0
+    assert list(metrics) == ["fp", "quantized", "audit", "recipe", "bits", "stages"]
+    assert (metrics["recipe"], metrics["bits"]) == ("rtn", [4, 4])
+    assert metrics["audit"]["passed"] is True and metrics["audit"]["counts"]["weight"] > 0
+    assert list(metrics["stages"]) == STAGES
+    assert all(stage["seconds"] > 0 and stage["peak_bytes"] > 10**7 for stage in metrics["stages"].values())
+    for part in ("fp", "quantized"):
+        assert {"AP", "AP50", "mIoU"} <= metrics[part].keys() and 0 < metrics[part]["mIoU"] < 1
+        assert f"{metrics[part]['mIoU']:.4f}" in text
+    assert 0 < metrics["quantized"]["IoU_fp"] < 1 and "AP_gt" not in metrics["fp"], "the only prompts are true boxes"
+    assert {path.name for path in (tmp_path / "out").glob("*.*")} >= {"metrics.json", "report.html", "quantized.pth"}
+    assert not list((tmp_path / "out").glob(".*")), "no temporary file is left"
+
+
+def test_the_checkpoint_is_the_model_that_was_measured(run, ptq_config, tmp_path, sam_config):
+    _, _, metrics = run()
+    sam = load_checkpoint(tmp_path / "out" / "quantized.pth", build_sam(**rename(sam_config)))
+    cfg = read_config(str(ptq_config))
+    loader = Runner.build_dataloader(cfg.test_dataloader)
+    model = BoxPromptedSAM(sam).eval()
+    records = ptq_loop.read_records(loader, model, ptq_loop.Cache(None))
+    found = evaluate(model, records, loader.dataset.metainfo, loader.dataset.ann_file).metrics
+    assert found == {key: metrics["quantized"][key] for key in found}
+
+
+def rename(sam_config):
+    return dict(name_or_cfg=sam_config["name"], checkpoint=sam_config["checkpoint"])
+
+
+def test_six_bits_are_closer_to_floating_point_than_three(run):
+    close = {bits: run(cfg_options={"recipe.w_bits": bits, "recipe.a_bits": bits})[2] for bits in (6, 3)}
+    assert close[6]["quantized"]["IoU_fp"] > 0.9 > close[3]["quantized"]["IoU_fp"]
+    assert close[6]["fp"] == close[3]["fp"]
+
+
+def test_a_failed_audit_reports_nothing(run, monkeypatch):
+    assert run()[0] == 0
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("the audit failed with 1 problems; no result is reported:\n  blocks.0: drop mode is on")
+
+    monkeypatch.setattr(ptq_loop, "quantize", fail)
+    code, text, metrics = run()
+    assert code == 1 and "blocks.0: drop mode is on" in text and "mIoU" not in text
+    assert metrics is None, "figures of an earlier run must not pass for this one's"
+
+
+def test_other_errors_are_not_swallowed(run, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(ptq_loop, "quantize", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run()
+
+
+def test_bad_data_found_late_is_one_line_and_a_trace_on_disk(run, tmp_path):
+    code, text, _ = run(cfg_options={"test_cfg.calib.num_images": 4})
+    assert code == 2 and text.count("\n") == 1 and "only 3 of 3 calibration images have a box" in text
+    assert "Traceback" in (tmp_path / "out" / "error.txt").read_text()
+
+
+def test_the_floating_point_evaluation_is_kept_on_request(run, monkeypatch, tmp_path, scenes):
+    calls = []
+
+    def counted(model, records, metainfo, ann_file, reference, desc):
+        calls.append(desc)
+        return evaluate(model, records, metainfo, ann_file, reference, desc)
+
+    monkeypatch.setattr(ptq_loop, "evaluate", counted)
+    options = dict(cfg_options={"test_cfg.cache_dir": str(tmp_path / "cache")})
+    first, second = run(**options)[2], run(recipe="rtn", **options)[2]
+    assert calls == ["floating-point evaluation", *["quantized evaluation"] * 2]
+    assert first["fp"] == second["fp"] and first["quantized"] == second["quantized"]
+    path = scenes / "images" / "000000.png"
+    path.write_bytes((scenes / "images" / "000001.png").read_bytes())
+    assert run(**options)[2]["fp"] != first["fp"] and len(calls) == 5
+
+
+def test_the_seed_reaches_calibration_and_reconstruction(run, monkeypatch):
+    seen = []
+
+    def spy(model, batches, recipe, **kwargs):
+        seen.append((batches[0], recipe.seed))
+        raise RuntimeError("the audit failed: enough seen")
+
+    monkeypatch.setattr(ptq_loop, "quantize", spy)
+    for seed in (0, 0, 5):
+        run(seed=seed)
+    (a, seed_a), (b, seed_b), (c, seed_c) = seen
+    assert torch.equal(a["image"], b["image"]) and torch.equal(a["boxes"], b["boxes"])
+    assert (seed_a, seed_b, seed_c) == (0, 0, 5)
+    assert a["boxes"].shape != c["boxes"].shape or not torch.equal(a["boxes"], c["boxes"])
+
+
+def test_resume_gives_the_figures_of_the_first_run(run, tmp_path):
+    options = dict(recipe="qdrop", cfg_options={"recipe.iterations": 3})
+    first = run(**options)[2]
+    (tmp_path / "out" / "units" / "004.pt").unlink()
+    again = run(resume=True, **options)[2]
+    assert again["quantized"] == first["quantized"]
+    code, text, _ = run(resume=True, recipe="qdrop", cfg_options={"recipe.iterations": 4})
+    assert code == 2 and "cannot resume" in text
+
+
+def test_boxes_from_a_file_give_both_figures(run, tmp_path, scenes):
+    rows = json.loads((scenes / "instances.json").read_text())["annotations"]
+    rows = [dict(image_id=r["image_id"], category_id=1, bbox=r["bbox"], score=0.5) for r in rows]
+    (tmp_path / "boxes.json").write_text(json.dumps(rows))
+    _, _, metrics = run(cfg_options={"test_cfg.prompts": str(tmp_path / "boxes.json")})
+    for part in ("fp", "quantized"):
+        assert metrics[part]["AP"] == pytest.approx(metrics[part]["AP_gt"]), "the file holds the true boxes"
+    assert metrics["fp"]["AP_box"] == pytest.approx(1)
+
+
+@pytest.fixture
+def coco_scenes(scenes):
+    """``scenes`` in COCO's folders with COCO's 80 categories."""
+    path = scenes / "instances.json"
+    content = json.loads(path.read_text())
+    content["categories"] = [dict(id=i, name=name) for i, name in enumerate(CocoDataset.METAINFO["classes"], 1)]
+    (scenes / "annotations").mkdir()
+    for part in ("train2017", "val2017"):
+        (scenes / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
+        (scenes / part).symlink_to(scenes / "images")
+    return scenes
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_plain_mmdet_config_becomes_a_ptq_run(coco_scenes, sam_config, tmp_path, monkeypatch, wrapped):
+    """By custom_imports and test_cfg alone, with mmdet's own Runner, hooks and evaluator settings."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "coco").symlink_to(coco_scenes)
+    yolox = build_yolox()
+    for convs in (yolox.bbox_head.multi_level_conv_cls, yolox.bbox_head.multi_level_conv_obj):
+        for conv in convs:
+            torch.nn.init.constant_(conv.bias, 3.0)  # sure of everything, so that there are boxes
+    torch.save({"state_dict": yolox.state_dict()}, tmp_path / "yolox.pth")
+    calib = dict(num_images=2, max_boxes=3)
+    loop = dict(type="PTQLoop", sam=sam_config, recipe="rtn", calib=calib, max_boxes=5)
+    (tmp_path / "child.py").write_text(
+        "_base_ = 'mmdet::yolox/yolox_nano_8xb8-300e_coco.py'\n"
+        f"custom_imports = dict(imports=['ahcq_plugin.mm'])\ntest_cfg = {loop!r}\n"
+        "load_from = 'yolox.pth'\nwork_dir = 'out'\ntest_dataloader = dict(num_workers=0, persistent_workers=False)\n"
+    )
+    runner = Runner.from_cfg(Config.fromfile(tmp_path / "child.py"))
+    if wrapped:
+        runner.model = torch.nn.DataParallel(runner.model)
+    metrics = runner.test()
+    assert isinstance(runner.model, BoxPromptedSAM)
+    for name, value in runner.model.detector.state_dict().items():
+        assert torch.equal(value, yolox.state_dict()[name]), "the checkpoint went into the detector"
+    assert all(0 < len(record["boxes"]) <= 3 for record in _batches(runner.test_loop))
+    saved = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["quantized/IoU_fp"] == saved["quantized"]["IoU_fp"] < 1
+    assert {"AP", "AP_gt", "mIoU", "AP_box"} <= saved["fp"].keys()
+
+
+def _batches(loop):
+    return list(loop._calibration_batches(loop.runner.model))
+
+
+def test_more_than_one_process_is_refused(ptq_config, monkeypatch, tmp_path):
+    cfg = read_config(str(ptq_config))
+    cfg.work_dir = str(tmp_path / "out")
+    loop = Runner.from_cfg(cfg).test_loop
+    monkeypatch.setattr(ptq_loop, "get_world_size", lambda: 2)
+    with pytest.raises(RuntimeError, match="PTQLoop runs in one process, got 2"):
+        loop.run()
+
+
+def test_a_loop_without_recipe_says_where_it_belongs(ptq_config, tmp_path):
+    cfg = read_config(str(ptq_config))
+    cfg.work_dir = str(tmp_path / "out")
+    recipe = cfg.pop("recipe")
+    with pytest.raises(ValueError, match="give `recipe` in test_cfg or at the top level of the config"):
+        _ = Runner.from_cfg(cfg).test_loop
+    cfg.test_cfg.recipe = recipe
+    assert Runner.from_cfg(cfg).test_loop.recipe == Recipe.from_config(recipe)
+
+
+@pytest.mark.parametrize("leaf", ["demo_sam_tiny_w4a4", "sam_tiny_w4a4_yolox_nano_coco"])
+def test_a_dry_run_needs_no_data_and_no_weights(run, leaf, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AHCQ_DATA", str(tmp_path / "absent"))
+    code, text, metrics = run(ROOT / "mm_configs" / f"{leaf}.py", dry_run=True, cfg_options={"recipe.w_bits": 3})
+    assert code == 0 and metrics is None, "the results of a dry run are not where real ones belong"
+    assert "dry run: 2 generated images" in text and "dry run: SAM's input is 128 pixels" in text
+    metrics = json.loads((tmp_path / "out" / "dry_run" / "metrics.json").read_text())
+    assert metrics["bits"] == [3, 4] and list(metrics["stages"]) == STAGES
+
+
+def test_the_tool_fails_in_one_line(tmp_path):
+    command = [sys.executable, str(ROOT / "tools" / "ptq.py"), "absent.py"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
+    assert (done.returncode, done.stdout) == (2, "error: no config file absent.py\n")
+    assert "Traceback" not in done.stderr
