@@ -13,7 +13,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("onnx", help="for example yolox_nano.onnx")
     parser.add_argument("out", help="for example checkpoints/yolox_nano.pth")
-    parser.add_argument("--config", default=NANO_CONFIG, help="mmdet's config, below its configs folder (default: %(default)s)")
+    parser.add_argument(
+        "--config", default=NANO_CONFIG, help="mmdet's config, below its configs (default: %(default)s)"
+    )
     args = parser.parse_args()
     try:
         count = convert_yolox(args.onnx, args.out, args.config)

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Measure a small SAM: mean IoU, dependence on the image, mask AP, round-to-nearest weights. See docs/sam_tiny.md."""
+
 import argparse
 import json
 import logging

@@ -10,7 +10,8 @@ with warnings.catch_warnings(record=True):  # torch shows one whatever the filte
 
     from ahcq_plugin.mm.launch import launch
 
-warnings.filterwarnings("ignore", module=r"mmengine|mmcv|mmdet|torch\.functional")  # deprecations that users cannot act on
+# Deprecations in these packages, which users cannot act on.
+warnings.filterwarnings("ignore", module=r"mmengine|mmcv|mmdet|torch\.functional")
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,7 +19,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("config", help="for example mm_configs/demo_sam_tiny_w4a4.py")
     parser.add_argument("--work-dir", help="where results go; default: work_dirs/<name of the config>")
     parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, help="override the config: recipe.iterations=500 sam.checkpoint=x.pth"
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help="override the config: recipe.iterations=500 sam.checkpoint=x.pth",
     )
     parser.add_argument("--recipe", help="name of the recipe, instead of the config's: rtn, adaround, brecq, qdrop")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in the work dir")

@@ -7,7 +7,7 @@ Example: AHCQ_DATA=data python tools/results_table.py --fill --readme
 import argparse
 from pathlib import Path
 
-from ahcq_plugin.mm.results import CELLS, fill, table, update_readme
+from ahcq_plugin.mm.results import CELLS, fill, stages_table, table, update_readme
 
 
 def main() -> int:
@@ -25,7 +25,8 @@ def main() -> int:
         parser.error(f"unknown cell {', '.join(unknown)}; allowed: {', '.join(known)}")
     chosen = [known[name] for name in args.only] if args.only else CELLS
     failed = fill(args.config, args.folder, args.work_dir, chosen) if args.fill else []
-    markdown = table(args.config, args.folder)
+    shown = next(cell for cell in CELLS if cell.name == "qdrop_w4a4")
+    markdown = table(args.config, args.folder) + "\n\n" + stages_table(args.config, args.folder, shown)
     print(markdown)
     if args.readme:
         update_readme(Path("README.md"), markdown)

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """What makes a SAM hard to quantize: condition numbers, post-GELU and post-softmax values, channel ranges."""
+
 import argparse
 import json
 from itertools import islice
@@ -28,7 +29,8 @@ def main() -> None:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "statistics.json").write_text(
-        json.dumps({"conditions": conditions, **activations}, indent=1) + "\n", encoding="utf-8")
+        json.dumps({"conditions": conditions, **activations}, indent=1) + "\n", encoding="utf-8"
+    )
     tables = statistics_tables(conditions, activations)
     (out / "statistics.md").write_text(tables, encoding="utf-8")
     print(tables)

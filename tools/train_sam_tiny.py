@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Train a small Segment Anything model from nothing on a CPU or a GPU. See docs/sam_tiny.md."""
+
 import argparse
 import dataclasses
 import logging

@@ -40,7 +40,12 @@ class NoDetector(BaseDetector):
 
 @dataclass(frozen=True)
 class ImageEmbedding:
-    """What the decoder needs of an image: ``features`` (1, C, h, w), sizes (height, width) before and after resizing."""
+    """What the decoder needs of an image.
+
+    Args:
+        features: (1, C, h, w).
+        original_size, input_size: (height, width) before and after resizing.
+    """
 
     features: Tensor
     original_size: tuple[int, int]
@@ -88,7 +93,9 @@ class BoxPromptedSAM(BaseDetector):
         self.detections = None
         if self.prompts == "detector":
             if detector is None or isinstance(detector, NoDetector):
-                raise ValueError("prompts='detector' needs a detector; without one use prompts='gt' or a detections JSON")
+                raise ValueError(
+                    "prompts='detector' needs a detector; without one use prompts='gt' or a detections JSON"
+                )
         elif self.prompts != "gt":
             if cat_ids is None:
                 raise ValueError("prompts from a file need `cat_ids`, the category id of each label")
@@ -134,15 +141,17 @@ class BoxPromptedSAM(BaseDetector):
         if not chunks:
             nothing = torch.zeros(0, device=self.device)
             return nothing.bool().view(0, 1, 1).expand(0, *image.shape[:2]), nothing
-        masks, iou = zip(*chunks)
+        masks, iou = zip(*chunks, strict=True)
         return torch.cat(masks), torch.cat(iou)
 
     def calibration_batch(
         self, image: np.ndarray, boxes: Tensor, max_boxes: int = 16, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Batch for ``ahcq_plugin.quantize``: ``image`` (1, 3, S, S) normalised and padded, ``boxes`` (n, 4) in its pixels.
+        """Batch for ``ahcq_plugin.quantize``.
 
         More than ``max_boxes`` boxes are sampled without replacement, their order kept.
+
+        Returns: ``image`` (1, 3, S, S) normalised and padded, ``boxes`` (n, 4) xyxy in its pixels; float32.
         """
         if len(boxes) > max_boxes:
             boxes = boxes[torch.randperm(len(boxes), generator=generator)[:max_boxes].sort().values]
@@ -170,7 +179,7 @@ class BoxPromptedSAM(BaseDetector):
 
         ``mask_scores`` = score x predicted IoU; CocoMetric ranks masks by it and boxes by ``scores``.
         """
-        for sample, prompts in zip(batch_data_samples, self.prompt(batch_inputs, batch_data_samples)):
+        for sample, prompts in zip(batch_data_samples, self.prompt(batch_inputs, batch_data_samples), strict=True):
             masks, iou = self.segment(original_image(sample), prompts.boxes)
             sample.pred_instances = InstanceData(
                 bboxes=prompts.boxes.to(self.device),

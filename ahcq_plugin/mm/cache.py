@@ -57,7 +57,11 @@ def digest(value: Any) -> str:
 
 def _update(state, value: Any) -> None:
     if isinstance(value, (torch.Tensor, np.ndarray)):
-        array = value.detach().cpu().contiguous().numpy() if isinstance(value, torch.Tensor) else np.ascontiguousarray(value)
+        array = (
+            value.detach().cpu().contiguous().numpy()
+            if isinstance(value, torch.Tensor)
+            else np.ascontiguousarray(value)
+        )
         state.update(f"array {array.dtype} {array.shape} ".encode())
         state.update(array.data if array.size else b"")
     elif isinstance(value, bytes):

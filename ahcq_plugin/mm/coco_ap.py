@@ -33,7 +33,7 @@ class ExactCocoMetric(CocoMetric):
     def compute_metrics(self, results: list) -> dict[str, float]:
         """``{"AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"}`` from what ``process`` collected."""
         (metric,) = self.metrics
-        truths, predictions = zip(*results)
+        truths, predictions = zip(*results, strict=True)
         with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
             if self._coco_api is None:
                 self._coco_api = COCO(self.gt_to_coco_json(truths, str(Path(folder) / "truth")))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """YOLOX from ONNX (batch norm folded into the convolutions, as YOLOX's export script leaves it) to an mmdet state dict.
 
-The exported graph has lost the module names of the folded convolutions, so they are matched by their order in the graph.
-That order is the order of execution in the original YOLOX code; :func:`conv_names` spells it in mmdet's names.
+The exported graph has lost the module names of the folded convolutions, so they are matched by their order in the
+graph. That order is the order of execution in the original YOLOX code; :func:`conv_names` spells it in mmdet's names.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def build_yolox(config: str = NANO_CONFIG) -> nn.Module:
 def conv_names(model: nn.Module) -> list[str]:
     """Names of all convolutions of an mmdet YOLOX in the order of execution of the original YOLOX code.
 
-    Backbone; neck: lateral and down-sampling convolutions before the block that they feed; then for each level the stem
-    of the head (``neck.out_convs`` in mmdet), classification branch and its output, regression branch and its two outputs.
+    Backbone; neck: lateral and down-sampling convolutions before the block that they feed; then for each level the
+    stem of the head (``neck.out_convs`` in mmdet), classification branch and its output, regression branch and its
+    two outputs.
     """
     names = list(_within(model.backbone, "backbone"))
     neck, head = model.neck, model.bbox_head
@@ -53,8 +54,8 @@ def conv_names(model: nn.Module) -> list[str]:
 def convert_state_dict(convs: list[tuple[Tensor, Tensor]], model: nn.Module) -> dict[str, Tensor]:
     """mmdet state dict from folded convolutions.
 
-    A folded convolution has a bias, mmdet's has none but a batch norm behind it: the batch norm becomes an identity with
-    that bias (mean 0, variance 1, weight sqrt(1 + eps)), so outputs agree up to float32 rounding.
+    A folded convolution has a bias, mmdet's has none but a batch norm behind it: the batch norm becomes an identity
+    with that bias (mean 0, variance 1, weight sqrt(1 + eps)), so outputs agree up to float32 rounding.
 
     Args:
         convs: (weight (out, in / groups, k, k), bias (out,)) of each convolution in graph order.
@@ -65,9 +66,11 @@ def convert_state_dict(convs: list[tuple[Tensor, Tensor]], model: nn.Module) -> 
     """
     names = conv_names(model)
     if len(names) != len(convs):
-        raise ValueError(f"the ONNX graph has {len(convs)} convolutions, the mmdet model {len(names)}: another YOLOX size?")
+        raise ValueError(
+            f"the ONNX graph has {len(convs)} convolutions, the mmdet model {len(names)}: another YOLOX size?"
+        )
     modules, state = dict(model.named_modules()), model.state_dict()
-    for name, (weight, bias) in zip(names, convs):
+    for name, (weight, bias) in zip(names, convs, strict=True):
         conv = modules[name]
         if conv.weight.shape != weight.shape:
             raise ValueError(
@@ -109,7 +112,9 @@ def read_convs(onnx_path: str | Path) -> list[tuple[Tensor, Tensor]]:
         if node.op_type != "Conv":
             continue
         if len(node.input) != 3:
-            raise ValueError(f"{path}: {node.name} has no bias; export with batch norm folded (the default of YOLOX's export)")
+            raise ValueError(
+                f"{path}: {node.name} has no bias; export with batch norm folded (the default of YOLOX's export)"
+            )
         convs.append(tuple(torch.from_numpy(onnx.numpy_helper.to_array(tensors[i]).copy()) for i in node.input[1:]))
     return convs
 

@@ -12,6 +12,7 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 
 from ahcq_plugin.mm.files import write_json
+from ahcq_plugin.mm.records import leaf_config
 from ahcq_plugin.zoo.sam import packaged_config
 from ahcq_plugin.zoo.scenes import write_coco
 
@@ -53,7 +54,7 @@ def make_dry_run(cfg: Config) -> list[str]:
 
 
 def small_sam(name: str | Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of ``build_sam`` for a model of full width and depth with an input of at most :data:`INPUT_SIZE` pixels."""
+    """Arguments of ``build_sam``: full width and depth, input of at most :data:`INPUT_SIZE` pixels."""
     config = packaged_config() if isinstance(name, str) else dict(name)
     if name in _PUBLISHED:
         width, depth, heads, global_blocks = _PUBLISHED[name]
@@ -66,8 +67,7 @@ def small_sam(name: str | Mapping[str, Any]) -> dict[str, Any]:
 
 def _scenes(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Data set of generated images with the classes of the configured one, under its pipeline."""
-    while "dataset" in config or "datasets" in config:
-        config = config["dataset"] if "dataset" in config else config["datasets"][0]
+    config = leaf_config(config)
     ann_file = write_coco(folder / "scenes", IMAGES, size=IMAGE_SIZE)
     kind = DATASETS.get(config["type"])
     classes: Sequence[str] = (config.get("metainfo") or kind.METAINFO)["classes"]

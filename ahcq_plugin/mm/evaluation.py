@@ -23,8 +23,9 @@ class Evaluation:
 
     Args:
         metrics: ``AP``, ``AP50``, ... of the masks with the prompts of the run (detections, or ground-truth boxes);
-            with detections also ``AP_gt``, ``AP50_gt`` with ground-truth boxes; ``mIoU``: mean IoU of masks prompted with
-            ground-truth boxes and ground truth, over objects; ``IoU_fp``: the same against the reference's masks.
+            with detections also ``AP_gt``, ``AP50_gt`` with ground-truth boxes; ``mIoU``: mean IoU, over objects, of
+            masks prompted with ground-truth boxes and ground truth; ``IoU_fp``: the same against the reference's
+            masks.
         truth_masks: image id -> masks prompted with its ground-truth boxes, in their order.
     """
 
@@ -38,7 +39,7 @@ class Evaluation:
     @staticmethod
     def from_json(content: dict[str, Any]) -> Evaluation:
         """Inverse of :meth:`to_json`."""
-        return Evaluation(content["metrics"], {key: rles for key, rles in content["truth_masks"]})
+        return Evaluation(content["metrics"], dict(content["truth_masks"]))
 
 
 def evaluate(

@@ -68,5 +68,7 @@ def original_image(data_sample) -> np.ndarray:
         )
     shape = data_sample.get("ori_shape")
     if shape is not None and tuple(shape[:2]) != image.shape[:2]:
-        raise ValueError(f"{data_sample.get('img_path')}: image of {image.shape[:2]}, data sample says {tuple(shape[:2])}")
+        raise ValueError(
+            f"{data_sample.get('img_path')}: image of {image.shape[:2]}, data sample says {tuple(shape[:2])}"
+        )
     return image

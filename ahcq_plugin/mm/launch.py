@@ -71,7 +71,7 @@ def _complain(console: Console, text: str) -> None:
 
 
 def read_config(path: str, cfg_options: Mapping[str, Any] | None = None) -> Config:
-    """Config with overrides merged; ``recipe`` and ``sam`` of ``test_cfg`` move to the top level, where overrides reach them.
+    """Config with overrides merged; ``recipe`` and ``sam`` of ``test_cfg`` move to the top level.
 
     Raises:
         FileNotFoundError, ValueError: no such file, not a config, an override of a key that is not there.
@@ -135,6 +135,8 @@ def print_result(result: PTQResult, console: Console) -> None:
     """Tables of figures and of stages, and where the files are."""
     console.print(result_table(result.metrics))
     console.print(stage_table(result.metrics["stages"]))
-    console.print("audit passed: " + ", ".join(f"{role} {n:,}" for role, n in result.metrics["audit"]["counts"].items()))
+    console.print(
+        "audit passed: " + ", ".join(f"{role} {n:,}" for role, n in result.metrics["audit"]["counts"].items())
+    )
     for path in result.files.values():
         console.print(f"written: {path}", soft_wrap=True)

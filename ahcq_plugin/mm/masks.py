@@ -29,7 +29,7 @@ def decode(rles: Sequence[RLE], size: tuple[int, int]) -> np.ndarray:
 
 
 def from_annotation(segmentation: dict | list, size: tuple[int, int]) -> RLE:
-    """RLE of a COCO ``segmentation``: polygons, uncompressed or compressed run lengths, of an image of ``size`` (H, W)."""
+    """RLE of a COCO ``segmentation`` (polygons, uncompressed or compressed run lengths); ``size``: (H, W)."""
     height, width = size
     if isinstance(segmentation, list):
         return _plain(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
@@ -43,7 +43,7 @@ def pairwise_iou(first: Sequence[RLE], second: Sequence[RLE]) -> list[float]:
     if len(first) != len(second):
         raise ValueError(f"as many masks on both sides, got {len(first)} and {len(second)}")
     ious = []
-    for one, other in zip(first, second):
+    for one, other in zip(first, second, strict=True):
         intersection = int(coco_mask.area(coco_mask.merge([one, other], intersect=True)))
         union = int(coco_mask.area(one)) + int(coco_mask.area(other)) - intersection
         ious.append(intersection / union if union else 1.0)

@@ -45,7 +45,7 @@ def preflight(cfg: Config, random_weights: bool = False) -> None:
     check_dataset(cfg.test_dataloader.dataset, cfg.get("data_source"), masks=True)
     calib_dataset = calib.dataset or cfg.get("train_dataloader", {}).get("dataset")
     if calib_dataset is None:
-        raise ValueError("no calibration images: the config has neither test_cfg.calib.dataset nor train_dataloader.dataset")
+        raise ValueError("no calibration images: give test_cfg.calib.dataset or train_dataloader in the config")
     check_dataset(calib_dataset, cfg.get("data_source"))
     if prompts == "detector":
         if cfg.model.type == "NoDetector":
@@ -65,7 +65,8 @@ def check_keys(cfg: Config) -> None:
             raise ValueError(f"unknown config key {key!r}: did you mean {close[0]!r}?")
     if cfg.get("test_cfg") is None or cfg.test_cfg.get("type") != "PTQLoop":
         raise ValueError(
-            "not a PTQ config: it needs custom_imports = dict(imports=['ahcq_plugin.mm']) and test_cfg = dict(type='PTQLoop', ...)"
+            "not a PTQ config: it needs custom_imports = dict(imports=['ahcq_plugin.mm']) "
+            "and test_cfg = dict(type='PTQLoop', ...)"
         )
     allowed = [name for name in inspect.signature(PTQLoop).parameters if name not in _GIVEN_BY_RUNNER]
     unknown = sorted(set(cfg.test_cfg) - {"type", "_scope_"} - set(allowed))
@@ -89,7 +90,7 @@ def check_device(name: str | None) -> None:
 
 
 def check_dataset(config: Mapping[str, Any], source: str | None = None, masks: bool = False) -> None:
-    """Annotation file and images of a data set config are there and not empty; with ``masks``, every object has a mask."""
+    """Annotation file and images of a data set are there and not empty; with ``masks``, every object has a mask."""
     while "dataset" in config:
         config = config["dataset"]
     for part in config.get("datasets", ()):
@@ -123,11 +124,13 @@ def _check_coco(ann_file: str, folder: str, masks: bool) -> None:
         raise FileNotFoundError(f"{ann_file} lists {image}, which is not there")
     bare = [row["id"] for row in content["annotations"] if not row.get("segmentation") and not row.get("iscrowd")]
     if masks and bare:
-        raise ValueError(f"{ann_file}: {len(bare)} annotations have no segmentation (first id {bare[0]}); masks are compared")
+        raise ValueError(
+            f"{ann_file}: {len(bare)} annotations have no segmentation (first id {bare[0]}); masks are compared"
+        )
 
 
 def check_detector(cfg: Config) -> None:
-    """``load_from`` is there, readable and fits the model: the Runner would load what fits and keep silent about the rest."""
+    """``load_from`` is there, readable and fits: the Runner would load what fits and keep silent about the rest."""
     path, source = cfg.get("load_from"), cfg.get("detector_source")
     if not path:
         raise ValueError(f"`load_from` is not set: the detector would have random weights; {DRY_RUN}")
@@ -150,4 +153,6 @@ def check_detector(cfg: Config) -> None:
         if name in state and state[name].shape != value.shape
     ]
     if wrong:
-        raise ValueError(f"{path} does not fit the detector: {len(wrong)} of {len(own)} tensors differ, first: {wrong[0]}")
+        raise ValueError(
+            f"{path} does not fit the detector: {len(wrong)} of {len(own)} tensors differ, first: {wrong[0]}"
+        )

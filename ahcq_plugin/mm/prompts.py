@@ -76,7 +76,9 @@ def ground_truth_prompts(data_sample) -> BoxPrompts:
     if "instances" in data_sample:
         return prompts_from_annotations(data_sample.instances)
     if "gt_instances" not in data_sample or "bboxes" not in data_sample.gt_instances:
-        raise ValueError("the data sample has no ground-truth boxes: add LoadAnnotations(with_bbox=True) to the pipeline")
+        raise ValueError(
+            "the data sample has no ground-truth boxes: add LoadAnnotations(with_bbox=True) to the pipeline"
+        )
     instances = data_sample.gt_instances
     boxes = instances.bboxes
     boxes = boxes.tensor if hasattr(boxes, "tensor") else boxes
@@ -116,12 +118,16 @@ def read_detections(path: str | Path) -> list[dict]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no detections file {path}: prompts must be 'detector', 'gt' or the path of a COCO results JSON")
+        raise FileNotFoundError(
+            f"no detections file {path}: prompts must be 'detector', 'gt' or the path of a COCO results JSON"
+        )
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error})") from error
     keys = {"image_id", "category_id", "bbox", "score"}
     if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
-        raise ValueError(f"{path} is not in COCO results format: expected a list of objects with {', '.join(sorted(keys))}")
+        raise ValueError(
+            f"{path} is not in COCO results format: expected a list of objects with {', '.join(sorted(keys))}"
+        )
     return rows

@@ -27,6 +27,7 @@ from ahcq_plugin.mm.records import (
     ImageRecord,
     calibration_dataset,
     calibration_records,
+    leaf_config,
     read_records,
     unwrapped,
 )
@@ -96,8 +97,8 @@ class PTQLoop(BaseLoop):
     ``quantized.pth`` into the Runner's work dir.
 
     Args:
-        runner, dataloader, evaluator: given by the Runner. The evaluator is not used: the loop measures masks against the
-            data set's annotations itself.
+        runner, dataloader, evaluator: given by the Runner. The evaluator is not used: the loop measures masks against
+            the data set's annotations itself.
         sam: ``dict(name=..., checkpoint=...)``; default: ``sam`` at the config's top level.
         recipe: name or dict, see :class:`ahcq_plugin.ptq.Recipe`; default: ``recipe`` at the config's top level.
         calib: keys of :class:`Calibration`.
@@ -198,9 +199,10 @@ class PTQLoop(BaseLoop):
         prompts = calib.prompts or ("gt" if model.detections is not None else model.prompts)
         if prompts != model.prompts:
             model = BoxPromptedSAM(model.sam, model.detector, prompts, cat_ids=self._cat_ids(), **self.box_options)
-        dataset = calibration_dataset(
-            calib.dataset or cfg.train_dataloader.dataset, cfg.test_dataloader.dataset.pipeline
-        )
+        config = calib.dataset or cfg.get("train_dataloader", {}).get("dataset")
+        if config is None:
+            raise ValueError("PTQLoop: no calibration images; give `calib.dataset` or `train_dataloader` in the config")
+        dataset = calibration_dataset(config, leaf_config(cfg.test_dataloader.dataset)["pipeline"])
         records = calibration_records(dataset, model, calib.num_images, calib.seed)
         return CalibrationBatches(model, records, calib.max_boxes, calib.seed)
 

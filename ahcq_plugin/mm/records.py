@@ -178,6 +178,13 @@ def unwrapped(dataset: Dataset) -> Dataset:
             return dataset
 
 
+def leaf_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Config of the innermost data set of wrappers (the first of concatenated ones)."""
+    while "dataset" in config or "datasets" in config:
+        config = config["dataset"] if "dataset" in config else config["datasets"][0]
+    return config
+
+
 def calibration_dataset(config: Mapping[str, Any], pipeline: Sequence[Mapping[str, Any]]) -> Dataset:
     """Data set of a training config under another pipeline: without filtering, repetition and mixing of images."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints while it reads annotations
@@ -204,4 +211,5 @@ def _detect(dataloader: DataLoader, model: BoxPromptedSAM) -> list:
 def _prompt(model: BoxPromptedSAM, batch: dict) -> list[tuple[int | str, BoxPrompts]]:
     data = model.data_preprocessor(batch, False)
     samples = data["data_samples"]
-    return [(sample.img_id, prompts) for sample, prompts in zip(samples, model.prompt(data["inputs"], samples))]
+    prompts = model.prompt(data["inputs"], samples)
+    return [(sample.img_id, found) for sample, found in zip(samples, prompts, strict=True)]

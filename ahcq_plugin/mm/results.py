@@ -28,6 +28,7 @@ COLUMNS = (
     ("IoU to FP", "IoU_fp", "{:.4f}"),
 )
 GAP = "–"
+QUANTIZING = ("prepare", "calibrate", "reconstruct", "freeze", "audit")
 
 
 @dataclass(frozen=True)
@@ -109,25 +110,36 @@ def table(config: str, folder: Path, cells: Sequence[Cell] = CELLS) -> str:
     ]
     done = [metrics for metrics in found.values() if metrics is not None]
     if done:
-        stages = done[0]["stages"]
-        lines.append(
-            _row("floating point", "32", done[0]["fp"], stages["fp_eval"]["seconds"], stages["fp_eval"]["peak_bytes"])
-        )
+        lines.append(_row("floating point", "32", done[0]["fp"], GAP, GAP))
     for cell, metrics in found.items():
         bits = f"W{cell.bits}A{cell.bits}"
         if metrics is None:
             lines.append(f"| {cell.recipe} | {bits} | " + " | ".join([GAP] * (len(titles) + 2)) + " |")
             continue
-        stages = [metrics["stages"][name] for name in ("prepare", "calibrate", "reconstruct", "freeze", "audit")]
+        stages = [metrics["stages"][name] for name in QUANTIZING]
         seconds = sum(stage["seconds"] for stage in stages)
-        peak = max(stage["peak_bytes"] for stage in stages)
-        lines.append(_row(cell.recipe, bits, metrics["quantized"], seconds, peak))
+        peak = max(stage["peak_bytes"] for stage in stages) / 2**20
+        lines.append(_row(cell.recipe, bits, metrics["quantized"], f"{seconds:.0f}", f"{peak:.0f}"))
     return "\n".join(lines)
 
 
-def _row(name: str, bits: str, figures: dict[str, float], seconds: float, peak: float) -> str:
+def _row(name: str, bits: str, figures: dict[str, float], seconds: str, peak: str) -> str:
     values = [form.format(figures[key]) if key in figures else GAP for _, key, form in COLUMNS]
-    return f"| {name} | {bits} | " + " | ".join(values) + f" | {seconds:.0f} | {peak / 2**20:.0f} |"
+    return f"| {name} | {bits} | " + " | ".join([*values, seconds, peak]) + " |"
+
+
+def stages_table(config: str, folder: Path, cell: Cell) -> str:
+    """Markdown table of the seconds and peak memory of one cell's stages; empty where the cell is a gap.
+
+    Detection and the floating-point evaluation are left out: they come from a cache in all cells but the first.
+    """
+    metrics = read_cell(folder, config, cell)
+    if metrics is None:
+        return ""
+    rows = [(name, metrics["stages"][name]) for name in (*QUANTIZING, "quantized_eval")]
+    lines = [f"| stage of {cell.recipe} W{cell.bits}A{cell.bits} | seconds | peak MB |", "|---" * 3 + "|"]
+    lines += [f"| {name} | {stage['seconds']:.1f} | {stage['peak_bytes'] / 2**20:.0f} |" for name, stage in rows]
+    return "\n".join(lines)
 
 
 def update_readme(readme: Path, markdown: str) -> None:

@@ -23,4 +23,6 @@ class GeneratedScenes(CocoDataset):
     def __init__(self, data_root: str, count: int, seed: int = 0, size: int = 256, **kwargs):
         folder = f"{data_root}/scenes_{count}_{seed}_{size}"
         ann_file = write_coco(folder, count, seed, size)
-        super().__init__(ann_file=str(ann_file.resolve()), data_prefix=dict(img=str(ann_file.resolve().parent / "images")), **kwargs)
+        super().__init__(
+            ann_file=str(ann_file.resolve()), data_prefix=dict(img=str(ann_file.resolve().parent / "images")), **kwargs
+        )

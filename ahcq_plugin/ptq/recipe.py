@@ -141,4 +141,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; ``Recipe.from_config(recipe.to_dict()) == recipe``."""
-        return {**{item.name: getattr(self, item.name) for item in dataclasses.fields(self)}, "families": dict(self.families)}
+        return {
+            **{item.name: getattr(self, item.name) for item in dataclasses.fields(self)},
+            "families": dict(self.families),
+        }

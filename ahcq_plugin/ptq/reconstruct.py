@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ from ahcq_plugin.ptq.loss import relative_error
 from ahcq_plugin.ptq.optimise import optimise
 from ahcq_plugin.ptq.prepare import set_quantization, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
-from ahcq_plugin.ptq.store import Store
 from ahcq_plugin.ptq.stream import UnitStream
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,10 @@ def reconstruct(
     if folder is not None and not resume:
         for stale in folder.glob("*.pt"):
             stale.unlink()
-    stream = UnitStream(model, batches, forward or default_forward, recipe.cache_device, work_dir)
+    caches = Path(work_dir) / "cache" if work_dir is not None else None
+    if caches is not None:
+        shutil.rmtree(caches, ignore_errors=True)  # what a killed run left
+    stream = UnitStream(model, batches, forward or default_forward, recipe.cache_device, caches)
     reports: list[UnitReport] = []
     steps = {name: _steps(stream.units[name], recipe) for name in stream.order}
     bar = tqdm(total=sum(steps.values()), unit="it", disable=not progress)
@@ -180,8 +183,7 @@ def _optimise_layers(stream: UnitStream, name: str, recipe: Recipe, on_step) -> 
     unit = stream.units[name]
     layers = weight_layers(unit)
     items = range(len(stream.batches))
-    targets = Store(recipe.cache_device)
-    seen = Store(recipe.cache_device)
+    targets, seen = stream.new_store(), stream.new_store()
     try:
         set_quantization(unit, False)
         for item in items:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,8 +94,8 @@ class UnitStream:
         self.model, self.batches, self.forward = model, batches, forward
         self.device = model_device(model)
         self.units = prepared_units(model)
-        self._inputs = Store(cache_device, cache_root)
-        self._outputs = Store(cache_device, cache_root)
+        self.new_store = partial(Store, cache_device, cache_root)
+        self._inputs, self._outputs = self.new_store(), self.new_store()
         self._shapes: dict[tuple[str, int], Any] = {}
         self.order, self._reads = self._probe()
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images with boxes and masks to measure on: generated scenes and COCO folders."""
+
 from __future__ import annotations
 
 import contextlib
@@ -21,10 +22,10 @@ TEST_SCENES, TEST_SEED = 64, 20260101
 class Item:
     """One image and its objects, all lists in one order."""
 
-    image: np.ndarray           # (H, W, 3) uint8 RGB
-    boxes: np.ndarray           # (N, 4) float32, xyxy in pixels of the image
-    masks: list[np.ndarray]     # N times (H, W) bool
-    areas: np.ndarray           # (N,) float, square pixels, as the data set counts them
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    boxes: np.ndarray  # (N, 4) float32, xyxy in pixels of the image
+    masks: list[np.ndarray]  # N times (H, W) bool
+    areas: np.ndarray  # (N,) float, square pixels, as the data set counts them
     image_id: int = 0
     categories: list[int] = field(default_factory=list)
 
@@ -50,9 +51,14 @@ def coco_items(folder: str | Path, ids: list[int] | None = None) -> Iterator[Ite
             continue
         boxes = np.array([a["bbox"] for a in annotations], np.float32)
         boxes[:, 2:] += boxes[:, :2]
-        yield Item(read_image(folder, coco.imgs[image_id]["file_name"]), boxes,
-                   [coco.annToMask(a).astype(bool) for a in annotations], np.array([a["area"] for a in annotations]),
-                   image_id, [a["category_id"] for a in annotations])
+        yield Item(
+            read_image(folder, coco.imgs[image_id]["file_name"]),
+            boxes,
+            [coco.annToMask(a).astype(bool) for a in annotations],
+            np.array([a["area"] for a in annotations]),
+            image_id,
+            [a["category_id"] for a in annotations],
+        )
 
 
 def read_coco(folder: str | Path):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From an image of any size and boxes to masks of that size."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -19,8 +20,10 @@ def make_batch(sam: Sam, image: np.ndarray, boxes: np.ndarray) -> dict[str, Tens
     resize = ResizeLongestSide(sam.image_encoder.img_size)
     pixels = torch.from_numpy(np.ascontiguousarray(resize.apply_image(image))).permute(2, 0, 1)
     scaled = resize.apply_boxes(np.asarray(boxes, np.float32).reshape(-1, 4), image.shape[:2])
-    return {"image": sam.preprocess(pixels[None].to(sam.device).float()),
-            "boxes": torch.from_numpy(scaled.astype(np.float32)).to(sam.device)}
+    return {
+        "image": sam.preprocess(pixels[None].to(sam.device).float()),
+        "boxes": torch.from_numpy(scaled.astype(np.float32)).to(sam.device),
+    }
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@
 Only classes of the ``segment_anything`` package are used, so a model built here has the module names and the
 ``state_dict`` layout of the published code.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -25,11 +26,29 @@ WEIGHTS_DIR = Path(__file__).resolve().parent / "weights"
 #: Where the published weights are looked for when no path is given (relative to the working directory).
 CHECKPOINT_DIR = Path("checkpoints")
 
-_KEYS = frozenset((
-    "image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "window_size", "global_attn_indexes",
-    "use_rel_pos", "prompt_embed_dim", "mask_in_chans", "transformer_depth", "transformer_heads",
-    "transformer_mlp_dim", "num_multimask_outputs", "iou_head_depth", "iou_head_hidden_dim", "pixel_mean",
-    "pixel_std"))
+_KEYS = frozenset(
+    (
+        "image_size",
+        "patch_size",
+        "embed_dim",
+        "depth",
+        "num_heads",
+        "mlp_ratio",
+        "window_size",
+        "global_attn_indexes",
+        "use_rel_pos",
+        "prompt_embed_dim",
+        "mask_in_chans",
+        "transformer_depth",
+        "transformer_heads",
+        "transformer_mlp_dim",
+        "num_multimask_outputs",
+        "iou_head_depth",
+        "iou_head_hidden_dim",
+        "pixel_mean",
+        "pixel_std",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +65,11 @@ def _published(size: str, md5_prefix: str) -> PublishedCheckpoint:
     return PublishedCheckpoint(file, f"https://dl.fbaipublicfiles.com/segment_anything/{file}", md5_prefix)
 
 
-CHECKPOINTS = {"vit_b": _published("b", "01ec64"), "vit_l": _published("l", "0b3195"),
-               "vit_h": _published("h", "4b8939")}
+CHECKPOINTS = {
+    "vit_b": _published("b", "01ec64"),
+    "vit_l": _published("l", "0b3195"),
+    "vit_h": _published("h", "4b8939"),
+}
 
 
 def packaged_config(name: str = "sam_tiny") -> dict[str, Any]:
@@ -108,8 +130,10 @@ def load_weights(sam: nn.Module, path: str | Path, source: PublishedCheckpoint |
         with path.open("rb") as stream:
             md5 = hashlib.file_digest(stream, "md5").hexdigest()
         if not md5.startswith(source.md5_prefix):
-            raise ValueError(f"{path} is damaged: its MD5 is {md5}, expected {source.md5_prefix}…; "
-                             f"download it again from {source.url}")
+            raise ValueError(
+                f"{path} is damaged: its MD5 is {md5}, expected {source.md5_prefix}…; "
+                f"download it again from {source.url}"
+            )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -120,8 +144,11 @@ def load_weights(sam: nn.Module, path: str | Path, source: PublishedCheckpoint |
     own = sam.state_dict()
     wrong = [f"{k} is missing" for k in own if k not in state]
     wrong += [f"{k} is not in the model" for k in state if k not in own]
-    wrong += [f"{k} has shape {tuple(state[k].shape)}, the model {tuple(v.shape)}"
-              for k, v in own.items() if k in state and state[k].shape != v.shape]
+    wrong += [
+        f"{k} has shape {tuple(state[k].shape)}, the model {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in state and state[k].shape != v.shape
+    ]
     if wrong:
         raise ValueError(f"{path} does not fit the model: {len(wrong)} of {len(own)} tensors differ, first: {wrong[0]}")
     sam.load_state_dict(state)
@@ -140,8 +167,13 @@ def box_forward(sam: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Te
     device = next(sam.parameters()).device
     embedding = sam.image_encoder(batch["image"].to(device))
     sparse, dense = sam.prompt_encoder(points=None, boxes=batch["boxes"].to(device), masks=None)
-    return sam.mask_decoder(image_embeddings=embedding, image_pe=sam.prompt_encoder.get_dense_pe(),
-                            sparse_prompt_embeddings=sparse, dense_prompt_embeddings=dense, multimask_output=False)
+    return sam.mask_decoder(
+        image_embeddings=embedding,
+        image_pe=sam.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=False,
+    )
 
 
 def _require_file(path: Path, source: PublishedCheckpoint | None) -> None:
@@ -149,28 +181,51 @@ def _require_file(path: Path, source: PublishedCheckpoint | None) -> None:
         return
     if source is None:
         raise FileNotFoundError(f"no weight file {path}")
-    raise FileNotFoundError(f"no weight file {path}: download {source.url} and put it there (or give its path); "
-                            "--dry-run works with random weights")
+    raise FileNotFoundError(
+        f"no weight file {path}: download {source.url} and put it there (or give its path); "
+        "--dry-run works with random weights"
+    )
 
 
 def _from_config(cfg: Mapping[str, Any]) -> Sam:
     if set(cfg) != _KEYS:
-        raise ValueError(f"model config: missing keys {sorted(_KEYS - set(cfg))}, "
-                         f"unknown keys {sorted(set(cfg) - _KEYS)}")
+        raise ValueError(
+            f"model config: missing keys {sorted(_KEYS - set(cfg))}, unknown keys {sorted(set(cfg) - _KEYS)}"
+        )
     size, patch, dim = cfg["image_size"], cfg["patch_size"], cfg["prompt_embed_dim"]
     if size % patch:
         raise ValueError(f"`image_size` must be a multiple of `patch_size`, got {size} and {patch}")
     grid = size // patch
     encoder = ImageEncoderViT(
-        img_size=size, patch_size=patch, embed_dim=cfg["embed_dim"], depth=cfg["depth"], num_heads=cfg["num_heads"],
-        mlp_ratio=cfg["mlp_ratio"], out_chans=dim, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=cfg["use_rel_pos"], window_size=cfg["window_size"],
-        global_attn_indexes=tuple(cfg["global_attn_indexes"]))
-    prompt = PromptEncoder(embed_dim=dim, image_embedding_size=(grid, grid), input_image_size=(size, size),
-                           mask_in_chans=cfg["mask_in_chans"])
+        img_size=size,
+        patch_size=patch,
+        embed_dim=cfg["embed_dim"],
+        depth=cfg["depth"],
+        num_heads=cfg["num_heads"],
+        mlp_ratio=cfg["mlp_ratio"],
+        out_chans=dim,
+        qkv_bias=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=cfg["use_rel_pos"],
+        window_size=cfg["window_size"],
+        global_attn_indexes=tuple(cfg["global_attn_indexes"]),
+    )
+    prompt = PromptEncoder(
+        embed_dim=dim,
+        image_embedding_size=(grid, grid),
+        input_image_size=(size, size),
+        mask_in_chans=cfg["mask_in_chans"],
+    )
     decoder = MaskDecoder(
-        transformer_dim=dim, num_multimask_outputs=cfg["num_multimask_outputs"],
-        transformer=TwoWayTransformer(depth=cfg["transformer_depth"], embedding_dim=dim,
-                                      num_heads=cfg["transformer_heads"], mlp_dim=cfg["transformer_mlp_dim"]),
-        iou_head_depth=cfg["iou_head_depth"], iou_head_hidden_dim=cfg["iou_head_hidden_dim"])
+        transformer_dim=dim,
+        num_multimask_outputs=cfg["num_multimask_outputs"],
+        transformer=TwoWayTransformer(
+            depth=cfg["transformer_depth"],
+            embedding_dim=dim,
+            num_heads=cfg["transformer_heads"],
+            mlp_dim=cfg["transformer_mlp_dim"],
+        ),
+        iou_head_depth=cfg["iou_head_depth"],
+        iou_head_hidden_dim=cfg["iou_head_hidden_dim"],
+    )
     return Sam(encoder, prompt, decoder, pixel_mean=list(cfg["pixel_mean"]), pixel_std=list(cfg["pixel_std"]))

@@ -8,6 +8,7 @@ sometimes only a change of texture; some objects are close in colour to what lie
 some are crossed by thin unlabelled wires. At the end come uneven light, blur and noise. All lengths scale with the
 image. Everything follows from the seed.
 """
+
 from __future__ import annotations
 
 import json
@@ -27,8 +28,9 @@ MIN_AREA = 1 / 500
 Part = tuple[list[np.ndarray], list[np.ndarray]]  # outlines (n, 2) in pixels: filled ones, holes
 
 
-def render_scene(seed: int | tuple[int, ...], size: int = 256, min_area: float = MIN_AREA
-                 ) -> tuple[np.ndarray, list[np.ndarray]]:
+def render_scene(
+    seed: int | tuple[int, ...], size: int = 256, min_area: float = MIN_AREA
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """Draw one scene.
 
     Args:
@@ -69,8 +71,9 @@ def texture(rng: np.random.Generator, height: int, width: int, size: int) -> np.
         steep = rng.normal(0, 60, 3) * rng.uniform(0.5, 1.0) * size / max(height, width)
         out += along[..., None] * steep.astype(np.float32)
     if kinds[1]:
-        out += _smooth_noise(rng, height, width, max(2, round(rng.uniform(3, 9) * max(height, width) / size)),
-                             rng.uniform(4, 24), 3)
+        out += _smooth_noise(
+            rng, height, width, max(2, round(rng.uniform(3, 9) * max(height, width) / size)), rng.uniform(4, 24), 3
+        )
     if kinds[2]:
         cells = max(2, round(rng.uniform(24, 110) * max(height, width) / size))
         out += _smooth_noise(rng, height, width, cells, rng.uniform(4, 20), 1)
@@ -110,7 +113,7 @@ def paint_object(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray
                 cv2.fillPoly(alpha, [np.round((outline + offset) * 16).astype(np.int32)], value, cv2.LINE_AA, 4)
         area = image[y0:y1, x0:x1]
         if surface_seed is None or not shared:
-            surface_seed = int(rng.integers(2 ** 32))
+            surface_seed = int(rng.integers(2**32))
         surface = texture(np.random.default_rng(surface_seed), y1 - y0, x1 - x0, size)
         if faint:  # little contrast: close to the colour of what lies below
             below = area.reshape(-1, 3).mean(0)
@@ -139,8 +142,10 @@ def _parts(rng: np.random.Generator, radius: float) -> list[Part]:
         return parts
     if kind < 0.30:  # a body with limbs
         body = _outline(rng, 0.6 * radius)
-        limbs = [_stroke(rng, radius * rng.uniform(0.8, 1.3), radius * rng.uniform(0.06, 0.16))
-                 for _ in range(int(rng.integers(1, 5)))]
+        limbs = [
+            _stroke(rng, radius * rng.uniform(0.8, 1.3), radius * rng.uniform(0.06, 0.16))
+            for _ in range(int(rng.integers(1, 5)))
+        ]
         return [([body, *limbs], [])]
     if kind < 0.40:
         return [([_stroke(rng, 2 * radius, radius * rng.uniform(0.06, 0.25), centred=True)], [])]
@@ -188,8 +193,9 @@ def _stroke(rng: np.random.Generator, length: float, half_width: float, centred:
     return np.concatenate([line + side, (line - side)[::-1]])
 
 
-def _smooth_noise(rng: np.random.Generator, height: int, width: int, cells: int, strength: float,
-                  channels: int) -> np.ndarray:
+def _smooth_noise(
+    rng: np.random.Generator, height: int, width: int, cells: int, strength: float, channels: int
+) -> np.ndarray:
     """A grid of random values, about ``cells`` along the longer side, enlarged smoothly."""
     longest = max(height, width)
     rows, cols = max(2, round(cells * height / longest)), max(2, round(cells * width / longest))
@@ -206,16 +212,22 @@ def _clutter(rng: np.random.Generator, image: np.ndarray) -> None:
             outline = _outline(rng, size * rng.uniform(0.004, 0.02))
         else:
             outline = _stroke(rng, size * rng.uniform(0.03, 0.4), size * rng.uniform(0.002, 0.006))
-        cv2.fillPoly(image, [np.round((outline + at) * 16).astype(np.int32)], rng.uniform(0, 255, 3).tolist(),
-                     cv2.LINE_8, 4)
+        cv2.fillPoly(
+            image, [np.round((outline + at) * 16).astype(np.int32)], rng.uniform(0, 255, 3).tolist(), cv2.LINE_8, 4
+        )
 
 
 def _wires(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray) -> None:
     """Thin bars in front of everything; what they hide is no longer visible."""
     size = len(labels)
     for _ in range(int(rng.integers(1, 4))):
-        bar = np.round((_stroke(rng, size * rng.uniform(0.4, 1.2), size * rng.uniform(0.004, 0.012), centred=True)
-                        + rng.uniform(0, size, 2)) * 16).astype(np.int32)
+        bar = np.round(
+            (
+                _stroke(rng, size * rng.uniform(0.4, 1.2), size * rng.uniform(0.004, 0.012), centred=True)
+                + rng.uniform(0, size, 2)
+            )
+            * 16
+        ).astype(np.int32)
         cv2.fillPoly(image, [bar], rng.uniform(0, 255, 3).tolist(), cv2.LINE_8, 4)
         cv2.fillPoly(labels, [bar], 0, cv2.LINE_8, 4)
 
@@ -290,7 +302,15 @@ def _write_images(folder: Path, count: int, seed: int, size: int) -> dict[str, l
         images.append({"id": index + 1, "file_name": name, "width": size, "height": size})
         for mask in masks:
             x0, y0, x1, y1 = box_of(mask)
-            annotations.append({"id": len(annotations) + 1, "image_id": index + 1, "category_id": 1, "iscrowd": 0,
-                                "bbox": [x0, y0, x1 - x0, y1 - y0], "area": int(mask.sum()),
-                                "segmentation": encode_rle(mask)})
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "category_id": 1,
+                    "iscrowd": 0,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": int(mask.sum()),
+                    "segmentation": encode_rle(mask),
+                }
+            )
     return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}

@@ -16,7 +16,7 @@ def test_a_value_is_computed_once_per_key(tmp_path):
         calls.append(1)
         return {"a": [0.1, 2]}
 
-    assert [cache.fetch("x", lambda: key, compute) for key in ("k", "k", "other")] == [{"a": [0.1, 2]}] * 3
+    assert [cache.fetch("x", lambda key=key: key, compute) for key in ("k", "k", "other")] == [{"a": [0.1, 2]}] * 3
     assert len(calls) == 2
 
 

@@ -148,7 +148,9 @@ def test_detector_checkpoint(complain, ptq_config, tmp_path):
     child = write_child(tmp_path / "child.py", ptq_config, text)
     path = tmp_path / "detector.pth"
     options = dict(cfg_options={"load_from": str(path)})
-    assert complain(child) == "`load_from` is not set: the detector would have random weights; --dry-run runs without it"
+    assert (
+        complain(child) == "`load_from` is not set: the detector would have random weights; --dry-run runs without it"
+    )
     assert complain(child, **options) == f"no detector checkpoint {path}: convert it; --dry-run runs without it"
     path.write_bytes(b"garbage")
     assert complain(child, **options).startswith(f"cannot read the detector checkpoint {path}")

@@ -44,10 +44,17 @@ def test_a_failed_cell_is_a_gap_and_is_tried_again(tmp_path):
     rows = table(CONFIG, tmp_path / "cells", CELLS).splitlines()
     assert "| rtn | W8A8 | – | – | – | – | – | – | – |" in rows
     assert "| qdrop | W4A4 | 0.123 | 0.250 | 0.300 | 0.5124 | 0.9000 | 10 | 3 |" in rows
-    assert "| floating point | 32 | 0.123 | 0.250 | 0.300 | 0.5124 | – | 2 | 3 |" in rows
+    assert "| floating point | 32 | 0.123 | 0.250 | 0.300 | 0.5124 | – | – | – |" in rows
     runs = Runs()
     fill(CONFIG, tmp_path / "cells", tmp_path / "work", CELLS, runs)
     assert runs.calls == [("rtn", 8, True)]
+
+
+def test_stages_of_a_cell(tmp_path):
+    assert results.stages_table(CONFIG, tmp_path / "cells", CELLS[1]) == ""
+    fill(CONFIG, tmp_path / "cells", tmp_path / "work", CELLS[1:], Runs())
+    rows = results.stages_table(CONFIG, tmp_path / "cells", CELLS[1]).splitlines()
+    assert rows[0] == "| stage of qdrop W4A4 | seconds | peak MB |" and "| reconstruct | 2.0 | 3 |" in rows
 
 
 def test_other_weights_make_figures_stale(tmp_path, monkeypatch):

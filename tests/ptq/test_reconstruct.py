@@ -59,6 +59,27 @@ def test_floating_point_targets_come_from_untouched_weights(tiny_sam, tiny_items
     assert max(unit.error_before for unit in report.units) < 1e-2
 
 
+@pytest.mark.parametrize("name", ["adaround", "qdrop"])
+def test_caches_on_disk_give_the_same_tensors_and_leave_nothing(tiny_sam, tiny_items, tmp_path, name):
+    config = {"name": name, **FAST, "iterations": 3}
+    stale = tmp_path / "cache" / "cache-of-a-killed-run" / "0.pt"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    states = [
+        quantize(
+            tiny_sam,
+            tiny_items,
+            {**config, "cache_device": device},
+            forward=box_forward,
+            work_dir=tmp_path,
+            progress=False,
+        )[0].state_dict()
+        for device in ("cpu", "disk")
+    ]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    assert not list((tmp_path / "cache").glob("*"))
+
+
 def test_same_seed_same_tensors_other_seed_other_tensors(tiny_sam, tiny_items):
     config = {"name": "qdrop", **FAST, "iterations": 10}
     runs = [

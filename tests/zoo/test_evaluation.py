@@ -23,8 +23,9 @@ def test_baselines_fill_their_box_and_no_more():
 
 def test_mean_iou_counts_objects_by_area():
     items = list(scene_items(6, seed=0, size=200))
-    table = mean_iou_by_size(items, {"truth": lambda item: item.masks,
-                                     "nothing": lambda item: [np.zeros_like(m) for m in item.masks]})
+    table = mean_iou_by_size(
+        items, {"truth": lambda item: item.masks, "nothing": lambda item: [np.zeros_like(m) for m in item.masks]}
+    )
     counts = table["objects"]
     assert counts["all"] == sum(len(item.masks) for item in items)
     assert counts["all"] == counts["small"] + counts["medium"] + counts["large"]
@@ -83,8 +84,9 @@ def test_statistics_cover_every_attention_and_mlp_and_leave_no_hook(tiny_sam):
     attentions = [n for n, m in tiny_sam.named_modules() if type(m).__name__ == "Attention"]
     assert sorted(result["softmax"]) == sorted(attentions)
     assert {n for n in result["gelu"] if "blocks" in n} == {f"image_encoder.blocks.{i}.mlp.act" for i in range(2)}
-    assert set(result["channels"]) == {n for n, m in tiny_sam.named_modules()
-                                       if isinstance(m, torch.nn.Linear) and channel_kind(n)}
+    assert set(result["channels"]) == {
+        n for n, m in tiny_sam.named_modules() if isinstance(m, torch.nn.Linear) and channel_kind(n)
+    }
     assert all(0 <= row["min"] <= row["p50"] <= row["max"] <= 1 for row in result["softmax"].values())
     assert all(row["min"] >= -0.18 for row in result["gelu"].values())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny_sam.modules())
@@ -95,8 +97,10 @@ def test_statistics_cover_every_attention_and_mlp_and_leave_no_hook(tiny_sam):
 def test_true_masks_have_full_precision_and_worse_ones_less(tmp_path, tiny_sam, monkeypatch):
     folder = write_coco(tmp_path / "scenes", count=3, seed=0, size=64).parent
     truth = {item.image.tobytes(): item.masks for item in coco_items(folder)}
-    monkeypatch.setattr("ahcq_plugin.zoo.evaluation.precision.predict_masks",
-                        lambda sam, image, boxes: (np.array(truth[image.tobytes()]), None))
+    monkeypatch.setattr(
+        "ahcq_plugin.zoo.evaluation.precision.predict_masks",
+        lambda sam, image, boxes: (np.array(truth[image.tobytes()]), None),
+    )
     result = mask_ap(tiny_sam, folder, ground_truth_prompts(folder))
     assert result["model"]["AP"] == pytest.approx(1)
     assert 0 < result["filled box"]["AP"] < 1
@@ -105,7 +109,7 @@ def test_true_masks_have_full_precision_and_worse_ones_less(tmp_path, tiny_sam, 
 def test_detections_below_the_lowest_score_are_no_prompts(tmp_path):
     folder = write_coco(tmp_path / "scenes", count=2, seed=0, size=64).parent
     found = [{"image_id": 1, "category_id": 1, "bbox": [2, 3, 10, 20], "score": score} for score in (0.9, 0.04)]
-    (image_id, _, boxes, categories, scores), = detector_prompts(folder, found, lowest=0.05)
+    ((image_id, _, boxes, categories, scores),) = detector_prompts(folder, found, lowest=0.05)
     assert image_id == 1 and boxes.tolist() == [[2, 3, 12, 23]] and categories == [1] and scores == [0.9]
 
 

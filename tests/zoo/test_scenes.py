@@ -39,7 +39,7 @@ def test_objects_differ_from_what_surrounds_them():
         for mask in masks:
             x0, y0, x1, y1 = box_of(mask)
             near = np.zeros_like(mask)
-            near[max(0, y0 - 3):y1 + 3, max(0, x0 - 3):x1 + 3] = True
+            near[max(0, y0 - 3) : y1 + 3, max(0, x0 - 3) : x1 + 3] = True
             near &= ~mask
             if near.any():
                 visible.append(np.abs(image[mask].mean(0) - image[near].mean(0)).max() > 12)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mean IoU with ground-truth boxes, beside answers that need no image."""
+
 from __future__ import annotations
 
 import copy
@@ -14,7 +15,7 @@ from ahcq_plugin.zoo.items import Item
 from ahcq_plugin.zoo.predict import mask_iou, predict_masks
 
 #: Upper bounds of COCO's size classes, square pixels.
-SMALL, MEDIUM = 32 ** 2, 96 ** 2
+SMALL, MEDIUM = 32**2, 96**2
 SIZES = ("all", "small", "medium", "large")
 
 
@@ -54,8 +55,9 @@ def blind(sam: Sam) -> Sam:
     return copied
 
 
-def mean_iou_by_size(items: Iterable[Item], answers: dict[str, Callable[[Item], Iterable[np.ndarray]]]
-                     ) -> dict[str, dict[str, float]]:
+def mean_iou_by_size(
+    items: Iterable[Item], answers: dict[str, Callable[[Item], Iterable[np.ndarray]]]
+) -> dict[str, dict[str, float]]:
     """Mean IoU of each kind of answer over all objects, and over those of each COCO size class.
 
     Args:
@@ -69,10 +71,18 @@ def mean_iou_by_size(items: Iterable[Item], answers: dict[str, Callable[[Item], 
         for name, answer in answers.items():
             values[name] += [mask_iou(a, b) for a, b in zip(answer(item), item.masks, strict=True)]
     area = np.array(areas)
-    members = {"all": area >= 0, "small": area < SMALL, "medium": (area >= SMALL) & (area < MEDIUM),
-               "large": area >= MEDIUM}
-    table = {name: {size: float(np.mean(np.array(v)[members[size]])) if members[size].any() else float("nan")
-                    for size in SIZES} for name, v in values.items()}
+    members = {
+        "all": area >= 0,
+        "small": area < SMALL,
+        "medium": (area >= SMALL) & (area < MEDIUM),
+        "large": area >= MEDIUM,
+    }
+    table = {
+        name: {
+            size: float(np.mean(np.array(v)[members[size]])) if members[size].any() else float("nan") for size in SIZES
+        }
+        for name, v in values.items()
+    }
     return {**table, "objects": {size: int(members[size].sum()) for size in SIZES}}
 
 
@@ -83,7 +93,12 @@ def model_answer(sam: Sam) -> Callable[[Item], np.ndarray]:
 
 def compare(sam: Sam, items: Iterable[Item]) -> dict[str, dict[str, float]]:
     """:func:`mean_iou_by_size` of the model, the model on a blank image, the filled box and the inscribed ellipse."""
-    return mean_iou_by_size(items, {
-        "model": model_answer(sam), "blank image": model_answer(blind(sam)),
-        "filled box": lambda item: [filled_box(b, item.image.shape[:2]) for b in item.boxes],
-        "ellipse": lambda item: [filled_ellipse(b, item.image.shape[:2]) for b in item.boxes]})
+    return mean_iou_by_size(
+        items,
+        {
+            "model": model_answer(sam),
+            "blank image": model_answer(blind(sam)),
+            "filled box": lambda item: [filled_box(b, item.image.shape[:2]) for b in item.boxes],
+            "ellipse": lambda item: [filled_ellipse(b, item.image.shape[:2]) for b in item.boxes],
+        },
+    )

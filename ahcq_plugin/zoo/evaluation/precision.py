@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """COCO mask AP of box-prompted masks, beside filled boxes and ellipses."""
+
 from __future__ import annotations
 
 import contextlib
@@ -33,8 +34,13 @@ def detector_prompts(folder: str | Path, detections: Sequence[Mapping[str, Any]]
         if kept:
             boxes = np.array([d["bbox"] for d in kept], np.float32)
             boxes[:, 2:] += boxes[:, :2]
-            yield (image_id, read_image(folder, coco.imgs[image_id]["file_name"]), boxes,
-                   [d["category_id"] for d in kept], [d["score"] for d in kept])
+            yield (
+                image_id,
+                read_image(folder, coco.imgs[image_id]["file_name"]),
+                boxes,
+                [d["category_id"] for d in kept],
+                [d["score"] for d in kept],
+            )
 
 
 def mask_ap(sam: Sam, folder: str | Path, prompts: Iterator[Prompts]) -> dict[str, dict[str, float]]:
@@ -44,15 +50,23 @@ def mask_ap(sam: Sam, folder: str | Path, prompts: Iterator[Prompts]) -> dict[st
     rank alike.
     """
     shapes: dict[str, Callable[[np.ndarray, tuple[int, int]], np.ndarray]] = {
-        "filled box": filled_box, "ellipse": filled_ellipse}
+        "filled box": filled_box,
+        "ellipse": filled_ellipse,
+    }
     rows: dict[str, list[dict[str, Any]]] = {"model": [], **{name: [] for name in shapes}}
     for image_id, image, boxes, categories, scores in prompts:
         masks = predict_masks(sam, image, boxes)[0]
         for i, box in enumerate(boxes):
             answers = {"model": masks[i], **{name: fill(box, image.shape[:2]) for name, fill in shapes.items()}}
             for name, mask in answers.items():
-                rows[name].append({"image_id": image_id, "category_id": categories[i], "score": scores[i],
-                                   "segmentation": _compressed(mask)})
+                rows[name].append(
+                    {
+                        "image_id": image_id,
+                        "category_id": categories[i],
+                        "score": scores[i],
+                        "segmentation": _compressed(mask),
+                    }
+                )
     return {name: _evaluate(folder, results) for name, results in rows.items()}
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """All figures of a model card in one dict, and as Markdown tables."""
+
 from __future__ import annotations
 
 import json
@@ -59,13 +60,20 @@ def evaluation_tables(result: dict[str, Any]) -> str:
     parts = []
     for name, table in result["iou"].items():
         counts = table["objects"]
-        parts.append(_table([f"mean IoU, {name}", *(f"{size} ({counts[size]})" for size in SIZES)],
-                            [[kind, *(row[size] for size in SIZES)]
-                             for kind, row in table.items() if kind != "objects"]))
+        parts.append(
+            _table(
+                [f"mean IoU, {name}", *(f"{size} ({counts[size]})" for size in SIZES)],
+                [[kind, *(row[size] for size in SIZES)] for kind, row in table.items() if kind != "objects"],
+            )
+        )
     for name, table in result["rtn"].items():
         full = result["iou"][name]["model"]["all"]
-        parts.append(_table([f"round-to-nearest weights, {name}", "float", *(f"{bits} bits" for bits in BITS)],
-                            [[part, full, *(row[str(bits)] for bits in BITS)] for part, row in table.items()]))
+        parts.append(
+            _table(
+                [f"round-to-nearest weights, {name}", "float", *(f"{bits} bits" for bits in BITS)],
+                [[part, full, *(row[str(bits)] for bits in BITS)] for part, row in table.items()],
+            )
+        )
     for name, table in result["ap"].items():
         parts.append(_table([f"mask AP, {name}", *METRICS], [[kind, *row.values()] for kind, row in table.items()]))
     return "\n\n".join(parts) + "\n"
@@ -77,19 +85,31 @@ def statistics_tables(conditions: dict[str, float], activations: dict[str, dict[
     groups: dict[str, list[float]] = defaultdict(list)
     for name, value in conditions.items():
         groups[name.split(".")[0]].append(value)
-    parts.append(_table(["condition numbers of Linear weights", "layers", "median", "largest", "above 100"],
-                        [[part, len(v), float(np.median(v)), max(v), sum(x > 100 for x in v)]
-                         for part, v in groups.items()]))
-    for key, title, kind in (("gelu", "post-GELU", lambda n: n.split(".")[0]),
-                             ("softmax", "post-softmax", attention_kind), ("channels", "channel ranges", channel_kind)):
+    parts.append(
+        _table(
+            ["condition numbers of Linear weights", "layers", "median", "largest", "above 100"],
+            [[part, len(v), float(np.median(v)), max(v), sum(x > 100 for x in v)] for part, v in groups.items()],
+        )
+    )
+    for key, title, kind in (
+        ("gelu", "post-GELU", lambda n: n.split(".")[0]),
+        ("softmax", "post-softmax", attention_kind),
+        ("channels", "channel ranges", channel_kind),
+    ):
         rows: dict[str, list[dict[str, float]]] = defaultdict(list)
         for name, row in activations[key].items():
             rows[kind(name)].append(row)
         columns = list(next(iter(activations[key].values())))
         pick = {"min": min, "max": max, "max/median": max, "max/min": max}
-        parts.append(_table([f"{title} (extremes, else medians over modules)", "modules", *columns],
-                            [[group, len(members), *(float(pick.get(c, np.median)([m[c] for m in members]))
-                                                     for c in columns)] for group, members in rows.items()]))
+        parts.append(
+            _table(
+                [f"{title} (extremes, else medians over modules)", "modules", *columns],
+                [
+                    [group, len(members), *(float(pick.get(c, np.median)([m[c] for m in members])) for c in columns)]
+                    for group, members in rows.items()
+                ],
+            )
+        )
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Round-to-nearest weights: how much a part of the model minds the crudest quantization."""
+
 from __future__ import annotations
 
 import copy
@@ -19,7 +20,7 @@ def round_rows(weight: Tensor, bits: int) -> Tensor:
     """
     rows = weight.flatten(1)
     low, high = rows.amin(1, keepdim=True).clamp(max=0), rows.amax(1, keepdim=True).clamp(min=0)
-    top = 2 ** bits - 1
+    top = 2**bits - 1
     scale = ((high - low) / top).clamp(min=torch.finfo(rows.dtype).tiny)
     zero = torch.round(-low / scale)
     codes = (torch.round(rows / scale) + zero).clamp(0, top)

@@ -4,6 +4,7 @@
 (a) condition numbers of weights, (b) post-GELU activations, (c) ranges of single channels at the inputs of Query, Key
 and Value projections and of the first Linear of an MLP, (d) post-softmax scores.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -68,14 +69,18 @@ class _Recorder(TorchFunctionMode):
         self.hooks = []
         for name, module in sam.named_modules():
             if type(module).__name__ == "Attention":
-                self.hooks += [module.register_forward_pre_hook(lambda m, x, name=name: self.running.append(name)),
-                               module.register_forward_hook(lambda m, x, y: self.running.pop() and None)]
+                self.hooks += [
+                    module.register_forward_pre_hook(lambda m, x, name=name: self.running.append(name)),
+                    module.register_forward_hook(lambda m, x, y: self.running.pop() and None),
+                ]
             if isinstance(module, nn.GELU) and not name.startswith("prompt_encoder"):
-                self.hooks.append(module.register_forward_hook(
-                    lambda m, x, y, name=name: self._keep(self.gelu.setdefault(name, []), y)))
+                self.hooks.append(
+                    module.register_forward_hook(
+                        lambda m, x, y, name=name: self._keep(self.gelu.setdefault(name, []), y)
+                    )
+                )
             if isinstance(module, nn.Linear) and channel_kind(name):
-                self.hooks.append(module.register_forward_pre_hook(
-                    lambda m, x, name=name: self._range(name, x[0])))
+                self.hooks.append(module.register_forward_pre_hook(lambda m, x, name=name: self._range(name, x[0])))
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -91,7 +96,7 @@ class _Recorder(TorchFunctionMode):
     @staticmethod
     def _keep(store: list[Tensor], values: Tensor) -> None:
         flat = values.detach().flatten()
-        store.append(flat[::max(1, len(flat) // (SAMPLES // 16))].clone())
+        store.append(flat[:: max(1, len(flat) // (SAMPLES // 16))].clone())
 
     def _range(self, name: str, x: Tensor) -> None:
         flat = x.detach().reshape(-1, x.shape[-1])
@@ -111,21 +116,33 @@ def activation_statistics(sam: Sam, items: Iterable[Item]) -> dict[str, dict[str
     for name, parts in recorder.gelu.items():
         x = torch.cat(parts).double().numpy()
         centred = x - x.mean()
-        gelu[name] = {**_percentiles(x), "min": float(x.min()), "max": float(x.max()),
-                      "share in [-0.2, 0]": float(((x >= -0.2) & (x <= 0)).mean()),
-                      "skewness": float((centred ** 3).mean() / (centred ** 2).mean() ** 1.5)}
+        gelu[name] = {
+            **_percentiles(x),
+            "min": float(x.min()),
+            "max": float(x.max()),
+            "share in [-0.2, 0]": float(((x >= -0.2) & (x <= 0)).mean()),
+            "skewness": float((centred**3).mean() / (centred**2).mean() ** 1.5),
+        }
     softmax = {}
     for name, parts in recorder.softmax.items():
         x = torch.cat(parts).double().numpy()
-        softmax[name] = {**_percentiles(x), "min": float(x.min()), "max": float(x.max()),
-                         "share below 1/255": float((x < 1 / 255).mean()),
-                         "share below 2^-15": float((x < 2.0 ** -15).mean())}
+        softmax[name] = {
+            **_percentiles(x),
+            "min": float(x.min()),
+            "max": float(x.max()),
+            "share below 1/255": float((x < 1 / 255).mean()),
+            "share below 2^-15": float((x < 2.0**-15).mean()),
+        }
     channels = {}
     for name, low in recorder.low.items():
         width = (recorder.high[name] - low).double().numpy()
-        channels[name] = {"min": float(width.min()), "median": float(np.median(width)), "max": float(width.max()),
-                          "max/median": float(width.max() / max(np.median(width), 1e-12)),
-                          "max/min": float(width.max() / max(width.min(), 1e-12))}
+        channels[name] = {
+            "min": float(width.min()),
+            "median": float(np.median(width)),
+            "max": float(width.max()),
+            "max/median": float(width.max() / max(np.median(width), 1e-12)),
+            "max/min": float(width.max() / max(width.min(), 1e-12)),
+        }
     return {"gelu": gelu, "softmax": softmax, "channels": channels}
 
 

@@ -5,6 +5,7 @@ The published ``MaskDecoder.predict_masks`` takes one image and up-scales whole 
 convolutions, whose kernels do not overlap, are applied as matrix products to chosen tokens only; a test holds the
 result equal to the published path.
 """
+
 from __future__ import annotations
 
 import torch

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting weights that spare a small model what every image model has to find out first."""
+
 from __future__ import annotations
 
 import math
@@ -30,8 +31,11 @@ def init_sam(cfg: Mapping[str, Any], seed: int) -> Sam:
         matrix = sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
         matrix *= torch.logspace(-1, math.log10(3), matrix.shape[1])
         for layer in (*sam.mask_decoder.transformer.layers, None):
-            pair = [sam.mask_decoder.transformer.final_attn_token_to_image] if layer is None else [
-                layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+            pair = (
+                [sam.mask_decoder.transformer.final_attn_token_to_image]
+                if layer is None
+                else [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+            )
             for attention in pair:
                 attention.k_proj.weight.copy_(attention.q_proj.weight)
         sam.image_encoder.pos_embed.copy_(0.3 * _waves(cfg["image_size"] // cfg["patch_size"], cfg["embed_dim"]))
@@ -47,7 +51,7 @@ def _waves(grid: int, channels: int) -> Tensor:
     line = torch.cat([angle.sin(), angle.cos()], 1)
     rows, columns = line[:, None].expand(-1, grid, -1), line[None].expand(grid, -1, -1)
     out = torch.zeros(1, grid, grid, channels)
-    out[..., :4 * count] = torch.cat([rows, columns], -1)
+    out[..., : 4 * count] = torch.cat([rows, columns], -1)
     return out
 
 
@@ -57,15 +61,15 @@ def _cosine_patches(weight: Tensor) -> None:
     channels, colours, side, _ = weight.shape
     index = torch.arange(side)
     waves = torch.cos(math.pi / side * (index + 0.5) * index[:, None]) * (2 / side) ** 0.5
-    waves[0] /= 2 ** 0.5
-    opponent = torch.tensor([[1., 1, 1], [1, 0, -1], [1, -2, 1]])
+    waves[0] /= 2**0.5
+    opponent = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]])
     opponent /= opponent.norm(dim=1, keepdim=True)
     basis = torch.einsum("kc,uy,vx->uvkcyx", opponent, waves, waves).reshape(-1, colours, side, side)
     frequency = (index[:, None] + index)[..., None].expand(-1, -1, colours).flatten()
     colour = torch.tensor([1.0, 3.0, 5.0]).repeat(side * side)  # colour varies less than brightness
     order = frequency.argsort(stable=True)[:channels]
     rows = (basis * ((1 + frequency) * colour)[:, None, None, None])[order] / side
-    rotation = torch.linalg.qr(torch.randn(channels, channels)).Q[:, :len(rows)]
+    rotation = torch.linalg.qr(torch.randn(channels, channels)).Q[:, : len(rows)]
     weight.copy_((rotation @ rows.flatten(1)).view_as(weight))
 
 
@@ -80,12 +84,12 @@ def _local_heads(encoder: ImageEncoderViT) -> None:
         distance = torch.arange(attention.rel_pos_h.shape[0]) - attention.rel_pos_h.shape[0] // 2
         for table, first in ((attention.rel_pos_h, 0), (attention.rel_pos_w, 2)):
             table[:, first] = distance / 4
-            table[:, first + 1] = distance ** 2 / 4
+            table[:, first + 1] = distance**2 / 4
         for head in range(heads):
             angle = 2 * math.pi * (head / heads + depth * 0.382)
             reach = 1.5 if head else 0.0
-            attention.qkv.weight[head * size:head * size + 4] *= 0.1  # at first the offset is that of the bias
-            bias = attention.qkv.bias[head * size:]
+            attention.qkv.weight[head * size : head * size + 4] *= 0.1  # at first the offset is that of the bias
+            bias = attention.qkv.bias[head * size :]
             for first, offset in ((0, reach * math.sin(angle)), (2, reach * math.cos(angle))):
                 # -(d - o)^2 / 4 without its constant; the table holds query minus key, hence the sign
                 bias[first], bias[first + 1] = -2 * offset, -1.0

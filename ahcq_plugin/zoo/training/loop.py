@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: one or more processes, checkpoints that resume exactly, an average of the weights."""
+
 from __future__ import annotations
 
 import ctypes
@@ -34,16 +35,16 @@ class TrainCfg:
     """Everything that decides the result of a run, together with the model's config and the images."""
 
     steps: int = 24000
-    batch: int = 2                  # images a step, over all processes
+    batch: int = 2  # images a step, over all processes
     lr: float = 2e-3
-    warmup: int = 100               # steps
-    decay_share: float = 0.35       # last share of the steps: the learning rate falls to zero, more real images
-    detach_steps: int = 400         # first steps: the decoder learns to draw boxes without steering the encoder
-    dense_weight: float = 0.6       # of the dense losses once the decoder steers the encoder
-    late_scene_share: float = 0.4   # of samples, in the last part
+    warmup: int = 100  # steps
+    decay_share: float = 0.35  # last share of the steps: the learning rate falls to zero, more real images
+    detach_steps: int = 400  # first steps: the decoder learns to draw boxes without steering the encoder
+    dense_weight: float = 0.6  # of the dense losses once the decoder steers the encoder
+    late_scene_share: float = 0.4  # of samples, in the last part
     weight_decay: float = 0.03
     clip: float = 1.0
-    average: float = 0.998          # decay of the average of the weights, per step
+    average: float = 0.998  # decay of the average of the weights, per step
     seed: int = 1
     sample: SampleCfg = SampleCfg()
 
@@ -77,9 +78,18 @@ class Samples(Dataset):
         return make_sample(self.cfg.seed, index, self.late if late else self.cfg.sample, self.pool)
 
 
-def train(model_cfg: Mapping[str, Any], cfg: TrainCfg, out_dir: str | Path, coco: str | Path | None = None,
-          processes: int = 1, workers: int = 0, device: str = "cpu", resume: bool = False,
-          save_seconds: float = 180, check_every: int = 400) -> Path:
+def train(
+    model_cfg: Mapping[str, Any],
+    cfg: TrainCfg,
+    out_dir: str | Path,
+    coco: str | Path | None = None,
+    processes: int = 1,
+    workers: int = 0,
+    device: str = "cpu",
+    resume: bool = False,
+    save_seconds: float = 180,
+    check_every: int = 400,
+) -> Path:
     """Train and return the path of the weights (``model.pth`` in ``out_dir``, fp16, averaged; ``model.json`` beside
     it holds the model's config and how it was trained).
 
@@ -107,8 +117,20 @@ def train(model_cfg: Mapping[str, Any], cfg: TrainCfg, out_dir: str | Path, coco
     return out_dir / "model.pth"
 
 
-def _work(rank: int, processes: int, model_cfg: dict[str, Any], cfg: TrainCfg, out_dir: Path, coco: Path | None,
-          workers: int, device: str, resume: bool, save_seconds: float, check_every: int, store: str = "") -> None:
+def _work(
+    rank: int,
+    processes: int,
+    model_cfg: dict[str, Any],
+    cfg: TrainCfg,
+    out_dir: Path,
+    coco: Path | None,
+    workers: int,
+    device: str,
+    resume: bool,
+    save_seconds: float,
+    check_every: int,
+    store: str = "",
+) -> None:
     if processes > 1:
         logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(asctime)s %(message)s")
         torch.set_num_threads(1)
@@ -134,8 +156,13 @@ def _work(rank: int, processes: int, model_cfg: dict[str, Any], cfg: TrainCfg, o
             continue
         if run.step % 50 == 0:
             speed = (run.step - first) * cfg.batch / (time.monotonic() - shown)
-            logger.info("step %d lr %.1e %s img/s %.1f", run.step, cfg.learning_rate(run.step - 1),
-                        " ".join(f"{k} {v / (run.step - first):.4f}" for k, v in totals.items()), speed)
+            logger.info(
+                "step %d lr %.1e %s img/s %.1f",
+                run.step,
+                cfg.learning_rate(run.step - 1),
+                " ".join(f"{k} {v / (run.step - first):.4f}" for k, v in totals.items()),
+                speed,
+            )
             shown, first, totals = time.monotonic(), run.step, {}
         if time.monotonic() - saved > save_seconds:
             _save(run.state(), state_file)
@@ -161,12 +188,14 @@ class _Run:
         self.parts = [[*sam.image_encoder.parameters(), *head.parameters()], prompt]
         every = [*sam.named_parameters(), *head.named_parameters()]
         # embeddings and position tables are matrices in form only
-        matrices = [p for name, p in every if p.ndim >= 2 and not any(
-            word in name for word in ("rel_pos", "embed", "token"))]
+        matrices = [
+            p for name, p in every if p.ndim >= 2 and not any(word in name for word in ("rel_pos", "embed", "token"))
+        ]
         rest = [p for _, p in every if all(p is not m for m in matrices)]
         self.optimizers = [
             Muon(matrices, cfg.lr, cfg.weight_decay),
-            torch.optim.AdamW(rest, cfg.lr, betas=(0.9, 0.98), weight_decay=0.0, foreach=True)]
+            torch.optim.AdamW(rest, cfg.lr, betas=(0.9, 0.98), weight_decay=0.0, foreach=True),
+        ]
         self.average = {k: v.clone() for k, v in sam.state_dict().items()}
 
     def advance(self, batch: Mapping[str, Tensor], processes: int) -> dict[str, Tensor]:
@@ -177,8 +206,13 @@ class _Run:
             embedding = sam.image_encoder(pixels)
             dense, terms = dense_loss(self.head, embedding, batch["labels"], batch["extents"])
             early = self.step < cfg.detach_steps
-            mask, more = mask_loss(sam, embedding.detach() if early else embedding, batch["boxes"], batch["targets"],
-                                   plain_share=0.0 if early else 0.5)
+            mask, more = mask_loss(
+                sam,
+                embedding.detach() if early else embedding,
+                batch["boxes"],
+                batch["targets"],
+                plain_share=0.0 if early else 0.5,
+            )
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         ((1.0 if early else cfg.dense_weight) * dense + mask).backward()
@@ -207,9 +241,14 @@ class _Run:
         return sam.to(next(self.sam.parameters()).device)
 
     def state(self) -> dict[str, Any]:
-        return {"step": self.step, "model": self.sam.state_dict(), "average": self.average,
-                "head": self.head.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
-                "config": asdict(self.cfg)}
+        return {
+            "step": self.step,
+            "model": self.sam.state_dict(),
+            "average": self.average,
+            "head": self.head.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "config": asdict(self.cfg),
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         if state["step"] > self.cfg.steps:
@@ -232,7 +271,7 @@ def _keep_freed_memory() -> None:
     """Ask glibc not to give freed blocks back to the system: fetching large tensors anew costs a tenth of a step."""
     try:
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)            # M_MMAP_MAX: no block is mapped apart
-        libc.mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped apart
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     except (OSError, AttributeError):  # another C library: slower, not wrong
         logger.debug("mallopt is not available")

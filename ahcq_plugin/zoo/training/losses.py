@@ -6,6 +6,7 @@ that needs no image, and the gradient that reaches the encoder is weak. The dens
 each pixel whether its neighbours belong to the same object, whether it belongs to an object at all, and how far the
 sides of that object's visible box are: what a decoder must know to compare a pixel with a prompted box.
 """
+
 from __future__ import annotations
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ahcq_plugin.zoo.training.decoding import decode_tokens, split_pixels
 
 OFFSETS = (1, 4, 12)  # pixels of the half-size map
-OUTSIDE_TOKENS = 32   # tokens a box away from it that are asked as well, on average
+OUTSIDE_TOKENS = 32  # tokens a box away from it that are asked as well, on average
 
 
 class DenseHead(nn.Module):
@@ -26,8 +27,9 @@ class DenseHead(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.affinity = nn.Sequential(nn.Conv2d(channels, 256, 1), nn.GELU(),
-                                      nn.Conv2d(256, (2 * len(OFFSETS) + 1) * 16, 1))
+        self.affinity = nn.Sequential(
+            nn.Conv2d(channels, 256, 1), nn.GELU(), nn.Conv2d(256, (2 * len(OFFSETS) + 1) * 16, 1)
+        )
         self.extent = nn.Sequential(nn.Conv2d(channels, 128, 1), nn.GELU(), nn.Conv2d(128, 16, 1))
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,12 +64,16 @@ def dense_loss(head: DenseHead, embedding: Tensor, labels: Tensor, extents: Tens
     # two pixels are added before the logarithm: errors far below a pixel do not matter
     error = F.smooth_l1_loss(sides, ((extents.clamp(min=0) + 2) / 32).log(), reduction="none", beta=0.1)
     extent = (error * inside).sum() / (4 * inside.sum() + 1)
-    return affinity + 0.5 * objects + extent, {"affinity": affinity.detach(), "object": objects.detach(),
-                                               "extent": extent.detach()}
+    return affinity + 0.5 * objects + extent, {
+        "affinity": affinity.detach(),
+        "object": objects.detach(),
+        "extent": extent.detach(),
+    }
 
 
-def mask_loss(sam: Sam, embedding: Tensor, boxes: Tensor, targets: Tensor, plain_share: float = 0.5
-              ) -> tuple[Tensor, dict[str, Tensor]]:
+def mask_loss(
+    sam: Sam, embedding: Tensor, boxes: Tensor, targets: Tensor, plain_share: float = 0.5
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of the single mask of each box, judged in the box with a margin, at the pixels of the mask logits.
 
     Per box: cross-entropy, plain and with equal weight for both classes, and Dice inside; cross-entropy at random
@@ -83,7 +89,7 @@ def mask_loss(sam: Sam, embedding: Tensor, boxes: Tensor, targets: Tensor, plain
     boxes, targets = boxes.flatten(0, 1), targets.flatten(0, 1)
     region = split_pixels(_region(boxes, grid, sam.image_encoder.img_size), grid)
     chosen = region.flatten(2).any(2)
-    chosen = chosen | (torch.rand(chosen.shape, device=boxes.device) < OUTSIDE_TOKENS / grid ** 2)
+    chosen = chosen | (torch.rand(chosen.shape, device=boxes.device) < OUTSIDE_TOKENS / grid**2)
     logits, predicted = decode_tokens(sam, embedding, owner, boxes, chosen)
     logits, predicted = logits.float().flatten(1), predicted.float()
     box = chosen.nonzero(as_tuple=True)[0]
@@ -106,8 +112,7 @@ def mask_loss(sam: Sam, embedding: Tensor, boxes: Tensor, targets: Tensor, plain
     quality = (predicted - iou) ** 2
     mask = plain_share * plain + (1 - plain_share) * balanced + dice
     loss = (mask + (0.1 + 0.8 * plain_share) * outside + 0.2 * quality).mean()
-    return loss, {"mask": mask.detach().mean(), "iou": iou.mean(),
-                  "outside": outside.detach().mean()}
+    return loss, {"mask": mask.detach().mean(), "iou": iou.mean(), "outside": outside.detach().mean()}
 
 
 def _region(boxes: Tensor, grid: int, size: int) -> Tensor:

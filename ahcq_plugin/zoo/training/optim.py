@@ -6,6 +6,7 @@ columns, found by a few Newton-Schulz steps. With the scale of "Muon is scalable
 the square root of the longer side, one learning rate and weight decay serve both kinds of parameters. From nothing and
 with few images it needs a fraction of the steps of AdamW.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable

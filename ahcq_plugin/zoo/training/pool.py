@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real images with instance masks, decoded once and kept in memory at two scales."""
+
 from __future__ import annotations
 
 import logging
@@ -35,8 +36,9 @@ class Level:
     unknown: list[Patch]
 
 
-def load_pool(folder: str | Path, hold_out: int = 32, longest: int = 640
-              ) -> tuple[list[tuple[Level, Level]], list[int]]:
+def load_pool(
+    folder: str | Path, hold_out: int = 32, longest: int = 640
+) -> tuple[list[tuple[Level, Level]], list[int]]:
     """Decode a COCO folder (``instances.json``, ``images/``).
 
     ``hold_out`` images, chosen by a fixed seed, are left out. Each remaining one is kept at its own size (at most
@@ -61,8 +63,13 @@ def load_pool(folder: str | Path, hold_out: int = 32, longest: int = 640
             continue
         scale = min(1.0, longest / max(image.shape[:2]))
         pool.append((_level(image, masks, scale), _level(image, masks, scale / 2)))
-    logger.info("%s: %d images, %d objects, %d images held out", folder, len(pool),
-                sum(len(full.objects) for full, _ in pool), len(held))
+    logger.info(
+        "%s: %d images, %d objects, %d images held out",
+        folder,
+        len(pool),
+        sum(len(full.objects) for full, _ in pool),
+        len(held),
+    )
     return pool, held
 
 

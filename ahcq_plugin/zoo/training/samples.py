@@ -4,6 +4,7 @@
 Sample ``i`` of a run depends on (seed, ``i``) alone, so a resumed run and a run on several processes see the data of
 an uninterrupted one without any random state to save.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -24,12 +25,12 @@ MIN_COVER = 8 * 255  # objects that show fewer pixels at the model's input are n
 class SampleCfg:
     """What a sample looks like. Shares are probabilities in [0, 1]."""
 
-    size: int = 256                # side of the model's input, pixels
-    mask_size: int = 128           # side of its mask logits, pixels
+    size: int = 256  # side of the model's input, pixels
+    mask_size: int = 128  # side of its mask logits, pixels
     boxes: int = 8
-    scene_share: float = 0.5       # the rest are real images
-    paste_share: float = 0.35      # of all images: cut-outs and shapes added on top
-    whole_share: float = 0.35      # of real images: shown whole, as in an evaluation
+    scene_share: float = 0.5  # the rest are real images
+    paste_share: float = 0.35  # of all images: cut-outs and shapes added on top
+    whole_share: float = 0.35  # of real images: shown whole, as in an evaluation
 
     def __post_init__(self) -> None:
         for name in ("scene_share", "paste_share", "whole_share"):
@@ -38,8 +39,9 @@ class SampleCfg:
         if self.boxes < 1:
             raise ValueError(f"`boxes` must be at least 1, got {self.boxes!r}")
         if self.mask_size % 4 or self.size % self.mask_size:
-            raise ValueError("`mask_size` must be a multiple of 4 and divide `size`, "
-                             f"got {self.mask_size!r} and {self.size!r}")
+            raise ValueError(
+                f"`mask_size` must be a multiple of 4 and divide `size`, got {self.mask_size!r} and {self.size!r}"
+            )
 
 
 def make_sample(seed: int, index: int, cfg: SampleCfg, pool: list[tuple[Level, Level]]) -> dict[str, Tensor]:
@@ -59,7 +61,7 @@ def make_sample(seed: int, index: int, cfg: SampleCfg, pool: list[tuple[Level, L
         if real:
             image, covers, unknown = _real(rng, pool[rng.integers(len(pool))], cfg)
         else:
-            image, masks = render_scene(int(rng.integers(2 ** 62)), cfg.size)
+            image, masks = render_scene(int(rng.integers(2**62)), cfg.size)
             covers = [mask.astype(np.uint8) * 255 for mask in masks]
             unknown = np.zeros(image.shape[:2], np.uint8)
         if rng.random() < cfg.paste_share:
@@ -72,8 +74,9 @@ def make_sample(seed: int, index: int, cfg: SampleCfg, pool: list[tuple[Level, L
     return _finish(rng, image, covers, unknown, real, cfg)
 
 
-def _real(rng: np.random.Generator, levels: tuple[Level, Level], cfg: SampleCfg
-          ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+def _real(
+    rng: np.random.Generator, levels: tuple[Level, Level], cfg: SampleCfg
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
     """A real image, whole or zoomed in on an object, through one affine map."""
     full, size = levels[0], cfg.size
     height, width = full.image.shape[:2]
@@ -104,8 +107,14 @@ def _real(rng: np.random.Generator, levels: tuple[Level, Level], cfg: SampleCfg
     if scale < 0.6:  # half-size copy: x_full = 2 x_half + 0.5
         level = levels[1]
         matrix = np.concatenate([matrix[:, :2] * 2, matrix[:, 2:] + 0.5 * matrix[:, :2].sum(1, keepdims=True)], 1)
-    image = cv2.warpAffine(level.image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT,
-                           borderValue=PIXEL_MEAN)
+    image = cv2.warpAffine(
+        level.image,
+        matrix,
+        (size, size),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=PIXEL_MEAN,
+    )
     unknown = np.zeros((size, size), np.uint8)
     for patch in level.unknown:
         unknown |= _warp_patch(patch, matrix, size)
@@ -118,8 +127,9 @@ def _warp_patch(patch: Patch, matrix: np.ndarray, size: int) -> np.ndarray:
     return cv2.warpAffine(patch.cover, moved, (size, size), flags=cv2.INTER_LINEAR)
 
 
-def _paste(rng: np.random.Generator, image: np.ndarray, covers: list[np.ndarray], pool: list[tuple[Level, Level]],
-           real: bool) -> tuple[np.ndarray, list[np.ndarray]]:
+def _paste(
+    rng: np.random.Generator, image: np.ndarray, covers: list[np.ndarray], pool: list[tuple[Level, Level]], real: bool
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """Put one to four real cut-outs or generated shapes (some filled with a piece of a real image) in front."""
     size = len(image)
     canvas = image.astype(np.float32)
@@ -152,7 +162,7 @@ def _cut_out(rng: np.random.Generator, level: Level, size: int) -> tuple[np.ndar
         linear[:, 0] *= -1
     shift = rng.uniform(0.05, 0.95, 2) * size - linear @ [width / 2, height / 2]
     matrix = np.concatenate([linear, shift[:, None]], 1)
-    piece = level.image[patch.y:patch.y + height, patch.x:patch.x + width]
+    piece = level.image[patch.y : patch.y + height, patch.x : patch.x + width]
     cover = patch.cover
     while scale < 0.6 and min(cover.shape) >= 8:  # a linear warp alone would skip pixels
         piece, cover = (cv2.resize(a, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for a in (piece, cover))
@@ -177,8 +187,14 @@ def _colours(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(x), 0, 255).astype(np.uint8)
 
 
-def _finish(rng: np.random.Generator, image: np.ndarray, covers: list[np.ndarray], unknown: np.ndarray, real: bool,
-            cfg: SampleCfg) -> dict[str, Tensor]:
+def _finish(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    covers: list[np.ndarray],
+    unknown: np.ndarray,
+    real: bool,
+    cfg: SampleCfg,
+) -> dict[str, Tensor]:
     step = cfg.size // cfg.mask_size
     small = [cv2.resize(cover, (cfg.mask_size, cfg.mask_size), interpolation=cv2.INTER_AREA) for cover in covers]
     tight = np.stack([soft_box(cover) for cover in covers])
@@ -189,19 +205,24 @@ def _finish(rng: np.random.Generator, image: np.ndarray, covers: list[np.ndarray
     coarse = labels[::2, ::2]
     centre = (np.arange(len(coarse), dtype=np.float32) + 0.5) * 2 * step
     sides = tight[np.maximum(coarse, 1) - 1].transpose(2, 0, 1)
-    extents = np.stack([centre[None] - sides[0], centre[:, None] - sides[1], sides[2] - centre[None],
-                        sides[3] - centre[:, None]])
+    extents = np.stack(
+        [centre[None] - sides[0], centre[:, None] - sides[1], sides[2] - centre[None], sides[3] - centre[:, None]]
+    )
     extents = np.where(coarse[None] > 0, np.maximum(extents, 0), -1).astype(np.float32)
     count = len(covers)
     chosen = rng.permutation(count) if count >= cfg.boxes else np.arange(cfg.boxes) % count
-    chosen = chosen[:cfg.boxes]
+    chosen = chosen[: cfg.boxes]
     boxes = tight[chosen]
     spread = np.where(rng.random((cfg.boxes, 1)) < 0.3, 0.06, 0.01)
     sides = np.concatenate([boxes[:, 2:] - boxes[:, :2]] * 2, 1)
     boxes = np.clip(boxes + rng.standard_normal(boxes.shape) * spread * sides, 0, cfg.size).astype(np.float32)
-    return {"image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-            "boxes": torch.from_numpy(boxes), "targets": torch.from_numpy(np.stack([small[i] for i in chosen])),
-            "labels": torch.from_numpy(labels), "extents": torch.from_numpy(extents)}
+    return {
+        "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+        "boxes": torch.from_numpy(boxes),
+        "targets": torch.from_numpy(np.stack([small[i] for i in chosen])),
+        "labels": torch.from_numpy(labels),
+        "extents": torch.from_numpy(extents),
+    }
 
 
 def soft_box(cover: np.ndarray) -> np.ndarray:

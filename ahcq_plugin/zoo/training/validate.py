@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Held-out data: what is looked at during training. Test scenes and validation images are not among it."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -12,8 +13,9 @@ from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.predict import mask_iou, predict_masks
 
 
-def held_out_iou(sam: Sam, coco: str | Path | None, ids: list[int], scenes: int = 24, seed: int = 77
-                 ) -> dict[str, float]:
+def held_out_iou(
+    sam: Sam, coco: str | Path | None, ids: list[int], scenes: int = 24, seed: int = 77
+) -> dict[str, float]:
     """Mean IoU with ground-truth boxes on scenes of another seed and on held-out images, also for a blank image.
 
     In bfloat16: to follow a run, not to report.

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-sam = dict(name='sam_tiny', checkpoint=None)  # None: the packaged weights
+sam = dict(name="sam_tiny", checkpoint=None)  # None: the packaged weights
