@@ -2,8 +2,12 @@
 """Quantize a SAM as a config says and report floating point beside quantized."""
 
 import argparse
+import os
 import sys
 import warnings
+
+# Read once, when torch is loaded: threads that wait by spinning make a run several times slower on busy cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
     from mmengine.config import DictAction
