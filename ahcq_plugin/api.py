@@ -14,7 +14,7 @@ from torch import nn
 
 from ahcq_plugin.graph import RoleTable, describe
 from ahcq_plugin.ptq import audit, calibrate, freeze, prepare, reconstruct
-from ahcq_plugin.ptq.audit import AuditReport
+from ahcq_plugin.ptq.audit import AuditError, AuditReport
 from ahcq_plugin.ptq.batches import Forward, check_batches, default_forward, model_device
 from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE, load_file, save_atomic, save_checkpoint
 from ahcq_plugin.ptq.recipe import Recipe
@@ -84,7 +84,7 @@ def quantize(
         (the quantized model, QuantReport)
     Raises:
         ValueError, TypeError: bad arguments, before anything is computed.
-        RuntimeError: a unit does not trace, or the audit failed (all problems listed).
+        RuntimeError: a unit does not trace; its subclass AuditError: the audit failed.
     """
     given = {"w_bits": w_bits, "a_bits": a_bits, "iterations": iterations, "seed": seed}
     recipe = Recipe.from_config(recipe, **{key: value for key, value in given.items() if value is not None})
@@ -108,8 +108,7 @@ def quantize(
     with stages("audit", device):
         outcome = audit(model, batches[0], forward)
     if not outcome.passed:
-        shown = "\n  ".join(outcome.problems[:20])
-        raise RuntimeError(f"the audit failed with {len(outcome.problems)} problems; no result is reported:\n  {shown}")
+        raise AuditError(outcome)
     report = QuantReport(recipe, outcome, reports, describe(model), stages.records)
     if work_dir is not None:
         save_checkpoint(Path(work_dir) / "quantized.pth", model, recipe, {"report": report.to_dict()})

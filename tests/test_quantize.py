@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ahcq_plugin import quantize
-from ahcq_plugin.ptq import audit, calibrate, quantizers
+from ahcq_plugin.ptq import AuditError, audit, calibrate, quantizers
 from ahcq_plugin.ptq.calibrate import observing
 from ahcq_plugin.ptq.prepare import prepare, set_quantization
 from ahcq_plugin.ptq.recipe import Recipe
@@ -82,7 +82,7 @@ def test_calibrating_again_starts_afresh(tiny_sam, tiny_items):
 
 def test_a_failed_audit_raises_with_all_problems(tiny_sam, tiny_items, monkeypatch):
     monkeypatch.setattr("ahcq_plugin.api.freeze", lambda model: model)
-    with pytest.raises(RuntimeError, match=r"the audit failed with \d+ problems; no result is reported:\n  .*off"):
+    with pytest.raises(AuditError, match=r"the audit failed with \d+ problems; no result is reported:\n  .*off"):
         quantize(tiny_sam, tiny_items, "rtn", forward=box_forward, progress=False)
 
 
@@ -90,7 +90,7 @@ def test_a_failed_audit_raises_with_all_problems(tiny_sam, tiny_items, monkeypat
     "change, error, message",
     [
         ({"recipe": "awq"}, ValueError, "unknown recipe 'awq'"),
-        ({"w_bits": 1}, ValueError, r"must be an integer in \[2, 16\], got 1"),
+        ({"w_bits": 1}, ValueError, r"`w_bits` must be in \[2, 8\], got 1"),
         ({"batches": []}, ValueError, "`batches` is empty"),
         ({"batches": iter([1])}, TypeError, r"`batches` must be a sequence .* wrap it in list\(...\)"),
         ({"units": "blocks.*"}, ValueError, r"blocks\.\*"),

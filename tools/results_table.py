@@ -5,7 +5,10 @@ Example: AHCQ_DATA=data python tools/results_table.py --fill --readme
 """
 
 import argparse
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in ptq.py
 
 from ahcq_plugin.mm.results import CELLS, fill, stages_table, table, update_readme
 

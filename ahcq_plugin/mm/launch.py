@@ -19,6 +19,7 @@ from ahcq_plugin.mm.files import write_text
 from ahcq_plugin.mm.preflight import preflight
 from ahcq_plugin.mm.ptq_loop import PTQResult
 from ahcq_plugin.mm.summary import result_table, stage_table
+from ahcq_plugin.ptq import AuditError
 
 #: Exit codes.
 OK, AUDIT_FAILED, BAD_INPUT = 0, 1, 2
@@ -57,9 +58,7 @@ def launch(
         write_text(traceback.format_exc(), trace)
         _complain(console, f"error: {' '.join(str(error).split())} (traceback in {trace})")
         return BAD_INPUT
-    except RuntimeError as error:
-        if not str(error).startswith("the audit failed"):
-            raise
+    except AuditError as error:
         _complain(console, str(error))
         return AUDIT_FAILED
     print_result(runner.test_loop.result, console)

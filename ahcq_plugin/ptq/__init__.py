@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Post-training quantization of a model, stage by stage: prepare, calibrate, reconstruct, freeze, audit."""
 
-from ahcq_plugin.ptq.audit import AuditReport, audit
+from ahcq_plugin.ptq.audit import AuditError, AuditReport, audit
 from ahcq_plugin.ptq.calibrate import calibrate
 from ahcq_plugin.ptq.checkpoint import load_checkpoint, save_checkpoint
 from ahcq_plugin.ptq.freeze import freeze
@@ -10,6 +10,7 @@ from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.reconstruct import UnitReport, reconstruct
 
 __all__ = [
+    "AuditError",
     "AuditReport",
     "Recipe",
     "UnitReport",

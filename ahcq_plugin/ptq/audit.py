@@ -47,6 +47,15 @@ class AuditReport:
         return {"passed": self.passed, **asdict(self)}
 
 
+class AuditError(RuntimeError):
+    """A model failed its audit: no figure of it may be reported."""
+
+    def __init__(self, report: AuditReport):
+        shown = "\n  ".join(report.problems[:20])
+        super().__init__(f"the audit failed with {len(report.problems)} problems; no result is reported:\n  {shown}")
+        self.report = report
+
+
 @torch.no_grad()
 def audit(model: nn.Module, batch: Any, forward: Forward | None = None) -> AuditReport:
     """Check a frozen model on one item of data.

@@ -19,6 +19,7 @@ from ahcq_plugin.ptq.prepare import is_weight, quantizers, set_quantization, wei
 from ahcq_plugin.ptq.recipe import Recipe
 
 Fetch = Callable[[int], Any]
+MAX_RELATIVE_STEP = 0.005
 
 
 @contextmanager
@@ -39,6 +40,15 @@ def mix(quantized: Any, floating: Any, share: float) -> Any:
         return torch.lerp(f, q, torch.empty(q.shape, device=q.device).bernoulli_(share))
 
     return pytree.tree_map(pick, quantized, floating)
+
+
+def scale_step(scale: Tensor, learning_rate: float) -> float:
+    """Adam's step for a scale: the recipe's, but at most ``MAX_RELATIVE_STEP`` of the scale itself.
+
+    Adam moves by about its learning rate whatever the gradient. Scales of 8-bit attention probabilities are near 0.002:
+    steps that suit other scales would wipe them out.
+    """
+    return min(learning_rate, MAX_RELATIVE_STEP * float(scale.detach().mean()))
 
 
 def optimise(
@@ -75,7 +85,8 @@ def optimise(
     activations = [q for _, q in quantizers(module) if not is_weight(q)]
     if recipe.learn_scales and activations:
         scales = [s.requires_grad_() for q in activations for s in q.learnable_scales()]
-        optimizers.append(torch.optim.Adam(scales, lr=recipe.scale_lr))
+        groups = [{"params": [s], "lr": scale_step(s, recipe.scale_lr)} for s in scales]
+        optimizers.append(torch.optim.Adam(groups))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizers[1], T_max=recipe.iterations)
     try:
         for quantizer in activations:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ahcq_plugin.functional.uniform import check_bits
 from ahcq_plugin.graph import ROLES
 from ahcq_plugin.quantizers import ACTIVATION_FAMILIES
 
@@ -43,7 +42,8 @@ class Recipe:
         input_mix: share of a unit's input elements taken from the quantized model, the rest from floating point.
         iterations: optimizer steps per unit (per layer with granularity ``layer``).
         batch_size: items (images) per step.
-        rounding_lr, scale_lr: Adam learning rates; the rounding's is constant, the scales' follows a cosine to 0.
+        rounding_lr, scale_lr: Adam learning rates; the rounding's is constant, the scales' follows a cosine to 0 and is
+            at most 0.5 % of the scale.
         rounding_weight: factor of the rounding regulariser.
         exponent_start, exponent_end: the regulariser's exponent, linear after the warm-up.
         warmup: share of the iterations without regulariser.
@@ -84,7 +84,7 @@ class Recipe:
                 if value not in allowed:
                     raise ValueError(f"recipe: `families` has {value!r}; allowed: {', '.join(allowed)}")
         for key in ("w_bits", "a_bits"):
-            if check_bits(getattr(self, key)) > 8:
+            if not 2 <= getattr(self, key) <= 8:
                 raise ValueError(f"recipe: `{key}` must be in [2, 8], got {getattr(self, key)!r}")
         for key, allowed in (("granularity", GRANULARITIES), ("cache_device", CACHE_DEVICES)):
             if getattr(self, key) not in allowed:

@@ -19,7 +19,7 @@ from ahcq_plugin.mm import BoxPromptedSAM, ptq_loop
 from ahcq_plugin.mm.convert_yolox import build_yolox
 from ahcq_plugin.mm.evaluation import evaluate
 from ahcq_plugin.mm.launch import launch, read_config
-from ahcq_plugin.ptq import Recipe, load_checkpoint
+from ahcq_plugin.ptq import AuditError, AuditReport, Recipe, load_checkpoint
 from ahcq_plugin.zoo.sam import build_sam
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,7 +92,7 @@ def test_a_failed_audit_reports_nothing(run, monkeypatch):
     assert run()[0] == 0
 
     def fail(*args, **kwargs):
-        raise RuntimeError("the audit failed with 1 problems; no result is reported:\n  blocks.0: drop mode is on")
+        raise AuditError(AuditReport(["blocks.0: drop mode is on"]))
 
     monkeypatch.setattr(ptq_loop, "quantize", fail)
     code, text, metrics = run()
@@ -137,7 +137,7 @@ def test_the_seed_reaches_calibration_and_reconstruction(run, monkeypatch):
 
     def spy(model, batches, recipe, **kwargs):
         seen.append((batches[0], recipe.seed))
-        raise RuntimeError("the audit failed: enough seen")
+        raise AuditError(AuditReport(["enough seen"]))
 
     monkeypatch.setattr(ptq_loop, "quantize", spy)
     for seed in (0, 0, 5):

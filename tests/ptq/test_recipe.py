@@ -32,7 +32,7 @@ def test_integers_are_taken_for_floats():
         ({}, r"unknown recipe None; allowed: "),
         ({"name": "rtn", "wbits": 4}, r"recipe: unknown key 'wbits'; allowed: .*w_bits"),
         ({"name": "rtn", "w_bits": 9}, r"recipe: `w_bits` must be in \[2, 8\], got 9"),
-        ({"name": "rtn", "a_bits": 1}, r"`bits` must be an integer in \[2, 16\], got 1"),
+        ({"name": "rtn", "a_bits": 1}, r"recipe: `a_bits` must be in \[2, 8\], got 1"),
         ({"name": "rtn", "a_bits": 4.0}, r"recipe: `a_bits` must be of type int, got 4.0"),
         ({"name": "rtn", "w_bits": True}, r"recipe: `w_bits` must be of type int, got True"),
         ({"name": "qdrop", "iterations": 0}, r"recipe: `iterations` must be at least 1, got 0"),

@@ -11,7 +11,7 @@ import torch
 from ahcq_plugin import quantize
 from ahcq_plugin.ptq import Recipe, calibrate, prepare, quantizers, reconstruct
 from ahcq_plugin.ptq.loss import output_error, rounding_exponent
-from ahcq_plugin.ptq.optimise import mix, seeded
+from ahcq_plugin.ptq.optimise import mix, scale_step, seeded
 from ahcq_plugin.ptq.prepare import weight_layers
 from ahcq_plugin.zoo.sam import box_forward
 
@@ -152,6 +152,11 @@ def test_resume_refuses_another_run(tiny_sam, tiny_items, tmp_path):
         quantize(tiny_sam, tiny_items[:2], config, forward=box_forward, work_dir=tmp_path, resume=True)
     with pytest.raises(ValueError, match="`resume=True` needs `work_dir`"):
         quantize(tiny_sam, tiny_items, config, forward=box_forward, resume=True)
+
+
+def test_small_scales_move_by_small_steps():
+    assert scale_step(torch.tensor([0.5]), 4e-4) == 4e-4
+    assert scale_step(torch.tensor([0.002]), 4e-4) == pytest.approx(1e-5)
 
 
 def test_mix_takes_elements_from_both():

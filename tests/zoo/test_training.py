@@ -150,7 +150,7 @@ def test_a_short_run_learns_its_images(tmp_path, caplog, monkeypatch):
     original = loop.make_sample
     monkeypatch.setattr(loop, "make_sample", lambda seed, index, *rest: original(seed, index % 2, *rest))
     with caplog.at_level("INFO", logger="ahcq_plugin.zoo.training.loop"):
-        path = train(TINY_SAM, small_run(steps=100, warmup=10, detach_steps=30, lr=5e-3), tmp_path)
+        path = train(TINY_SAM, small_run(steps=150, warmup=10, detach_steps=30, lr=5e-3), tmp_path)
     lines = [m.getMessage().split() for m in caplog.records if m.getMessage().startswith("step")]
     early, *_, late = (dict(zip(line[4::2], map(float, line[5::2]), strict=False)) for line in lines)
     assert late["affinity"] + late["extent"] < 0.8 * (early["affinity"] + early["extent"])
