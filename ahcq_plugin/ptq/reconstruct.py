@@ -98,7 +98,7 @@ def reconstruct(
     if folder is not None and not resume:
         for stale in folder.glob("*.pt"):
             stale.unlink()
-    caches = Path(work_dir) / "cache" if work_dir is not None else None
+    caches = Path(work_dir) / "unit_caches" if work_dir is not None else None
     if caches is not None:
         shutil.rmtree(caches, ignore_errors=True)  # what a killed run left
     stream = UnitStream(model, batches, forward or default_forward, recipe.cache_device, caches)
@@ -190,8 +190,8 @@ def _optimise_layers(stream: UnitStream, name: str, recipe: Recipe, on_step) -> 
             for layer, (_, out) in _record(unit, layers, *stream.inputs("floating", item)).items():
                 targets[layer, item] = out
         for layer_name, layer in layers.items():
+            set_quantization(unit, True, recipe.quantize_activations)
             for item in items:
-                set_quantization(unit, True, recipe.quantize_activations)
                 args, _ = _record(unit, {layer_name: layer}, *stream.inputs("quantized", item))[layer_name]
                 seen[item] = args
             optimise(

@@ -75,12 +75,12 @@ def intercepted(units: dict[str, nn.Module], handler: Callable) -> Iterator[None
 class UnitStream:
     """Goes through a prepared and calibrated model unit by unit.
 
-    For each ``name`` in ``order``: ``collect(name)``, read ``inputs``/``targets``, change the unit, ``advance(name)``.
+    For each ``name`` in ``order``: ``collect(name)``, read ``inputs``/``target``, change the unit, ``advance(name)``.
 
     Attributes:
         order: unit names in order of execution.
     Raises:
-        RuntimeError: a unit is never called, or called several times with inputs that depend on later units.
+        RuntimeError: a unit is never called, or called more than once in a forward.
     """
 
     def __init__(
