@@ -48,8 +48,8 @@ install: $(INSTALLED)  ## make .venv and install everything into it (first time:
 demo: install  ## quantize the embedded small SAM to 4 bits and report FP beside quantized (<= 10 min)
 	$(PY) tools/ptq.py mm_configs/demo_sam_tiny_w4a4.py
 
-results: install  ## fill what is missing of the README's results table (hours; needs images in AHCQ_DATA)
-	$(PY) tools/results_table.py --fill --readme
+results: install  ## run what is missing of the tables of results and ablations (many hours; needs images in AHCQ_DATA)
+	$(PY) tools/results_table.py --fill --write
 
 test: lint  ## lint, then all tests but the slow ones
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --durations=10

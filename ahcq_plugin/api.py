@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from ahcq_plugin.graph import RoleTable, describe
-from ahcq_plugin.ptq import audit, calibrate, freeze, prepare, reconstruct
+from ahcq_plugin.ptq import audit, calibrate, freeze, precondition, prepare, reconstruct
 from ahcq_plugin.ptq.audit import AuditError, AuditReport
 from ahcq_plugin.ptq.batches import Forward, check_batches, default_forward, model_device
 from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE, load_file, save_atomic, save_checkpoint
+from ahcq_plugin.ptq.precondition import ConditionReport, original_tensors, restore_originals
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.reconstruct import UnitReport, fingerprint
 from ahcq_plugin.ptq.stages import Stages
@@ -30,6 +31,7 @@ class QuantReport:
         recipe: the recipe used.
         audit: passed, or ``quantize`` would have raised.
         units: error of every unit before and after reconstruction.
+        conditions: condition numbers of Linear weights before and after ACNR (empty without it).
         roles: the table unit, tensor, role, quantizer.
         stages: stage -> {"seconds", "peak_bytes"}.
     """
@@ -37,6 +39,7 @@ class QuantReport:
     recipe: Recipe
     audit: AuditReport
     units: list[UnitReport]
+    conditions: list[ConditionReport]
     roles: RoleTable
     stages: dict[str, dict[str, float]]
 
@@ -46,6 +49,7 @@ class QuantReport:
             "recipe": self.recipe.to_dict(),
             "audit": self.audit.to_dict(),
             "units": [asdict(unit) for unit in self.units],
+            "conditions": [asdict(layer) for layer in self.conditions],
             "roles": [asdict(row) for row in self.roles.rows],
             "stages": self.stages,
         }
@@ -67,7 +71,7 @@ def quantize(
     inplace: bool = False,
     progress: bool = True,
 ) -> tuple[nn.Module, QuantReport]:
-    """Quantize a model after training: prepare, calibrate, reconstruct, freeze, audit.
+    """Quantize a model after training: prepare, precondition, calibrate, reconstruct, freeze, audit.
 
     Args:
         model: floating point; its repeated blocks must trace with ``torch.fx``.
@@ -99,8 +103,7 @@ def quantize(
     stages = Stages()
     with stages("prepare", device):
         prepare(model, recipe, units)
-    with stages("calibrate", device):
-        _calibrate(model, batches, recipe, forward, work_dir, resume, progress)
+    conditions = _calibrate(model, batches, recipe, forward, work_dir, resume, progress, stages)
     with stages("reconstruct", device):
         reports = reconstruct(model, batches, recipe, forward, work_dir, resume, progress)
     with stages("freeze", device):
@@ -109,26 +112,42 @@ def quantize(
         outcome = audit(model, batches[0], forward)
     if not outcome.passed:
         raise AuditError(outcome)
-    report = QuantReport(recipe, outcome, reports, describe(model), stages.records)
+    report = QuantReport(recipe, outcome, reports, conditions, describe(model), stages.records)
     if work_dir is not None:
         save_checkpoint(Path(work_dir) / "quantized.pth", model, recipe, {"report": report.to_dict()})
     return model, report
 
 
-def _calibrate(model, batches, recipe: Recipe, forward, work_dir, resume: bool, progress: bool) -> None:
-    """Calibrate, or load the interrupted run's calibration (``reconstruct`` checks that it fits)."""
-    if work_dir is None:
-        calibrate(model, batches, forward, progress)
-        return
-    path = Path(work_dir) / CALIBRATED_FILE
-    mark = fingerprint(model, batches, recipe)
+def _calibrate(
+    model, batches, recipe: Recipe, forward, work_dir, resume: bool, progress: bool, stages: Stages
+) -> list[ConditionReport]:
+    """Precondition and calibrate, or load what the interrupted run had (``reconstruct`` checks that it fits)."""
+    device = model_device(model)
+    path, mark = None, ""
+    if work_dir is not None:
+        path = Path(work_dir) / CALIBRATED_FILE
+        mark = fingerprint(model, batches, recipe)
     if resume and path.exists():
-        saved = load_file(path)
-        if saved["fingerprint"] != mark:
-            changed = sorted(k for k, v in recipe.to_dict().items() if saved["recipe"].get(k) != v)
-            what = f"the recipe changed ({', '.join(changed)})" if changed else "the model or the data changed"
-            raise ValueError(f"cannot resume from {work_dir}: {what}; use a new work dir, or start without resume")
-        model.load_state_dict(saved["state"])
-        return
-    calibrate(model, batches, forward, progress)
-    save_atomic({"fingerprint": mark, "recipe": recipe.to_dict(), "state": model.state_dict()}, path)
+        with stages("calibrate", device):
+            saved = load_file(path)
+            if saved["fingerprint"] != mark:
+                changed = sorted(k for k, v in recipe.to_dict().items() if saved["recipe"].get(k) != v)
+                what = f"the recipe changed ({', '.join(changed)})" if changed else "the model or the data changed"
+                raise ValueError(f"cannot resume from {work_dir}: {what}; use a new work dir, or start without resume")
+            model.load_state_dict(saved["state"])
+            restore_originals(model, saved["originals"])
+            return [ConditionReport(**layer) for layer in saved["conditions"]]
+    with stages("precondition", device):
+        conditions = precondition(model, batches, recipe, forward, progress)
+    with stages("calibrate", device):
+        calibrate(model, batches, forward, progress)
+    if path is not None:
+        content = {
+            "fingerprint": mark,
+            "recipe": recipe.to_dict(),
+            "state": model.state_dict(),
+            "originals": original_tensors(model),
+            "conditions": [asdict(layer) for layer in conditions],
+        }
+        save_atomic(content, path)
+    return conditions

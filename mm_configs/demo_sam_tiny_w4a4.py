@@ -4,7 +4,7 @@ _base_ = [
     "./_base_/datasets/generated_scenes.py",
     "./_base_/detectors/none.py",
     "./_base_/sam/sam_tiny.py",
-    "./_base_/quant/qdrop_w4a4_short.py",
+    "./_base_/quant/ahcq_w4a4_short.py",
     "./_base_/runtime/ptq.py",
 ]
 recipe = dict(iterations=100)

@@ -4,7 +4,7 @@ _base_ = [
     "./_base_/datasets/coco.py",
     "./_base_/detectors/faster_rcnn_r50.py",
     "./_base_/sam/sam_b.py",
-    "./_base_/quant/qdrop_w4a4.py",
+    "./_base_/quant/ahcq_w4a4.py",
     "./_base_/runtime/ptq.py",
 ]
 recipe = dict(iterations=20000)

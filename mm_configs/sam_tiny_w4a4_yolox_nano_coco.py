@@ -4,7 +4,7 @@ _base_ = [
     "./_base_/datasets/coco_subset.py",
     "./_base_/detectors/yolox_nano.py",
     "./_base_/sam/sam_tiny.py",
-    "./_base_/quant/qdrop_w4a4_short.py",
+    "./_base_/quant/ahcq_w4a4_short.py",
     "./_base_/runtime/ptq.py",
 ]
 test_dataloader = dict(num_workers=0, persistent_workers=False, dataset={{_base_.eval_dataset}})

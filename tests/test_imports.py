@@ -27,7 +27,11 @@ LAYERS = {
     "mm": ENGINE | {"api", "__init__", "export", "zoo", "mqbench"},
 }
 # layer -> the only foreign packages that it may import besides the standard library
-FOREIGN = {"functional": {"torch"}, "zoo": {"torch", "numpy", "segment_anything", "cv2", "pycocotools"}}
+FOREIGN = {
+    "functional": {"torch"},
+    "prequant": {"torch", "numpy", "scipy"},
+    "zoo": {"torch", "numpy", "segment_anything", "cv2", "pycocotools"},
+}
 # host -> the only layer that may import it
 HOSTS = {"mqbench": "mqbench", "mmengine": "mm", "mmcv": "mm", "mmdet": "mm"}
 
@@ -96,6 +100,8 @@ def test_every_import_goes_down() -> None:
         ("graph/tracer.py", "def f():\n    import mmcv.ops"),
         ("graph/tracer.py", "import importlib\nimportlib.import_module('mmdet.apis')"),
         ("prequant/acnr.py", "from ahcq_plugin.ptq import Recipe"),
+        ("prequant/acnr.py", "from ahcq_plugin.quantizers import base"),
+        ("prequant/acnr.py", "import sklearn"),
         ("ptq/recipe.py", "from ahcq_plugin.mm import BoxPromptedSAM"),
         ("ptq/recipe.py", "import ahcq_plugin.zoo.sam"),
         ("ptq/prepare.py", "from mqbench.prepare_by_platform import prepare_by_platform"),
@@ -120,6 +126,7 @@ def test_a_planted_violation_is_caught(path: str, source: str) -> None:
     ("path", "source"),
     [
         ("functional/uniform.py", "from __future__ import annotations\nimport math\nfrom torch import Tensor"),
+        ("prequant/bimodal.py", "from scipy.signal import find_peaks\nimport numpy"),
         ("functional/lnq.py", "from .uniform import encode\nfrom ahcq_plugin.functional import hluq"),
         (
             "ptq/prepare.py",
@@ -141,7 +148,8 @@ def test_an_unknown_layer_is_caught() -> None:
 
 def test_importing_the_engine_loads_no_host() -> None:
     code = (
-        "import ahcq_plugin, ahcq_plugin.functional, ahcq_plugin.quantizers, ahcq_plugin.graph, ahcq_plugin.ptq, sys;"
+        "import ahcq_plugin, ahcq_plugin.functional, ahcq_plugin.quantizers, ahcq_plugin.graph, ahcq_plugin.ptq;"
+        "import ahcq_plugin.prequant.acnr, ahcq_plugin.prequant.bimodal, sys;"
         f"sys.exit(' '.join({set(HOSTS)!r} & set(sys.modules)) or None)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)

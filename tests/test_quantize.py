@@ -20,7 +20,7 @@ def test_sam_by_one_call(tiny_sam, tiny_items):
     assert tiny_sam.state_dict().keys() == before.keys()
     assert all(torch.equal(tiny_sam.state_dict()[key], before[key]) for key in before)
     assert report.audit.passed and len(report.units) == 6
-    assert set(report.stages) == {"prepare", "calibrate", "reconstruct", "freeze", "audit"}
+    assert set(report.stages) == {"prepare", "precondition", "calibrate", "reconstruct", "freeze", "audit"}
     plain = json.loads(json.dumps(report.to_dict()))
     assert plain["recipe"]["w_bits"] == 8 and plain["audit"]["counts"]["softmax"] > 0
     with torch.no_grad():

@@ -42,7 +42,17 @@ from ahcq_plugin.zoo.sam import box_forward
 #: Files written into the work dir.
 OUTPUTS = ("metrics.json", "report.html", "quantized.pth")
 #: In the order of the run.
-STAGES = ("detect", "fp_eval", "prepare", "calibrate", "reconstruct", "freeze", "audit", "quantized_eval")
+STAGES = (
+    "detect",
+    "fp_eval",
+    "prepare",
+    "precondition",
+    "calibrate",
+    "reconstruct",
+    "freeze",
+    "audit",
+    "quantized_eval",
+)
 
 
 @dataclass(frozen=True)
@@ -236,7 +246,7 @@ class PTQLoop(BaseLoop):
             "audit": {"passed": report.audit.passed, "counts": report.audit.counts},
             "recipe": self.recipe.name,
             "bits": [self.recipe.w_bits, self.recipe.a_bits],
-            "stages": {name: stages[name] for name in STAGES},
+            "stages": {name: stages[name] for name in STAGES if name in stages},
         }
         write_json(metrics, files["metrics.json"])
         unrounded = load_file(folder / CALIBRATED_FILE)["state"]  # what `quantize` started the reconstruction from
@@ -246,6 +256,7 @@ class PTQLoop(BaseLoop):
             content["roles"],
             content["audit"],
             self.runner.cfg.pretty_text,
+            content["conditions"],
             sample_images(records, floating, quantized),
             collect_distributions(self.runner.model.sam, batch, box_forward, unrounded),
         )

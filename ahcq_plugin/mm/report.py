@@ -46,6 +46,8 @@ def render_report(data: ReportData) -> str:
         stages=_stages(data.metrics["stages"]),
         units=data.units,
         unit_plot=_unit_plot(data.units),
+        conditions=data.conditions,
+        condition_plot=_condition_plot(data.conditions),
         sqnr=_sqnr(data.distributions),
         histograms=_histograms(data.distributions),
         roles=_roles(data.roles, data.distributions),
@@ -104,6 +106,13 @@ def _unit_plot(units: Sequence[dict[str, Any]]) -> str | None:
         return None
     columns = ([unit[key] for unit in units] for key in ("name", "error_before", "error_after"))
     return _uri("png", report_plots.unit_errors(*columns))
+
+
+def _condition_plot(conditions: Sequence[dict[str, Any]]) -> str | None:
+    if not conditions:
+        return None
+    columns = ([layer[key] for layer in conditions] for key in ("before", "after"))
+    return _uri("png", report_plots.condition_numbers(*columns))
 
 
 def _by_role(distributions: Sequence[Distribution]) -> dict[str, list[Distribution]]:

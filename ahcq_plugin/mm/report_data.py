@@ -46,6 +46,7 @@ class ReportData:
         roles: rows of ``QuantReport.roles`` (unit, node, role, quantizer).
         audit: ``AuditReport.to_dict()``.
         config_text: the config as it ran.
+        conditions: rows of ``QuantReport.conditions`` (layer, before, after).
         samples: up to :data:`MAX_SAMPLES` images.
         distributions: every quantizer's error, histograms of some, from ``collect_distributions``.
     """
@@ -55,6 +56,7 @@ class ReportData:
     roles: list[dict[str, Any]]
     audit: dict[str, Any]
     config_text: str
+    conditions: list[dict[str, Any]] = field(default_factory=list)
     samples: list[SampleImage] = field(default_factory=list)
     distributions: list[Distribution] = field(default_factory=list)
 

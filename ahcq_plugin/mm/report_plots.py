@@ -41,6 +41,26 @@ def unit_errors(names: Sequence[str], before: Sequence[float], after: Sequence[f
     return _png(figure)
 
 
+def condition_numbers(before: Sequence[float], after: Sequence[float]) -> bytes:
+    """A column of two dots a layer, in the model's order, on a logarithmic axis; infinite ones at the upper edge."""
+    figure, axes = _figure(5.2, 2.6)
+    finite = [value for value in [*before, *after] if math.isfinite(value)] or [1.0]
+    top = max(finite) * 2
+    columns = np.arange(len(before))
+    heights = [np.minimum(values, top) for values in (before, after)]
+    axes.vlines(columns, heights[1], heights[0], color=PALE, linewidth=1)
+    axes.plot(columns, heights[0], "o", markersize=3, color=ORANGE, label="before")
+    axes.plot(columns, heights[1], "o", markersize=3, color=BLUE, label="after")
+    axes.set_yscale("log")
+    axes.set_ylim(min(finite) / 1.5, top * 1.2)
+    axes.set_xticks([])
+    axes.set_ylabel("condition number", fontsize=8, color=GREY)
+    axes.grid(axis="y", linewidth=0.5, color="#dddddd")
+    axes.set_axisbelow(True)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=8, frameon=False)
+    return _png(figure)
+
+
 def sqnr_bars(values: Sequence[float], limits: tuple[float, float]) -> bytes:
     """One bar a quantizer, in the model's order, the lowest in orange.
 

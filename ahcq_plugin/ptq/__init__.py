@@ -5,6 +5,7 @@ from ahcq_plugin.ptq.audit import AuditError, AuditReport, audit
 from ahcq_plugin.ptq.calibrate import calibrate
 from ahcq_plugin.ptq.checkpoint import load_checkpoint, save_checkpoint
 from ahcq_plugin.ptq.freeze import freeze
+from ahcq_plugin.ptq.precondition import precondition
 from ahcq_plugin.ptq.prepare import prepare, quantizers, set_quantization
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.reconstruct import UnitReport, reconstruct
@@ -18,6 +19,7 @@ __all__ = [
     "calibrate",
     "freeze",
     "load_checkpoint",
+    "precondition",
     "prepare",
     "quantizers",
     "reconstruct",

@@ -91,7 +91,7 @@ def _wrong_modes(quantizer: FakeQuantize) -> list[str]:
         found.append(f"drop mode is on: only {quantizer.prob:.0%} of the elements are quantized")
     if is_weight(quantizer) and quantizer.adaround:
         found.append("soft rounding is on")
-    return found
+    return found + quantizer.problems()
 
 
 def _uncovered(unit: fx.GraphModule) -> list[str]:

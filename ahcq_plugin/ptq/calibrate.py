@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,28 +11,47 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq.batches import Forward, check_batches, default_forward, model_device, to_device
 from ahcq_plugin.ptq.prepare import is_weight, quantizers, weight_layers
+from ahcq_plugin.ptq.score import ProductRunner
+from ahcq_plugin.quantizers import FakeQuantize
 
 
 @contextmanager
 def observing(model: nn.Module) -> Iterator[None]:
-    """Activation observers on, quantization off; commits only if the body succeeds, restores the modes always."""
-    chosen = [(name, q) for name, q in quantizers(model) if not is_weight(q)]
+    """Quantization off, activation observers fresh and on; the modes are restored at the end."""
     saved = [(q, q.observing, q.quantizing) for _, q in quantizers(model)]
     try:
         for _, quantizer in quantizers(model):
             quantizer.enable_fake_quant(False)
-        for _, quantizer in chosen:
+        for _, quantizer in activation_quantizers(model):
             quantizer.activation_post_process.reset()
             quantizer.enable_observer()
         yield
-        for name, quantizer in chosen:
-            _commit(name, quantizer)
     finally:
         for quantizer, observer_on, quantize_on in saved:
             quantizer.enable_observer(observer_on)
             quantizer.enable_fake_quant(quantize_on)
+
+
+def activation_quantizers(model: nn.Module) -> list[tuple[str, FakeQuantize]]:
+    """(name, quantizer) of every quantizer that is not a weight's."""
+    return [(name, quantizer) for name, quantizer in quantizers(model) if not is_weight(quantizer)]
+
+
+@contextmanager
+def intercepted(units: dict[str, nn.Module], handler: Callable) -> Iterator[None]:
+    """Within the context, calling unit ``name`` returns ``handler(name, forward, args, kwargs)``."""
+    try:
+        for name, unit in units.items():
+            unit.forward = lambda *args, _name=name, _forward=unit.forward, **kwargs: handler(
+                _name, _forward, args, kwargs
+            )
+        yield
+    finally:
+        for unit in units.values():
+            unit.__dict__.pop("forward", None)
 
 
 def _commit(name: str, quantizer) -> None:
@@ -50,19 +69,42 @@ def calibrate(model: nn.Module, batches: Sequence[Any], forward: Forward | None 
     switch quantization on.
 
     Args:
-        batches: sequence of items; each goes through ``forward(model, batch)``.
+        batches: sequence of items; each goes through ``forward(model, batch)`` once, and once more if a quantizer
+            searches its parameters by the error of the product behind it.
     Raises:
         RuntimeError: a quantizer saw no data; nothing is committed for activations in that case if it was the first.
     """
     check_batches(batches)
-    forward = forward or default_forward
     layers = weight_layers(model)
     for name, layer in tqdm(layers.items(), desc="calibrate weights", unit="layer", disable=not progress):
         quantizer = layer.weight_fake_quant
         quantizer.activation_post_process.reset()
         quantizer.activation_post_process(layer.weight)
         _commit(name, quantizer)
+    calibrate_activations(model, batches, forward, progress)
+
+
+@torch.no_grad()
+def calibrate_activations(
+    model: nn.Module, batches: Sequence[Any], forward: Forward | None = None, progress: bool = True
+) -> None:
+    """The part of ``calibrate`` that sets the activation quantizers."""
+    forward = forward or default_forward
     device = model_device(model)
-    with observing(model):
-        for batch in tqdm(batches, desc="calibrate activations", unit="item", disable=not progress):
+
+    def run(what: str) -> None:
+        for batch in tqdm(batches, desc=what, unit="item", disable=not progress):
             forward(model, to_device(batch, device))
+
+    with observing(model):
+        run("calibrate activations")
+        searching = {q for _, q in activation_quantizers(model) if q.begin_search()}
+        for _, quantizer in activation_quantizers(model):
+            quantizer.enable_observer(False)
+        if searching:
+            units = prepared_units(model)
+            runners = {name: ProductRunner(unit, searching) for name, unit in units.items()}
+            with intercepted(units, lambda name, _, args, kwargs: runners[name](*args, **kwargs)):
+                run("search parameters")
+        for name, quantizer in activation_quantizers(model):
+            _commit(name, quantizer)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from ahcq_plugin.graph import prepared_units
+from ahcq_plugin.ptq.atomic import replacing
 from ahcq_plugin.ptq.prepare import prepare
 from ahcq_plugin.ptq.recipe import Recipe
 
@@ -20,18 +20,9 @@ CALIBRATED_FILE = "calibrated.pt"  # in a run's work dir: the state after calibr
 
 
 def save_atomic(obj: Any, path: str | Path) -> None:
-    """``torch.save`` to a temporary file, then rename: ``path`` is the old file or the whole new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(obj, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """``torch.save``; ``path`` is the old file or the whole new one."""
+    with replacing(path) as temporary:
+        torch.save(obj, temporary)
 
 
 def load_file(path: str | Path, map_location: Any = "cpu") -> Any:

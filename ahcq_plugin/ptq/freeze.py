@@ -16,12 +16,15 @@ def harden(model: nn.Module) -> None:
         quantizer = layer.weight_fake_quant
         layer.weight.copy_(quantizer.get_hard_value(layer.weight))
         quantizer.adaround = False
+        layer.original_weight = None
 
 
 def freeze(model: nn.Module) -> nn.Module:
-    """Hard-round all weights, switch all quantizers on and observers and drop mode off, in place. Idempotent."""
+    """Hard-round all weights, give all quantizers their final form and switch them on, observers and drop mode off, in
+    place. Idempotent."""
     harden(model)
     for _, quantizer in quantizers(model):
+        quantizer.finish()
         quantizer.enable_observer(False)
         quantizer.enable_fake_quant()
         quantizer.prob = 1.0

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +17,13 @@ from ahcq_plugin.ptq.freeze import harden
 from ahcq_plugin.ptq.loss import channel_axis, output_error, rounding_exponent
 from ahcq_plugin.ptq.prepare import is_weight, quantizers, set_quantization, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.quantizers import FakeQuantize
+from ahcq_plugin.quantizers.base import MILESTONES
 
 Fetch = Callable[[int], Any]
-MAX_RELATIVE_STEP = 0.005
+#: Most that a scale may change in a step, as a share of itself. Adam moves by about its learning rate whatever the
+#: gradient; scales of 8-bit attention probabilities are near 0.002, and steps that suit others would wipe them out.
+MAX_RELATIVE_STEP = 0.02
 
 
 @contextmanager
@@ -42,13 +46,55 @@ def mix(quantized: Any, floating: Any, share: float) -> Any:
     return pytree.tree_map(pick, quantized, floating)
 
 
-def scale_step(scale: Tensor, learning_rate: float) -> float:
-    """Adam's step for a scale: the recipe's, but at most ``MAX_RELATIVE_STEP`` of the scale itself.
+class ScaleLearner:
+    """Adam with a cosine schedule on the scales of activation quantizers.
 
-    Adam moves by about its learning rate whatever the gradient. Scales of 8-bit attention probabilities are near 0.002:
-    steps that suit other scales would wipe them out.
+    Each element moves by at most ``MAX_RELATIVE_STEP`` of itself a step, so scales stay positive. Where a quantizer
+    replaces its scale at a milestone, the new parameter starts without moments and the schedule goes on.
     """
-    return min(learning_rate, MAX_RELATIVE_STEP * float(scale.detach().mean()))
+
+    def __init__(self, quantizers: Sequence[FakeQuantize], learning_rate: float, iterations: int):
+        self._quantizers = [q for q in quantizers if q.learnable_scales()]
+        self._iterations, self._done = iterations, 0
+        self._optimizer = torch.optim.Adam(self._parameters(), lr=learning_rate) if self._quantizers else None
+        self._schedule = (
+            torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, T_max=iterations) if self._quantizers else None
+        )
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [s.requires_grad_() for q in self._quantizers for s in q.learnable_scales()]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for scale in self._parameters():
+            scale.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step of every scale, then the milestones that it passed."""
+        if self._optimizer is None:
+            return
+        scales = self._parameters()
+        bounds = [scale * MAX_RELATIVE_STEP for scale in scales]
+        before = [scale.clone() for scale in scales]
+        self._optimizer.step()
+        self._schedule.step()
+        for scale, old, bound in zip(scales, before, bounds, strict=True):
+            scale.clamp_(old - bound, old + bound)
+        for quantizer in self._quantizers:
+            quantizer.keep_valid()
+        self._done += 1
+        for share in MILESTONES:
+            if self._done == int(share * self._iterations):
+                self._pass_milestone(share)
+
+    def _pass_milestone(self, share: float) -> None:
+        changed = [quantizer.milestone(share) for quantizer in self._quantizers]
+        if any(changed):
+            kept = self._parameters()
+            for gone in set(self._optimizer.state) - set(kept):
+                del self._optimizer.state[gone]
+            self._optimizer.param_groups[0]["params"] = kept
 
 
 def optimise(
@@ -80,14 +126,9 @@ def optimise(
     for layer in layers.values():
         layer.weight_fake_quant.init(layer.weight)
         alphas.append(layer.weight_fake_quant.alpha)
-    optimizers = [torch.optim.Adam(alphas, lr=recipe.rounding_lr)]
-    schedule = None
+    rounding = torch.optim.Adam(alphas, lr=recipe.rounding_lr)
     activations = [q for _, q in quantizers(module) if not is_weight(q)]
-    if recipe.learn_scales and activations:
-        scales = [s.requires_grad_() for q in activations for s in q.learnable_scales()]
-        groups = [{"params": [s], "lr": scale_step(s, recipe.scale_lr)} for s in scales]
-        optimizers.append(torch.optim.Adam(groups))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizers[1], T_max=recipe.iterations)
+    scales = ScaleLearner(activations if recipe.learn_scales else [], recipe.scale_lr, recipe.iterations)
     try:
         for quantizer in activations:
             quantizer.prob = recipe.keep_probability
@@ -103,15 +144,11 @@ def optimise(
                 )
                 if exponent is not None:
                     loss = loss + recipe.rounding_weight * sum(rounding_regularizer(a, exponent) for a in alphas)
-                for optimizer in optimizers:
-                    optimizer.zero_grad(set_to_none=True)
+                rounding.zero_grad(set_to_none=True)
+                scales.zero_grad()
                 loss.backward()
-                for optimizer in optimizers:
-                    optimizer.step()
-                if schedule is not None:
-                    schedule.step()
-                for quantizer in activations:
-                    quantizer.keep_valid()
+                rounding.step()
+                scales.step()
                 on_step(float(error.detach()))
         harden(module)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -39,13 +40,17 @@ def prepare(model: nn.Module, recipe: Recipe, units: Any = None) -> nn.Module:
         placements = place(unit, _activation_maker(recipe), _weight_maker(recipe), recipe.share_inputs)
         for placement in placements:
             logger.debug("%s: %s", name, placement)
+            quantizer = unit.get_submodule(placement.quantizer_name)
+            quantizer.consumers = tuple(unit.get_submodule(layer) for layer in placement.layers)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, unit)
     return model
 
 
 def _activation_maker(recipe: Recipe):
-    return lambda role, site: ACTIVATION_FAMILIES[recipe.family(role)](quant_max=2**recipe.a_bits - 1, role=role)
+    return lambda role, site: ACTIVATION_FAMILIES[recipe.family(role)](
+        quant_max=2**recipe.a_bits - 1, role=role, **recipe.quantizer_options(role)
+    )
 
 
 def _weight_maker(recipe: Recipe):
@@ -62,6 +67,21 @@ def quantizers(model: nn.Module) -> Iterator[tuple[str, FakeQuantize]]:
 def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Layers with a weight quantizer, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(getattr(m, "weight_fake_quant", None), FakeQuantize)}
+
+
+@contextmanager
+def original_weights(model: nn.Module) -> Iterator[None]:
+    """Within the context, layers whose weight was transformed (ACNR) compute with the one they came with."""
+    changed = [
+        (layer, layer.weight.data) for layer in weight_layers(model).values() if layer.original_weight is not None
+    ]
+    try:
+        for layer, _ in changed:
+            layer.weight.data = layer.original_weight.to(layer.weight.device)
+        yield
+    finally:
+        for layer, weight in changed:
+            layer.weight.data = weight
 
 
 def is_weight(quantizer: FakeQuantize) -> bool:

@@ -9,11 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ahcq_plugin.graph import ROLES
-from ahcq_plugin.quantizers import ACTIVATION_FAMILIES
+from ahcq_plugin.quantizers import ACTIVATION_FAMILIES, RangeSearchObserver
 
-GRANULARITIES = ("none", "layer", "unit")
-CACHE_DEVICES = ("cpu", "cuda", "disk")
+_CHOICES = {
+    "granularity": ("none", "layer", "unit"),
+    "cache_device": ("cpu", "cuda", "disk"),
+    "acnr_error": ("local", "accumulated"),
+}
+_COMPONENTS = {"cag": ("qkv_in", "mlp_in"), "hluq": ("post_act",), "lnq": ("softmax",), "agq": ("softmax",)}
 
+_QDROP = dict(granularity="unit", quantize_activations=True, learn_scales=True, keep_probability=0.5, input_mix=0.5)
 PRESETS: dict[str, dict[str, Any]] = {
     # Round to nearest on the searched ranges; nothing is learned.
     "rtn": dict(granularity="none"),
@@ -22,9 +27,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Li et al. 2021: rounding learned block by block, activations in floating point meanwhile.
     "brecq": dict(granularity="unit"),
     # Wei et al. 2022: block by block, a random half of the activations quantized; their scales are learned too.
-    "qdrop": dict(
-        granularity="unit", quantize_activations=True, learn_scales=True, keep_probability=0.5, input_mix=0.5
-    ),
+    "qdrop": _QDROP,
+    # Lv et al. 2024: QDrop, power-of-two-like attention weights, folded signs of bimodal keys.
+    "ptq4sam": dict(**_QDROP, agq=True, big=True),
+    # AHCQ-SAM: QDrop and the paper's four components.
+    "ahcq": dict(**_QDROP, acnr=True, cag=True, hluq=True, lnq=True),
 }
 
 
@@ -47,7 +54,19 @@ class Recipe:
         rounding_weight: factor of the rounding regulariser.
         exponent_start, exponent_end: the regulariser's exponent, linear after the warm-up.
         warmup: share of the iterations without regulariser.
-        families: role -> family of its quantizer, for roles that differ from ``uniform``.
+        acnr: reduce the condition numbers of Linear weights before quantization (AHCQ-SAM, eq. 7-13).
+        acnr_lambda, acnr_beta, acnr_energy, acnr_steps: its strength, weight of the activation error, share of the
+            energy that stays untouched, number of steps.
+        acnr_error: the activation error it weighs: ``local`` (of the layer's own floating-point input) or
+            ``accumulated`` (against the input in the quantized model).
+        condiquant: the isotropic variant instead, a baseline for ACNR (uses acnr_lambda and acnr_steps).
+        cag: channels of ``qkv_in`` and ``mlp_in`` in groups (AHCQ-SAM).
+        cag_groups: number of groups in the end; 0: per channel; with 1 it is a range per tensor.
+        hluq: hybrid log-uniform quantizer for ``post_act`` (AHCQ-SAM).
+        lnq: logarithmic non-linear quantizer for ``softmax`` (AHCQ-SAM).
+        agq: adaptive granularity quantizer for ``softmax`` (PTQ4SAM).
+        big: fold the signs of bimodal keys into the projections of queries and keys (PTQ4SAM).
+        families: role -> family of its quantizer; goes before the switches above.
         share_inputs: Linears fed by one tensor share one activation quantizer.
         cache_device: where the units' inputs and outputs are kept: ``cpu``, ``cuda`` or ``disk`` (under the work dir).
         seed: of everything random in reconstruction.
@@ -69,6 +88,19 @@ class Recipe:
     exponent_start: float = 20.0
     exponent_end: float = 2.0
     warmup: float = 0.2
+    acnr: bool = False
+    acnr_lambda: float = 0.003
+    acnr_beta: float = 0.001
+    acnr_energy: float = 0.8
+    acnr_steps: int = 200
+    acnr_error: str = "local"
+    condiquant: bool = False
+    cag: bool = False
+    cag_groups: int = 4
+    hluq: bool = False
+    lnq: bool = False
+    agq: bool = False
+    big: bool = False
     families: Mapping[str, str] = field(default_factory=dict)
     share_inputs: bool = True
     cache_device: str = "cpu"
@@ -86,16 +118,21 @@ class Recipe:
         for key in ("w_bits", "a_bits"):
             if not 2 <= getattr(self, key) <= 8:
                 raise ValueError(f"recipe: `{key}` must be in [2, 8], got {getattr(self, key)!r}")
-        for key, allowed in (("granularity", GRANULARITIES), ("cache_device", CACHE_DEVICES)):
+        for key, allowed in _CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"recipe: `{key}` must be one of {', '.join(allowed)}, got {getattr(self, key)!r}")
-        for key in ("iterations", "batch_size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"recipe: `{key}` must be at least 1, got {getattr(self, key)!r}")
-        for key in ("keep_probability", "input_mix", "warmup"):
+        for key, least in (("iterations", 1), ("batch_size", 1), ("acnr_steps", 1), ("cag_groups", 0)):
+            if getattr(self, key) < least:
+                raise ValueError(f"recipe: `{key}` must be at least {least}, got {getattr(self, key)!r}")
+        for one, other in (("lnq", "agq"), ("acnr", "condiquant")):
+            if getattr(self, one) and getattr(self, other):
+                raise ValueError(f"recipe: `{one}` and `{other}` exclude each other; set one of them to False")
+        for key in ("keep_probability", "input_mix", "warmup", "acnr_energy"):
             if not 0.0 <= getattr(self, key) <= 1.0:
                 raise ValueError(f"recipe: `{key}` must be in [0, 1], got {getattr(self, key)!r}")
-        for key in ("rounding_lr", "scale_lr", "rounding_weight", "exponent_start", "exponent_end"):
+        if not self.acnr_beta >= 0:
+            raise ValueError(f"recipe: `acnr_beta` must not be negative, got {self.acnr_beta!r}")
+        for key in ("rounding_lr", "scale_lr", "rounding_weight", "exponent_start", "exponent_end", "acnr_lambda"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"recipe: `{key}` must be positive, got {getattr(self, key)!r}")
 
@@ -137,7 +174,15 @@ class Recipe:
 
     def family(self, role: str) -> str:
         """Name of the family that quantizes ``role``."""
-        return self.families.get(role, "uniform")
+        chosen = (name for name, roles in _COMPONENTS.items() if getattr(self, name) and role in roles)
+        return self.families.get(role) or next(chosen, "uniform")
+
+    def quantizer_options(self, role: str) -> dict[str, Any]:
+        """Further arguments of the quantizer of ``role``."""
+        if self.family(role) == "cag":
+            return {"groups": self.cag_groups}
+        # PTQ4SAM: the keys, of one mode once folded, get a searched range
+        return {"observer": RangeSearchObserver} if self.big and role == "k" else {}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; ``Recipe.from_config(recipe.to_dict()) == recipe``."""

@@ -23,7 +23,7 @@ from ahcq_plugin.ptq.batches import Forward, check_batches, default_forward
 from ahcq_plugin.ptq.checkpoint import load_file, save_atomic
 from ahcq_plugin.ptq.loss import relative_error
 from ahcq_plugin.ptq.optimise import optimise
-from ahcq_plugin.ptq.prepare import set_quantization, weight_layers
+from ahcq_plugin.ptq.prepare import original_weights, set_quantization, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.stream import UnitStream
 
@@ -186,9 +186,10 @@ def _optimise_layers(stream: UnitStream, name: str, recipe: Recipe, on_step) -> 
     targets, seen = stream.new_store(), stream.new_store()
     try:
         set_quantization(unit, False)
-        for item in items:
-            for layer, (_, out) in _record(unit, layers, *stream.inputs("floating", item)).items():
-                targets[layer, item] = out
+        with original_weights(unit):
+            for item in items:
+                for layer, (_, out) in _record(unit, layers, *stream.inputs("floating", item)).items():
+                    targets[layer, item] = out
         for layer_name, layer in layers.items():
             set_quantization(unit, True, recipe.quantize_activations)
             for item in items:

@@ -9,8 +9,7 @@ no later unit reads are dropped; in their place the glue gets zeros of the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,8 @@ from torch.utils import _pytree as pytree
 
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq.batches import Forward, model_device, to_device
-from ahcq_plugin.ptq.prepare import set_quantization
+from ahcq_plugin.ptq.calibrate import intercepted
+from ahcq_plugin.ptq.prepare import original_weights, set_quantization
 from ahcq_plugin.ptq.store import Store
 
 STREAMS = ("quantized", "floating")
@@ -56,20 +56,6 @@ def units_behind(tree: Any) -> frozenset[str]:
     for leaf in pytree.tree_leaves(tree):
         found |= getattr(leaf, "_ahcq_sources", frozenset())
     return found
-
-
-@contextmanager
-def intercepted(units: dict[str, nn.Module], handler: Callable) -> Iterator[None]:
-    """Within the context, calling unit ``name`` returns ``handler(name, forward, args, kwargs)``."""
-    try:
-        for name, unit in units.items():
-            unit.forward = lambda *args, _name=name, _forward=unit.forward, **kwargs: handler(
-                _name, _forward, args, kwargs
-            )
-        yield
-    finally:
-        for unit in units.values():
-            unit.__dict__.pop("forward", None)
 
 
 class UnitStream:
@@ -135,9 +121,10 @@ class UnitStream:
             for item, batch in enumerate(self.batches):
                 self._inputs[stream, item] = self._run_to(name, position, stream, item, batch)
         set_quantization(self.units[name], False)
-        for item in range(len(self.batches)):
-            args, kwargs = self.inputs("floating", item)
-            self._store_output(name, "floating", item, self.units[name](*args, **kwargs))
+        with original_weights(self.units[name]):
+            for item in range(len(self.batches)):
+                args, kwargs = self.inputs("floating", item)
+                self._store_output(name, "floating", item, self.units[name](*args, **kwargs))
 
     def _run_to(self, name: str, position: int, stream: str, item: int, batch: Any) -> Any:
         caught: list[Any] = []

@@ -7,11 +7,16 @@ The attribute names (``activation_post_process``, ``quant_min``, ``quant_max``, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantizeBase
 
 from ahcq_plugin.functional.uniform import check_bits
+
+#: Shares of a reconstruction's iterations at which quantizers may change their form.
+MILESTONES = (0.2, 0.4, 0.6, 0.8)
 
 
 class ResizingStateMixin:
@@ -31,6 +36,8 @@ class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
     """Base of all fake quantizers; a subclass implements ``encode``, ``decode``, ``quantize`` and ``commit``.
 
     Three modes live in buffers: observing, quantizing, and ``prob`` (QDrop: the share of elements that are quantized).
+    Calibration observes every item, then calls ``begin_search`` and, where that returns True, ``score`` once per item;
+    ``commit`` ends it. Whoever only observes (MQBench) goes straight to ``commit``.
 
     Args:
         observer: class or factory, called with ``quant_min``, ``quant_max``, ``ch_axis`` and ``observer_kwargs``.
@@ -40,6 +47,8 @@ class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
     """
 
     family = ""
+    #: The Linear and Conv2d layers fed by this quantizer; set by ``prepare``, not part of the state.
+    consumers: tuple[nn.Module, ...] = ()
 
     def __init__(self, observer, quant_min=0, quant_max=255, ch_axis=-1, role="", **observer_kwargs):
         super().__init__()
@@ -86,8 +95,20 @@ class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
         """``decode(encode(x))`` with straight-through gradients."""
         raise NotImplementedError
 
+    def begin_search(self) -> bool:
+        """Called once all items were observed; True asks for a ``score`` call per item before ``commit``."""
+        return False
+
+    def score(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> None:
+        """Judge candidate parameters on one item by the error of what they lead to.
+
+        Args:
+            x: the tensor, floating point.
+            product: maps ``t = x[..., rows, :]``, any rows, any values, to the output that it leads to.
+        """
+
     def commit(self) -> None:
-        """Take the parameters from the observer's statistics."""
+        """Take the parameters from what was observed and scored; nothing of an earlier calibration stays."""
         raise NotImplementedError
 
     def learnable_scales(self) -> list[nn.Parameter]:
@@ -96,6 +117,18 @@ class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
 
     def keep_valid(self) -> None:
         """Project learned parameters back to their domain (after an optimizer step)."""
+
+    def milestone(self, done: float) -> bool:
+        """Called during reconstruction at the shares ``MILESTONES`` of its iterations; True if ``scale`` is a new
+        parameter."""
+        return False
+
+    def finish(self) -> None:
+        """Take the final form (called by ``freeze``; idempotent)."""
+
+    def problems(self) -> list[str]:
+        """What keeps it from its final form, for the audit; beyond the modes, which the audit checks itself."""
+        return []
 
     def calculate_qparams(self):
         """(scale, zero_point) of the current parameters, as ``torch.ao.quantization`` asks for."""

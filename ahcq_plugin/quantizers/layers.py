@@ -8,14 +8,22 @@ from torch.nn import functional as F
 
 
 class QuantLinear(nn.Linear):
-    """``F.linear(x, weight_fake_quant(weight), bias)``."""
+    """``F.linear(x, weight_fake_quant(weight), bias)``.
+
+    ``original_weight`` is the weight before a transform that changes the layer's function (ACNR), else None: the target
+    of reconstruction. It is kept outside the state and dropped once the layer is hard-rounded.
+    """
+
+    original_weight: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight_fake_quant(self.weight), self.bias)
 
 
 class QuantConv2d(nn.Conv2d):
-    """``conv2d(x, weight_fake_quant(weight), bias)``."""
+    """``conv2d(x, weight_fake_quant(weight), bias)``; ``original_weight`` as in ``QuantLinear``."""
+
+    original_weight: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight_fake_quant(self.weight), self.bias)

@@ -27,7 +27,7 @@ def test_every_leaf_says_what_its_name_says(leaf):
     check_keys(cfg)
     recipe = Recipe.from_config(cfg.recipe)
     w_bits, a_bits = map(int, re.search(r"_w(\d)a(\d)", leaf.stem).groups())
-    assert (recipe.name, recipe.w_bits, recipe.a_bits) == ("qdrop", w_bits, a_bits)
+    assert (recipe.name, recipe.w_bits, recipe.a_bits) == ("ahcq", w_bits, a_bits)
     assert cfg.sam.name == ("vit_b" if leaf.stem.startswith("sam_b") else "sam_tiny")
     detectors = {"yolox": "YOLOX", "frcnn": "FasterRCNN"}
     assert cfg.model.type == next((d for part, d in detectors.items() if part in leaf.stem), "NoDetector")

@@ -23,7 +23,17 @@ from ahcq_plugin.ptq import AuditError, AuditReport, Recipe, load_checkpoint
 from ahcq_plugin.zoo.sam import build_sam
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ["detect", "fp_eval", "prepare", "calibrate", "reconstruct", "freeze", "audit", "quantized_eval"]
+STAGES = [
+    "detect",
+    "fp_eval",
+    "prepare",
+    "precondition",
+    "calibrate",
+    "reconstruct",
+    "freeze",
+    "audit",
+    "quantized_eval",
+]
 
 
 @pytest.fixture(autouse=True)

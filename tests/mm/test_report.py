@@ -255,3 +255,13 @@ def test_the_file_is_written_whole(tmp_path, html):
     with pytest.raises(KeyError):
         write_report(tmp_path / "new" / "report.html", make_data(metrics={}))
     assert (tmp_path / "new" / "report.html").read_text(encoding="utf-8") == html
+
+
+def test_condition_numbers_stand_in_the_page_where_there_are_some(html):
+    assert 'id="conditions"' not in html
+    layers = [
+        {"layer": "encoder.0.lin1", "before": 12345.6, "after": 51.25},
+        {"layer": "encoder.0.lin2", "before": math.inf, "after": 20.0},
+    ]
+    page = Page(render_report(make_data(conditions=layers)))
+    assert "encoder.0.lin1 1.235e+04 51.25 encoder.0.lin2 inf 20" in page.text("conditions")

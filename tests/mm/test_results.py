@@ -3,12 +3,24 @@ import json
 
 import pytest
 
-from ahcq_plugin.mm import results
-from ahcq_plugin.mm.results import Cell, cell_key, fill, read_cell, table, update_readme
+from ahcq_plugin.mm import results, results_tables
+from ahcq_plugin.mm.results import Cell, cell_key, fill, read_cell
+from ahcq_plugin.mm.results_tables import BEGIN, END, TABLES, Row, Table, bar_chart, markdown, update_readme
 
 CONFIG = "mm_configs/sam_tiny_w4a4_yolox_nano_coco.py"
-CELLS = (Cell("rtn", 8), Cell("qdrop", 4))
-STAGES = ("detect", "fp_eval", "prepare", "calibrate", "reconstruct", "freeze", "audit", "quantized_eval")
+ROWS = (Row("rtn", Cell("rtn", 8)), Row("qdrop, 3 seeds", Cell("qdrop", 4), 3))
+CELLS = [cell for row in ROWS for cell in row.cells()]
+STAGES = (
+    "detect",
+    "fp_eval",
+    "prepare",
+    "precondition",
+    "calibrate",
+    "reconstruct",
+    "freeze",
+    "audit",
+    "quantized_eval",
+)
 
 
 class Runs:
@@ -18,10 +30,11 @@ class Runs:
         self.calls, self.fail = [], fail
 
     def __call__(self, config, work_dir, options, resume):
-        self.calls.append((options["recipe.name"], options["recipe.w_bits"], resume))
-        if options["recipe.name"] in self.fail:
+        name, seed = options["recipe.name"], options["recipe.seed"]
+        self.calls.append((name, options["recipe.w_bits"], seed, resume))
+        if name in self.fail:
             return 1
-        figures = {"AP": 0.1234, "AP50": 0.25, "AP_gt": 0.3, "mIoU": 0.51239, "IoU_fp": 0.9}
+        figures = {"AP": 0.1234, "AP50": 0.25, "AP_gt": 0.3, "mIoU": 0.5 + 0.01 * seed, "IoU_fp": 0.9}
         metrics = {
             "fp": {k: v for k, v in figures.items() if k != "IoU_fp"},
             "quantized": figures,
@@ -35,26 +48,38 @@ class Runs:
 def test_fills_what_is_missing_once(tmp_path):
     runs = Runs()
     assert fill(CONFIG, tmp_path / "cells", tmp_path / "work", CELLS[:1], runs) == []
-    assert fill(CONFIG, tmp_path / "cells", tmp_path / "work", CELLS, runs) == []
-    assert runs.calls == [("rtn", 8, True), ("qdrop", 4, True)]
+    assert fill(CONFIG, tmp_path / "cells", tmp_path / "work", CELLS[:2], runs) == []
+    assert runs.calls == [("rtn", 8, 0, True), ("qdrop", 4, 0, True)]
 
 
-def test_a_failed_cell_is_a_gap_and_is_tried_again(tmp_path):
+def test_a_failed_run_is_a_gap_and_is_tried_again(tmp_path):
     assert fill(CONFIG, tmp_path / "cells", tmp_path / "work", CELLS, Runs(fail=("rtn",))) == ["rtn_w8a8"]
-    rows = table(CONFIG, tmp_path / "cells", CELLS).splitlines()
-    assert "| rtn | W8A8 | – | – | – | – | – | – | – |" in rows
-    assert "| qdrop | W4A4 | 0.123 | 0.250 | 0.300 | 0.5124 | 0.9000 | 10 | 3 |" in rows
-    assert "| floating point | 32 | 0.123 | 0.250 | 0.300 | 0.5124 | – | – | – |" in rows
+    lines = markdown(CONFIG, tmp_path / "cells", ROWS).splitlines()
+    assert "| rtn | W8A8 | – | – | – | – | – | – | – | – |" in lines
+    # mean and sample standard deviation of 0.50, 0.51, 0.52
+    assert (
+        "| qdrop, 3 seeds | W4A4 | 0.123 ± 0.000 | 0.250 ± 0.000 | 0.300 ± 0.000 | 0.5100 ± 0.0100 | 0.9000 ± 0.0000 "
+        "| 3 | 12 | 3 |"
+    ) in lines
+    assert "| floating point | 32 | 0.123 | 0.250 | 0.300 | 0.5000 | – | – | – | – |" in lines
     runs = Runs()
     fill(CONFIG, tmp_path / "cells", tmp_path / "work", CELLS, runs)
-    assert runs.calls == [("rtn", 8, True)]
+    assert runs.calls == [("rtn", 8, 0, True)]
 
 
 def test_stages_of_a_cell(tmp_path):
-    assert results.stages_table(CONFIG, tmp_path / "cells", CELLS[1]) == ""
-    fill(CONFIG, tmp_path / "cells", tmp_path / "work", CELLS[1:], Runs())
-    rows = results.stages_table(CONFIG, tmp_path / "cells", CELLS[1]).splitlines()
-    assert rows[0] == "| stage of qdrop W4A4 | seconds | peak MB |" and "| reconstruct | 2.0 | 3 |" in rows
+    assert results_tables.stages_table(CONFIG, tmp_path / "cells", CELLS[1]) == ""
+    fill(CONFIG, tmp_path / "cells", tmp_path / "work", CELLS[1:2], Runs())
+    lines = results_tables.stages_table(CONFIG, tmp_path / "cells", CELLS[1]).splitlines()
+    assert lines[0] == "| stage of qdrop W4A4 | seconds | peak MB |" and "| reconstruct | 2.0 | 3 |" in lines
+
+
+def test_a_chart_needs_figures(tmp_path):
+    table, picture = Table("t", "Title", ROWS), tmp_path / "t.png"
+    assert not bar_chart(CONFIG, tmp_path / "cells", table, picture) and not picture.exists()
+    fill(CONFIG, tmp_path / "cells", tmp_path / "work", CELLS, Runs())
+    assert bar_chart(CONFIG, tmp_path / "cells", table, picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_other_weights_make_figures_stale(tmp_path, monkeypatch):
@@ -66,17 +91,31 @@ def test_other_weights_make_figures_stale(tmp_path, monkeypatch):
     assert read_cell(tmp_path / "cells", CONFIG, CELLS[0]) is None
 
 
-def test_keys_differ_by_recipe_and_bits():
-    keys = {cell_key(CONFIG, cell) for cell in results.CELLS}
-    assert len(keys) == len(results.CELLS) == 8
+def test_every_run_has_a_name_and_a_key_of_its_own():
+    cells = {cell for table in TABLES for cell in table.cells()}
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert len({cell_key(CONFIG, cell) for cell in cells}) == len(cells)
+
+
+def test_names_of_runs():
+    assert Cell("ahcq", 4, seed=2).name == "ahcq_w4a4-s2"
+    assert (
+        Cell("ahcq", 4, (("big", True), ("cag", False), ("cag_groups", 8))).name == "ahcq_w4a4-big-no_cag-cag_groups_8"
+    )
+    assert Cell("qdrop", 6, (("families.softmax", "agq"),)).name == "qdrop_w6a6-families_softmax_agq"
+
+
+def test_first_seeds_come_first():
+    table = Table("t", "Title", (Row("a", Cell("qdrop", 4), 2), Row("b", Cell("ahcq", 4), 2)))
+    assert [cell.name for cell in table.cells()] == ["qdrop_w4a4", "ahcq_w4a4", "qdrop_w4a4-s1", "ahcq_w4a4-s1"]
 
 
 def test_readme_markers(tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"# A\n{results.BEGIN}\nold\n{results.END}\nrest\n")
+    readme.write_text(f"# A\n{BEGIN}\nold\n{END}\nrest\n")
     update_readme(readme, "| new |")
     update_readme(readme, "| new |")
-    assert readme.read_text() == f"# A\n{results.BEGIN}\n| new |\n{results.END}\nrest\n"
+    assert readme.read_text() == f"# A\n{BEGIN}\n| new |\n{END}\nrest\n"
     readme.write_text("# A")
     with pytest.raises(ValueError, match="has no <!-- results:begin --> ..."):
         update_readme(readme, "x")

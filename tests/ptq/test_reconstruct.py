@@ -11,7 +11,7 @@ import torch
 from ahcq_plugin import quantize
 from ahcq_plugin.ptq import Recipe, calibrate, prepare, quantizers, reconstruct
 from ahcq_plugin.ptq.loss import output_error, rounding_exponent
-from ahcq_plugin.ptq.optimise import mix, scale_step, seeded
+from ahcq_plugin.ptq.optimise import MAX_RELATIVE_STEP, ScaleLearner, mix, seeded
 from ahcq_plugin.ptq.prepare import weight_layers
 from ahcq_plugin.zoo.sam import box_forward
 
@@ -157,9 +157,56 @@ def test_resume_refuses_another_run(tiny_sam, tiny_items, tmp_path):
         quantize(tiny_sam, tiny_items, config, forward=box_forward, resume=True)
 
 
-def test_small_scales_move_by_small_steps():
-    assert scale_step(torch.tensor([0.5]), 4e-4) == 4e-4
-    assert scale_step(torch.tensor([0.002]), 4e-4) == pytest.approx(1e-5)
+class Stretchy(torch.nn.Module):
+    """Stands for a quantizer; becomes a group of half as many scales at the milestones given."""
+
+    def __init__(self, scale, milestones=()):
+        super().__init__()
+        self.scale, self.milestones = torch.nn.Parameter(torch.tensor(scale)), milestones
+
+    def learnable_scales(self):
+        return [self.scale]
+
+    def keep_valid(self):
+        pass
+
+    def milestone(self, done):
+        if done not in self.milestones:
+            return False
+        self.scale = torch.nn.Parameter(self.scale.detach()[: len(self.scale) // 2])
+        return True
+
+
+def learn(learner, quantizers, steps):
+    for _ in range(steps):
+        learner.zero_grad()
+        sum(q.scale.sum() for q in quantizers).backward()
+        learner.step()
+
+
+def test_scales_move_by_the_learning_rate_but_by_little_of_themselves():
+    quantizer = Stretchy([0.5, 0.002])
+    learn(ScaleLearner([quantizer], 4e-4, 100), [quantizer], 1)
+    assert quantizer.scale.tolist() == pytest.approx([0.5 - 4e-4, 0.002 * (1 - MAX_RELATIVE_STEP)], rel=1e-5)
+    learn(ScaleLearner([quantizer], 10.0, 100), [quantizer], 200)
+    assert (quantizer.scale > 0).all()
+
+
+def test_a_milestone_leaves_the_other_scales_alone():
+    """Moments and learning rate of the rest go on as if nothing had happened; the new scale is learned too."""
+    alone, beside, grouped = Stretchy([0.5]), Stretchy([0.5]), Stretchy([0.5] * 8, (0.2, 0.6))
+    learn(ScaleLearner([alone], 1e-3, 20), [alone], 20)
+    learner = ScaleLearner([beside, grouped], 1e-3, 20)
+    learn(learner, [beside, grouped], 4)
+    assert grouped.scale.shape == (4,) and len(learner._optimizer.state) == 1
+    before = grouped.scale.detach().clone()
+    learn(learner, [beside, grouped], 16)
+    assert grouped.scale.shape == (2,) and (grouped.scale < before[:2]).all()
+    assert torch.equal(beside.scale, alone.scale)
+
+
+def test_without_scales_there_is_nothing_to_do():
+    learn(ScaleLearner([], 1e-3, 5), [Stretchy([1.0])], 5)
 
 
 def test_mix_takes_elements_from_both():

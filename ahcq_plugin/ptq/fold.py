@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PTQ4SAM's bimodal integration (BIG): where keys have two modes of opposite sign, make them one.
+
+Q K^T does not change when the same channels of queries and keys change their sign. Channels whose keys lie in the
+negative mode are turned over in the projections of both, so that one mode is left and the range halves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ahcq_plugin.graph import prepared_units
+from ahcq_plugin.graph.ops import GraphIndex, matmul_operands
+from ahcq_plugin.prequant.bimodal import fold, is_bimodal, key_signs
+from ahcq_plugin.ptq.batches import Forward, model_device, to_device
+from ahcq_plugin.quantizers import FakeQuantize
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def fold_bimodal_keys(model: nn.Module, batch: Any, forward: Forward) -> list[str]:
+    """Fold the signs of bimodal keys into a prepared model, in place; its function stays the same.
+
+    Looked at are attentions whose queries and keys come from a Linear layer each and go nowhere else. Whether keys are
+    bimodal is judged on the first row of the batch (SAM: the first prompt) of ``batch``, as PTQ4SAM does.
+
+    Returns:
+        Names of the folded key projections.
+    """
+    pairs = dict(_separate_projections(model))
+    keys: dict[str, Tensor] = {}
+    hooks = [
+        key.register_forward_hook(lambda _, inputs, out, name=name: keys.setdefault(name, out))
+        for name, (_, key) in pairs.items()
+    ]
+    try:
+        forward(model, to_device(batch, model_device(model)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    folded = []
+    for name, values in keys.items():
+        if not is_bimodal(values[0]):
+            continue
+        query, key = pairs[name]
+        sign = key_signs(values)
+        folded_tensors = fold(query.weight, query.bias, key.weight, key.bias, sign)
+        for tensor, new in zip((query.weight, query.bias, key.weight, key.bias), folded_tensors, strict=True):
+            if tensor is not None:
+                tensor.copy_(new)
+        logger.info("%s: keys are bimodal, signs of %d of %d channels folded", name, int((sign < 0).sum()), len(sign))
+        folded.append(name)
+    return folded
+
+
+def _separate_projections(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Linear, nn.Linear]]]:
+    """(name of the key projection, (query projection, key projection)) of every attention that has them apart."""
+    for unit_name, unit in prepared_units(model).items():
+        index = GraphIndex(unit, unit.graph)
+        for scores in filter(index.is_matmul, unit.graph.nodes):
+            found = [
+                _projection(index, operand, role, scores)
+                for role, (_, operand) in zip("qk", matmul_operands(scores), strict=True)
+            ]
+            if None in found or found[0].target == found[1].target:
+                continue
+            query, key = (index.module(node) for node in found)
+            if query.out_features == key.out_features:
+                yield f"{unit_name}.{found[1].target}", (query, key)
+
+
+def _projection(index: GraphIndex, operand: fx.Node, role: str, scores: fx.Node) -> fx.Node | None:
+    """The Linear node behind the quantizer of ``role`` that feeds ``operand``, if it feeds ``scores`` only."""
+    quantizer = index.walk_back(operand)[-1]
+    if getattr(index.module(quantizer), "role", "") != role:
+        return None
+    source = index.walk_back(quantizer.args[0], False)[-1]
+    if not isinstance(index.module(source), nn.Linear):
+        return None
+    called = [n for n in index.graph.nodes if n.op == "call_module" and n.target == source.target]
+    return source if len(called) == 1 and _ends(index, source) == {scores} else None
+
+
+def _ends(index: GraphIndex, node: fx.Node) -> set[fx.Node]:
+    """Where a tensor goes, through reshapes, scalar factors and quantizers."""
+    ends: set[fx.Node] = set()
+    for user in node.users:
+        if index.is_scalar(user):
+            continue
+        transparent = (
+            index.shape_source(user) is not None
+            or index.scale_source(user) is not None
+            or isinstance(index.module(user), FakeQuantize)
+        )
+        ends |= _ends(index, user) if transparent else {user}
+    return ends

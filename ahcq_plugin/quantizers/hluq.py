@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HLUQ fake quantizer: powers of two for small values, a uniform part for large ones (AHCQ-SAM)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ahcq_plugin.functional import hluq
+from ahcq_plugin.quantizers.search import MIN_SCALE, LearnedScaleMixin, SearchedFakeQuantize, SearchObserver
+
+RANGE_SHARES = (0.1, 0.3, 0.5)
+LEVEL_DIVISORS = (8, 4, 2)
+MIN_RANGE = 1e-8
+
+
+class HLUQFakeQuantize(LearnedScaleMixin, SearchedFakeQuantize):
+    """HLUQ per tensor. ``scale`` is [scale_log, scale_uniform], learned; offset and number of log levels are fixed.
+
+    The offset is the mean minimum. scale_log is a share 0.1, 0.3 or 0.5 of the range, the number of log levels an
+    eighth, a quarter or half of the codes (1 to 16): the pair with the least squared output error wins.
+    """
+
+    family = "hluq"
+    functional = hluq
+    output_error_power = 2
+
+    def __init__(self, observer=SearchObserver, quant_min=0, quant_max=255, ch_axis=-1, role="", **observer_kwargs):
+        super().__init__(observer, quant_min, quant_max, ch_axis, role, **observer_kwargs)
+        self.scale = nn.Parameter(torch.ones(2))
+        self.register_buffer("offset", torch.zeros(1))
+        self.register_buffer("log_levels", torch.ones(1, dtype=torch.int32))
+
+    def params(self) -> hluq.HLUQParams:
+        return hluq.HLUQParams(self.offset, self.scale[:1], self.scale[1:], self.log_levels)
+
+    def candidates(self) -> list[hluq.HLUQParams]:
+        lo, hi, _ = self.activation_post_process.statistics()
+        span = (hi - lo).clamp(min=MIN_RANGE)
+        codes = 2**self.bits
+        found = []
+        for share in RANGE_SHARES:
+            for levels in sorted({min(max(codes // d, 1), hluq.MAX_LOG_LEVELS) for d in LEVEL_DIVISORS}):
+                steps = (codes - 1) * (1 - levels / codes)
+                scales = [(span * s).clamp(min=MIN_SCALE) for s in (share, (1 - share) / steps)]
+                found.append(hluq.HLUQParams(lo, *scales, torch.full_like(lo, levels, dtype=torch.int32)))
+        return found
+
+    def take(self, params: hluq.HLUQParams) -> None:
+        self.scale.data = torch.cat([params.scale_log, params.scale_uniform])
+        self.offset, self.log_levels = params.offset.clone(), params.log_levels.clone()

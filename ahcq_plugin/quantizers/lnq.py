@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LNQ fake quantizer: logarithmic non-linear quantization of attention probabilities (AHCQ-SAM)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ahcq_plugin.functional import lnq
+from ahcq_plugin.quantizers.search import SearchedFakeQuantize, SearchObserver, geometric
+
+SHAPE_FACTORS = (0.001, 0.1, 1.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
+CLIP_SHARES = geometric(1.0, 0.05, 14)
+MIN_CLIP = 1e-8
+
+
+class LNQFakeQuantize(SearchedFakeQuantize):
+    """LNQ per tensor, static. ``scale`` is the clip; it and the shape factor are searched together.
+
+    ``finish`` rounds the decode table to ``lnq.DECODE_FRACTION_BITS`` fraction bits of the clip into the buffer
+    ``levels`` (empty before), which then is what decodes: hardware with that table adds no error.
+    """
+
+    family = "lnq"
+    functional = lnq
+
+    def __init__(self, observer=SearchObserver, quant_min=0, quant_max=255, ch_axis=-1, role="", **observer_kwargs):
+        super().__init__(observer, quant_min, quant_max, ch_axis, role, **observer_kwargs)
+        self.register_buffer("scale", torch.ones(1))
+        self.register_buffer("shape_factor", torch.ones(1))
+        self.register_buffer("levels", torch.zeros(0))
+
+    def params(self) -> lnq.LNQParams:
+        return lnq.LNQParams(self.shape_factor, self.scale)
+
+    def _levels(self) -> Tensor | None:
+        return self.levels if len(self.levels) else None
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return lnq.decode(codes, self.params(), self.bits, self._levels())
+
+    def quantize(self, x: Tensor) -> Tensor:
+        return lnq.fake_quantize(x, self.params(), self.bits, self._levels())
+
+    def candidates(self) -> list[lnq.LNQParams]:
+        largest = self.activation_post_process.statistics()[2].clamp(min=MIN_CLIP)
+        return [
+            lnq.LNQParams(torch.full_like(largest, shape), largest * share)
+            for shape in SHAPE_FACTORS
+            for share in CLIP_SHARES
+        ]
+
+    def take(self, params: lnq.LNQParams) -> None:
+        self.scale, self.shape_factor = params.clip.clone(), params.shape_factor.clone()
+        self.levels = self.levels.new_zeros(0)
+
+    def finish(self) -> None:
+        integers = lnq.integer_levels(self.params(), self.bits).float()
+        self.levels = integers * self.scale * 2.0**-lnq.DECODE_FRACTION_BITS
+
+    def problems(self) -> list[str]:
+        return [] if len(self.levels) else ["its decode table is not rounded"]

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What quantizers with searched parameters share: observer, scores of candidates, frame of the fake quantizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ahcq_plugin.functional.tables import check_table_bits
+from ahcq_plugin.quantizers.base import FakeQuantize
+from ahcq_plugin.quantizers.observers import AvgMinMaxObserver
+
+MIN_SCALE = torch.finfo(torch.float32).eps
+SCORED_ELEMENTS = 2**18
+SAMPLED_PER_CALL = 2**12
+SAMPLED = 2**16
+OWN_ERROR_POWER = 2.4
+
+
+class SearchObserver(AvgMinMaxObserver):
+    """Mean over calls of the minimum and of the maximum, the largest value, and a sample of the values.
+
+    The sample takes evenly strided values of every call, at most ``SAMPLED_PER_CALL``. When it exceeds ``SAMPLED``, it
+    is halved, and so is what later calls give. It and ``scores`` serve calibration only and are not in the state dict.
+    """
+
+    def __init__(self, quant_min: int = 0, quant_max: int = 255, ch_axis: int = -1):
+        super().__init__(quant_min, quant_max, ch_axis)
+        self.register_buffer("largest", torch.zeros(1))
+        self.register_buffer("sample", torch.zeros(0), persistent=False)
+        self.per_call = SAMPLED_PER_CALL
+        self.scores: Scores | None = None
+
+    def reset(self) -> None:
+        super().reset()
+        self.largest = torch.zeros_like(self.largest)
+        self.sample = self.sample.new_zeros(0)
+        self.per_call, self.scores = SAMPLED_PER_CALL, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel():
+            values = x.detach().reshape(-1)
+            highest = values.amax().float().view(1)
+            self.largest = torch.maximum(self.largest, highest) if int(self.count) else highest
+            step = coprime_step(len(values), -(-len(values) // self.per_call))
+            self.sample = torch.cat([self.sample.to(x.device), values[::step].float()])
+            if len(self.sample) > SAMPLED:
+                self.sample, self.per_call = self.sample[::2].clone(), max(self.per_call // 2, 1)
+        return super().forward(x)
+
+    def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean minimum, mean maximum and largest value, each (1,) float32.
+
+        Raises:
+            RuntimeError: nothing was observed, or values that are not finite.
+        """
+        if not int(self.count):
+            raise RuntimeError("the observer has seen no data: run `calibrate` with at least one batch that reaches it")
+        found = self.min_val, self.max_val, self.largest
+        if not bool(torch.isfinite(torch.cat(found)).all()):
+            raise RuntimeError(
+                f"the observed range must be finite, got [{float(self.min_val)}, {float(self.max_val)}]: look for "
+                "NaN or overflow in the floating-point model"
+            )
+        return found
+
+
+class Scores:
+    """Sums over items of each candidate's error, in float64.
+
+    Args:
+        candidates: parameters to choose from.
+        quantize: ``quantize(x, candidate)`` gives x_hat in x's dtype.
+        power: the error of an item is mean |product(x_hat) - product(x)|^power.
+    """
+
+    def __init__(self, candidates: Sequence[Any], quantize: Callable[[Tensor, Any], Tensor], power: float):
+        self.candidates, self.quantize, self.power = list(candidates), quantize, power
+        self.errors: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> None:
+        """Add one item; an empty one adds nothing."""
+        if not x.numel():
+            return
+        wanted = product(x).double()
+        errors = []
+        for candidate in self.candidates:
+            error = product(self.quantize(x, candidate)).double().sub_(wanted).abs_()
+            # exp(p log e) is several times faster than pow on a CPU, and 0 stays 0
+            errors.append((error.square_() if self.power == 2 else error.log_().mul_(self.power).exp_()).mean())
+        # a candidate whose product overflows half precision has lost
+        found = torch.stack(errors).nan_to_num_(nan=math.inf)
+        self.errors = found if self.errors is None else self.errors.to(found.device) + found
+
+    def best(self) -> Any:
+        """The candidate of the least error, the first of equal ones."""
+        return self.candidates[int(torch.argmin(self.errors))]
+
+
+def coprime_step(length: int, least: int) -> int:
+    """The first number from ``least`` on without common divisor with ``length``: a stride that no period hides from."""
+    step = max(least, 1)
+    while math.gcd(step, length) > 1:
+        step += 1
+    return step
+
+
+def spread_rows(x: Tensor) -> Tensor:
+    """Evenly spread rows ``x[..., rows, :]`` of at most ``SCORED_ELEMENTS`` elements in all, but at least one row."""
+    if x.ndim < 2 or x.numel() <= SCORED_ELEMENTS:
+        return x
+    length = x.shape[-2]
+    count = max(1, SCORED_ELEMENTS // (x.numel() // length))
+    if count >= length:
+        return x
+    rows = (torch.arange(count, device=x.device) * coprime_step(length, length // count) + length // 2) % length
+    return x.index_select(-2, rows.sort().values)
+
+
+class SearchedFakeQuantize(FakeQuantize):
+    """Frame of the per-tensor families whose parameters are searched among candidates.
+
+    With a second calibration pass the candidate with the least error of the product behind the tensor wins, without one
+    the candidate with the least mean |x_hat - x|^2.4 on the observer's sample. A subclass names its functional module
+    and implements ``params``, ``candidates`` and ``take``.
+
+    Raises:
+        ValueError: ``ch_axis`` other than -1, or bits that the family does not offer.
+        TypeError: an observer that is not a ``SearchObserver``.
+    """
+
+    functional: ModuleType
+    output_error_power = 2.4
+
+    def __init__(self, observer=SearchObserver, quant_min=0, quant_max=255, ch_axis=-1, role="", **observer_kwargs):
+        super().__init__(observer, quant_min, quant_max, ch_axis, role, **observer_kwargs)
+        self.check_bits()
+        if ch_axis != -1:
+            raise ValueError(f"the family {self.family} is per tensor: `ch_axis` must be -1, got {ch_axis!r}")
+        if not isinstance(self.activation_post_process, SearchObserver):
+            raise TypeError(
+                f"the family {self.family} needs a SearchObserver, got {type(self.activation_post_process).__name__}"
+            )
+
+    def check_bits(self) -> None:
+        """ValueError unless the family offers ``self.bits``."""
+        check_table_bits(self.bits)
+
+    def params(self) -> Any:
+        """Current parameters, for the functions of ``functional``."""
+        raise NotImplementedError
+
+    def candidates(self) -> list[Any]:
+        """Parameters to choose from, made from the observer's statistics."""
+        raise NotImplementedError
+
+    def take(self, params: Any) -> None:
+        """Make ``params`` the current parameters."""
+        raise NotImplementedError
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.functional.encode(x, self.params(), self.bits)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return self.functional.decode(codes, self.params(), self.bits)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        grad_factor = (max(x.numel(), 1) * self.quant_max) ** -0.5
+        return self.functional.fake_quantize(x, self.params(), self.bits, grad_factor)
+
+    def _scores(self, power: float) -> Scores:
+        return Scores(self.candidates(), lambda x, params: self.functional.fake_quantize(x, params, self.bits), power)
+
+    def begin_search(self) -> bool:
+        observer = self.activation_post_process
+        observer.scores = self._scores(self.output_error_power) if int(observer.count) else None
+        return observer.scores is not None
+
+    def score(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> None:
+        scores = self.activation_post_process.scores
+        if scores is None:
+            raise RuntimeError("`score` was called without `begin_search`: calibrate in two passes")
+        scores.add(spread_rows(x.detach()), product)
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        observer = self.activation_post_process
+        scores = observer.scores
+        if scores is None or scores.errors is None:
+            scores = self._scores(OWN_ERROR_POWER)
+            scores.add(observer.sample, lambda x: x)
+            if scores.errors is None:
+                raise RuntimeError("the observer keeps no sample (it is not in the state dict): run `calibrate` again")
+        self.take(scores.best())
+        observer.scores = None
+        self.keep_valid()
+
+    def calculate_qparams(self):
+        return self.scale, torch.zeros_like(self.scale, dtype=torch.int32)
+
+
+class LearnedScaleMixin:
+    """For quantizers whose ``scale`` is a parameter that reconstruction learns."""
+
+    scale: nn.Parameter
+
+    def learnable_scales(self) -> list[nn.Parameter]:
+        """The scale."""
+        return [self.scale]
+
+    @torch.no_grad()
+    def keep_valid(self) -> None:
+        """Scales of at least float32 eps."""
+        self.scale.abs_().clamp_(min=MIN_SCALE)
+
+
+def geometric(first: float, last: float, count: int) -> list[float]:
+    """``count`` numbers from ``first`` to ``last`` with equal ratios."""
+    return [first * (last / first) ** (k / (count - 1)) for k in range(count)]
