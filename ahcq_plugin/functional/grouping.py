@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Group channels that can share one uniform quantizer (Channel-Aware Grouping, AHCQ-SAM, Section 3.2.3).
 
-The paper clusters (scale, zero point) pairs as points of a plane. Here the clusters minimise the error that sharing
-causes. A channel with quantizer range [lo, hi] and step s = (hi - lo) / qmax is modelled as values spread evenly over
-[lo - m, hi + m]. Under a shared range [L, H] with step S it has the mean squared error
+The paper clusters (scale, zero point) pairs as points of a plane. Here the groups are those of least error. A channel
+whose quantizer has the range [lo, hi] and the step s is modelled as values spread evenly over [lo - m, hi + m]. With a
+range [L, H] and a step S that it shares, its mean squared error is
 
-    error(L, H) = min(S^2 / 12, mean square of the channel) + ((H - hi - m)_-^3 + (lo - m - L)_-^3) / (3 (hi - lo + 2 m))
+    min(S^2 / 12, mean square of the values) + (max(L - lo + m, 0)^3 + max(hi + m - H, 0)^3) / (3 (hi - lo + 2 m))
 
-(rounding, or everything rounded to zero, and what is clipped at either end; t_- = max(-t, 0)). The margin is chosen so
-that a channel alone is served best by its own range: m = s (1 + sqrt(1 + 6 qmax^2)) / (6 qmax). Channels weigh by their
-importance.
+for rounding (or everything rounded to zero) and for what is clipped at either end. The margin m makes a channel's own
+range the best one for it: m = s (1 + sqrt(1 + 6 qmax^2)) / (6 qmax), 0.4 steps. Channels weigh by their importance.
 """
 
 from __future__ import annotations
@@ -21,16 +20,20 @@ from torch import Tensor
 
 from ahcq_plugin.functional.uniform import SCALE_EPS, UniformParams, check_bits
 
-PASSES = 10  # assignments per number of groups; they converge in 2 to 6
-ZOOMS = 6  # refinements of the search for a range, each four times finer than the one before
+SPARE = 2  # groups are first made for this many times the count, then the least useful ones are dissolved
+PASSES = 10  # assignments after each change of the number of groups; they converge in 2 to 6
+ZOOMS = 4  # refinements of the search for a range, each four times finer than the one before
+STEPS = torch.linspace(-1, 1, 9, dtype=torch.float64)
+FACTORS = torch.linspace(0.94, 1.08, 15, dtype=torch.float64)
 TINY_WEIGHT = 1e-6  # of the mean: channels that nothing reads still belong somewhere
 
 
 def cluster(params: UniformParams, weights: Tensor, count: int, bits: int) -> tuple[Tensor, UniformParams]:
     """At most ``count`` shared quantizers for the quantizers ``params``, and who shares which.
 
-    Groups are added one at a time, each started at the range that now causes the largest error; then ranges and
-    members are improved in turn. No step raises the modelled error, so more groups never model worse. Deterministic.
+    Groups are added one at a time, each for the channel that loses most by sharing; the surplus is then dissolved, the
+    group that is missed least first; after each change ranges and members are improved in turn. Deterministic, and
+    independent of the order of the quantizers.
 
     Args:
         params: n quantizers, ``scale`` (n,) > 0 and ``zero_point`` (n,) in [0, 2^bits - 1].
@@ -103,37 +106,65 @@ class _Grouping:
         self.scale, self.zero_point = channels.scale[:1].clone(), channels.zero_point[:1].clone()
 
     def grow(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(labels, scale, zero_point) with ``count`` groups, none empty."""
+        """(labels, scale, zero_point) of ``count`` groups, none empty."""
         self._fit(torch.ones(1, dtype=torch.bool, device=self.labels.device))
-        while len(self.scale) < count:
+        while len(self.scale) < min(SPARE * count, len(self.labels)):
             self._split()
-            for _ in range(PASSES):
-                if not self._assign_and_fit():
-                    break
+            self._improve()
+        while len(self.scale) > count:
+            self._dissolve()
+            self._improve()
+        # A channel alone has its own quantizer, to the last bit.
+        alone = torch.bincount(self.labels)[self.labels] == 1
+        self.scale[self.labels[alone]] = self.channels.scale[alone]
+        self.zero_point[self.labels[alone]] = self.channels.zero_point[alone]
         return self.labels, self.scale, self.zero_point
 
+    def _improve(self) -> None:
+        for _ in range(PASSES):
+            if not self._assign_and_fit():
+                break
+
+    def _errors(self) -> tuple[Tensor, Tensor]:
+        """Error of every channel in every group (n, groups), and in its own group (n,)."""
+        errors = self.channels.grid_errors(self.scale, self.zero_point)
+        return errors, errors.gather(1, self.labels[:, None])[:, 0]
+
     def _split(self) -> None:
-        """A group of its own for the channel that loses most by sharing; the first of equals."""
+        """A group of its own for the channel that loses most by sharing."""
         channels = self.channels
-        shared = channels.grid_errors(self.scale[self.labels, None], self.zero_point[self.labels, None])
-        alone = channels.grid_errors(channels.scale[:, None], channels.zero_point[:, None])
-        # A group of one stays: its channel is never the seed of another group.
-        several = torch.bincount(self.labels)[self.labels] > 1
-        seed = int(torch.where(several, (shared - alone)[:, 0], -torch.inf).argmax())
+        alone = channels.grid_errors(channels.scale[:, None], channels.zero_point[:, None])[:, 0]
+        loss = self._errors()[1] - alone
+        loss[torch.bincount(self.labels)[self.labels] == 1] = -torch.inf
+        seed = int(loss.argmax())
         self.labels[seed] = len(self.scale)
         self.scale = torch.cat([self.scale, channels.scale[seed : seed + 1]])
         self.zero_point = torch.cat([self.zero_point, channels.zero_point[seed : seed + 1]])
 
+    def _dissolve(self) -> None:
+        """Members of the group whose end costs least go to their second choices."""
+        errors, own = self._errors()
+        elsewhere, second = errors.scatter(1, self.labels[:, None], torch.inf).min(1)
+        cost = torch.zeros_like(self.scale).index_put_((self.labels,), elsewhere - own, accumulate=True)
+        gone = int(cost.argmin())
+        members = self.labels == gone
+        self.labels = torch.where(members, second, self.labels)
+        changed = torch.zeros(len(self.scale), dtype=torch.bool, device=self.labels.device)
+        changed[second[members]] = True
+        keep = torch.arange(len(self.scale), device=self.labels.device) != gone
+        self.labels = (keep.cumsum(0) - 1)[self.labels]
+        self.scale, self.zero_point = self.scale[keep], self.zero_point[keep]
+        self._fit(changed[keep])
+
     def _assign_and_fit(self) -> bool:
         """Every channel to the group of least error, then new ranges for the groups that changed; False: none did."""
-        errors = self.channels.grid_errors(self.scale, self.zero_point)
+        errors, own = self._errors()
         best, labels = errors.min(1)
-        stay = errors.gather(1, self.labels[:, None])[:, 0] <= best
-        labels = torch.where(stay, self.labels, labels)
+        labels = torch.where(own <= best, self.labels, labels)
         # A group that would become empty keeps the member that loses least by staying.
         for group in (torch.bincount(labels, minlength=len(self.scale)) == 0).nonzero()[:, 0].tolist():
             members = (self.labels == group).nonzero()[:, 0]
-            labels[members[(errors[members, group] - best[members]).argmin()]] = group
+            labels[members[(own[members] - best[members]).argmin()]] = group
         moved = labels != self.labels
         changed = torch.zeros(len(self.scale), dtype=torch.bool, device=labels.device)
         changed[labels[moved]] = True
@@ -150,31 +181,24 @@ class _Grouping:
         chosen = changed[self.labels].nonzero()[:, 0]
         rank = changed.cumsum(0) - 1
         group = rank[self.labels[chosen]]
-
-        def total(errors: Tensor) -> Tensor:
-            sums = torch.zeros(int(changed.sum()), errors.shape[1], dtype=errors.dtype, device=errors.device)
-            return sums.index_put_((group,), errors, accumulate=True)
-
-        lo = torch.zeros(int(changed.sum()), dtype=torch.float64, device=group.device)
-        hi = lo.scatter_reduce(0, group, channels.hi[chosen], "amax") / 2
-        lo = lo.scatter_reduce(0, group, channels.lo[chosen], "amin") / 2
+        groups = int(changed.sum())
+        nothing = torch.zeros(groups, dtype=torch.float64, device=group.device)
+        members = torch.zeros(groups, len(group), dtype=torch.float64, device=group.device)
+        members.scatter_(0, group[None], 1.0)  # summing by a product is deterministic on every device
         # The error is convex in (lo, hi) but for the cap on rounding: a grid, then finer ones around its best point.
-        reach_lo, reach_hi = lo.abs(), hi.abs()
-        steps = torch.linspace(-1, 1, 9, dtype=torch.float64, device=group.device)
-        rows = torch.arange(len(lo), device=group.device)
+        lo = reach_lo = nothing.scatter_reduce(0, group, channels.lo[chosen], "amin") / 2
+        hi = reach_hi = nothing.scatter_reduce(0, group, channels.hi[chosen], "amax") / 2
+        rows = torch.arange(groups, device=group.device)
         for _ in range(ZOOMS):
-            los = (lo[:, None] + reach_lo[:, None] * steps).clamp(max=0).repeat_interleave(9, dim=1)
-            his = (hi[:, None] + reach_hi[:, None] * steps).clamp(min=0).repeat(1, 9)
-            best = total(channels.errors(los[group], his[group], chosen)).argmin(1)
-            lo, hi = los[rows, best], his[rows, best]
-            reach_lo, reach_hi = reach_lo / 4, reach_hi / 4
+            los = (lo[:, None] + reach_lo[:, None] * STEPS.to(group.device)).clamp(max=0).repeat_interleave(9, dim=1)
+            his = (hi[:, None] + reach_hi[:, None] * STEPS.to(group.device)).clamp(min=0).repeat(1, 9)
+            best = (members @ channels.errors(los[group], his[group], chosen)).argmin(1)
+            lo, hi, reach_lo, reach_hi = los[rows, best], his[rows, best], reach_lo / 4, reach_hi / 4
+        # Both neighbouring zero points with steps around the one found, and the quantizer as it was.
         scale = ((hi - lo) / qmax).clamp(min=SCALE_EPS)
-        # Both neighbouring zero points with steps around the one found, and the group's quantizer as it was.
-        factors = torch.linspace(0.94, 1.08, 15, dtype=torch.float64, device=group.device)
-        floor = (-lo / scale).floor().clamp(0, qmax)
-        zeros = torch.stack([floor, (floor + 1).clamp(max=qmax)], 1).repeat_interleave(15, dim=1)
-        scales = (scale[:, None] * factors).float().double().repeat(1, 2)
-        zeros = torch.cat([self.zero_point[changed, None], zeros], 1)
+        zeros = (-lo / scale).floor()[:, None] + torch.arange(2, device=group.device).repeat_interleave(len(FACTORS))
+        zeros = torch.cat([self.zero_point[changed, None], zeros.clamp(0, qmax)], 1)
+        scales = (scale[:, None] * FACTORS.to(group.device)).float().double().repeat(1, 2)
         scales = torch.cat([self.scale[changed, None], scales], 1)
-        best = total(channels.grid_errors(scales[group], zeros[group], chosen)).argmin(1)
+        best = (members @ channels.grid_errors(scales[group], zeros[group], chosen)).argmin(1)
         self.scale[changed], self.zero_point[changed] = scales[rows, best], zeros[rows, best]

@@ -93,7 +93,7 @@ class _FakeQuantizeUniform(torch.autograd.Function):
     # In place, on few temporaries, with 0/1 masks as floats: on CPUs the time goes into memory, not arithmetic.
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int, grad_factor: float) -> Tensor:
+    def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int, grad_factor: float | Tensor) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
         ctx.qmax, ctx.grad_factor = qmax, grad_factor
         return _levels(x.float() / scale, zero_point, qmax).mul_(scale).to(x.dtype)
@@ -126,13 +126,11 @@ def _sum_of_product(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
     return (a * b).sum_to_size(like.shape)
 
 
-def fake_quantize(x: Tensor, params: UniformParams, bits: int, grad_factor: float = 1.0) -> Tensor:
+def fake_quantize(x: Tensor, params: UniformParams, bits: int, grad_factor: float | Tensor = 1.0) -> Tensor:
     """``decode(encode(x))`` bit for bit, in x's dtype, differentiable in ``x`` and ``params.scale``.
 
     Args:
         x: floats that ``params`` broadcasts against (x is not expanded: its shape is the result's shape).
-        grad_factor: multiplies the gradient of the scale (LSQ uses 1 / sqrt(numel * qmax)).
+        grad_factor: multiplies the gradient of the scale (LSQ uses 1 / sqrt(numel * qmax)); a tensor has its shape.
     """
-    return _FakeQuantizeUniform.apply(
-        x, params.scale, params.zero_point.to(torch.float32), 2**bits - 1, float(grad_factor)
-    )
+    return _FakeQuantizeUniform.apply(x, params.scale, params.zero_point.to(torch.float32), 2**bits - 1, grad_factor)

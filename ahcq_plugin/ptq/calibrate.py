@@ -54,9 +54,10 @@ def intercepted(units: dict[str, nn.Module], handler: Callable) -> Iterator[None
             unit.__dict__.pop("forward", None)
 
 
-def _commit(name: str, quantizer) -> None:
+def _named(name: str, call: Callable[[], Any]) -> Any:
+    """``call()``, whose errors then name the quantizer."""
     try:
-        quantizer.commit()
+        return call()
     except RuntimeError as error:
         raise RuntimeError(f"{name}: {error}") from error
 
@@ -80,7 +81,7 @@ def calibrate(model: nn.Module, batches: Sequence[Any], forward: Forward | None 
         quantizer = layer.weight_fake_quant
         quantizer.activation_post_process.reset()
         quantizer.activation_post_process(layer.weight)
-        _commit(name, quantizer)
+        _named(name, quantizer.commit)
     calibrate_activations(model, batches, forward, progress)
 
 
@@ -98,7 +99,7 @@ def calibrate_activations(
 
     with observing(model):
         run("calibrate activations")
-        searching = {q for _, q in activation_quantizers(model) if q.begin_search()}
+        searching = {q for name, q in activation_quantizers(model) if _named(name, q.begin_search)}
         for _, quantizer in activation_quantizers(model):
             quantizer.enable_observer(False)
         if searching:
@@ -107,4 +108,4 @@ def calibrate_activations(
             with intercepted(units, lambda name, _, args, kwargs: runners[name](*args, **kwargs)):
                 run("search parameters")
         for name, quantizer in activation_quantizers(model):
-            _commit(name, quantizer)
+            _named(name, quantizer.commit)

@@ -191,7 +191,7 @@ class Meter:
     def _along_channels(self, values: Tensor, x: Tensor) -> Tensor:
         if len(values) == 1:
             return values
-        return values.view([-1 if axis == self.quantizer.ch_axis else 1 for axis in range(x.ndim)])
+        return values.view([-1 if axis == self.quantizer.channel_axis(x.ndim) else 1 for axis in range(x.ndim)])
 
     def _position(self, x: Tensor) -> Tensor:
         """x itself, or where it lies in its channel's range."""
@@ -211,8 +211,8 @@ class Meter:
 def _grid(quantizer: FakeQuantize, x: Tensor) -> Tensor:
     """float32 (channels, 2^bits) ascending values of all codes; one row for a quantizer per tensor."""
     codes = torch.arange(2**quantizer.bits, device=x.device)
-    axis = quantizer.ch_axis
-    if axis == -1:
+    axis = quantizer.channel_axis(x.ndim)
+    if axis is None:
         return quantizer.decode(codes)[None].sort(1).values
     other = 1 if axis == 0 else 0
     shape = [1] * x.ndim

@@ -23,7 +23,7 @@ from ahcq_plugin.ptq.batches import Forward, check_batches, default_forward
 from ahcq_plugin.ptq.checkpoint import load_file, save_atomic
 from ahcq_plugin.ptq.loss import relative_error
 from ahcq_plugin.ptq.optimise import optimise
-from ahcq_plugin.ptq.prepare import original_weights, set_quantization, weight_layers
+from ahcq_plugin.ptq.prepare import original_weights, quantizers, set_quantization, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.stream import UnitStream
 
@@ -36,7 +36,7 @@ class UnitReport:
 
     Attributes:
         error_before, error_after: ||out - fp||^2 / ||fp||^2 of the unit's output, mean over all items, everything
-            quantized: rounding to nearest, and after reconstruction (the same number if nothing was learned).
+            quantized: rounding to nearest, and after reconstruction with all quantizers in their final form.
         seconds: of the optimisation (of the first run, when resumed).
     """
 
@@ -158,10 +158,10 @@ def _reconstruct_unit(stream: UnitStream, name: str, recipe: Recipe, bar: tqdm) 
         optimise(unit, name, stream.inputs, lambda i: stream.target(name, i), items, recipe, on_step)
     elif recipe.granularity == "layer":
         _optimise_layers(stream, name, recipe, on_step)
+    for _, quantizer in quantizers(unit):  # later units are to see it as it will be
+        quantizer.finish()
     seconds = time.perf_counter() - start
-    after = before if recipe.granularity == "none" else _unit_error(stream, name)
-    iterations = _steps(unit, recipe)
-    return UnitReport(name, before, after, iterations, seconds)
+    return UnitReport(name, before, _unit_error(stream, name), _steps(unit, recipe), seconds)
 
 
 @torch.no_grad()

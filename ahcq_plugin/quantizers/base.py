@@ -83,6 +83,10 @@ class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
         """Whether forward returns quantized values."""
         return bool(self.fake_quant_enabled[0])
 
+    def channel_axis(self, ndim: int) -> int | None:
+        """Axis of an ``ndim``-dimensional tensor along which parameters differ; None: one set per tensor."""
+        return None if self.ch_axis == -1 else self.ch_axis
+
     def encode(self, x: Tensor) -> Tensor:
         """int64 codes of x, in [0, 2^bits - 1]."""
         raise NotImplementedError

@@ -24,10 +24,19 @@ class CAGFakeQuantize(FakeQuantize):
     """Uniform quantization with parameters per group of channels; channels lie on the last axis.
 
     Calibration gives every channel its own range. At the milestones of reconstruction the channels are clustered to 8,
-    4, 2 and 1 times ``groups`` groups; ``finish`` clusters to ``groups`` at once where none was passed.
+    4, 2 and 1 times ``groups`` groups; ``finish`` clusters to ``groups`` at once where none was passed. Zero points are
+    not learned.
+
+    The paper clusters the groups of the milestone before, and with them their compromises. Here every milestone
+    clusters the channels anew, each with the quantizer that it had when it was alone, its scale changed by as much as
+    its groups have learned since.
 
     Attributes:
-        scale: (G,) parameter, learned. zero_point: (G,) int32. labels: (C,) int64, the group of each channel.
+        scale: (G,) parameter, learned.
+        zero_point: (G,) int32.
+        labels: (C,) int64 in [0, G), the group of each channel.
+        own_scale: (C,) float32, scale that a channel would have alone, as a multiple of its group's.
+        own_zero_point: (C,) int32, the zero point that it would have alone.
 
     Args:
         groups: groups in the end; 0: one for every channel.
@@ -52,10 +61,15 @@ class CAGFakeQuantize(FakeQuantize):
         self.scale = nn.Parameter(torch.ones(1))
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
         self.register_buffer("labels", torch.zeros(1, dtype=torch.int64))
+        self.register_buffer("own_scale", torch.ones(1))
+        self.register_buffer("own_zero_point", torch.zeros(1, dtype=torch.int32))
 
     def params(self) -> uniform.UniformParams:
         """Parameters of every channel, (C,)."""
         return uniform.UniformParams(self.scale[self.labels], self.zero_point[self.labels])
+
+    def channel_axis(self, ndim: int) -> int | None:
+        return ndim - 1
 
     def encode(self, x: Tensor) -> Tensor:
         return uniform.encode(x, self.params(), self.bits)
@@ -64,39 +78,43 @@ class CAGFakeQuantize(FakeQuantize):
         return uniform.decode(codes, self.params(), self.bits)
 
     def quantize(self, x: Tensor) -> Tensor:
-        grad_factor = (max(x.numel() // self.scale.numel(), 1) * self.quant_max) ** -0.5
-        return uniform.fake_quantize(x, self.params(), self.bits, grad_factor)
+        # LSQ's factor of the gradient, from the number of values that share a scale.
+        channels = torch.zeros_like(self.scale).index_add_(0, self.labels, torch.ones_like(self.own_scale))
+        values = (channels * (x.numel() // len(self.labels))).clamp(min=1)
+        return uniform.fake_quantize(x, self.params(), self.bits, (values * self.quant_max).rsqrt()[self.labels])
 
     def commit(self) -> None:
         params = self.activation_post_process.uniform_params()
-        self.scale.data = params.scale.clone()
-        self.zero_point = params.zero_point.clone()
+        self.scale.data, self.scale.grad = params.scale.clone(), None
+        self.zero_point, self.own_zero_point = params.zero_point.clone(), params.zero_point.clone()
         self.labels = torch.arange(len(params.scale), device=params.scale.device)
+        self.own_scale = torch.ones_like(params.scale)
         self.keep_valid()
 
     def importance(self) -> Tensor:
         """(C,) sum over the layers behind of the squared weights of each input channel; ones without Linear layers."""
         layers = [layer for layer in self.consumers if isinstance(layer, nn.Linear)]
         if not layers:
-            return torch.ones(len(self.labels), device=self.scale.device)
+            return torch.ones_like(self.own_scale)
         return sum(layer.weight.detach().float().square().sum(0) for layer in layers)
 
     @torch.no_grad()
     def regroup(self, count: int) -> bool:
-        """Cluster the groups to ``count``; True if there were more."""
+        """Cluster the channels into ``count`` groups; True if there were more, ``scale`` is then a new parameter."""
         if self.scale.numel() <= count:
             return False
-        weights = torch.zeros_like(self.scale).index_add_(0, self.labels, self.importance().to(self.scale.dtype))
-        present = uniform.UniformParams(self.scale.detach(), self.zero_point)
-        mapping, params = cluster(present, weights, count, self.bits)
-        self.labels = mapping[self.labels]
+        alone = uniform.UniformParams(self.own_scale * self.scale[self.labels], self.own_zero_point)
+        self.labels, params = cluster(alone, self.importance().to(alone.scale.device), count, self.bits)
         self.scale = nn.Parameter(params.scale, requires_grad=self.scale.requires_grad)
         self.zero_point = params.zero_point
+        self.own_scale = alone.scale / params.scale[self.labels]
         return True
 
     def milestone(self, done: float) -> bool:
-        factor = 2 ** (len(MILESTONES) - 1 - MILESTONES.index(done))
-        return self.groups > 0 and self.regroup(factor * self.groups)
+        passed = sum(done >= share for share in MILESTONES)
+        if not self.groups or not passed:
+            return False
+        return self.regroup(self.groups * 2 ** (len(MILESTONES) - passed))
 
     def finish(self) -> None:
         if self.groups:

@@ -153,3 +153,15 @@ def test_a_weight_quantizer_measures_per_output_channel():
     quantizer = uniform([1.0, 2.0], [0, 0], bits=2, ch_axis=0, kind=AdaRoundFakeQuantize)
     row = measured(quantizer, torch.tensor([[0.0, 3.0, 4.0], [0.0, 6.0, 6.5]]))
     assert row.saturated == 1 / 6 and row.histogram.edges[-1] == pytest.approx(4 / 3)
+
+
+def test_grouped_channels_have_a_grid_each(tiny_sam, tiny_items):
+    """Channels lie on the last axis of CAG's tensors, whatever their number of dimensions."""
+    prepare(tiny_sam, Recipe.from_config("rtn", cag=True))
+    calibrate(tiny_sam, tiny_items, box_forward, progress=False)
+    freeze(tiny_sam)
+    rows = collect_distributions(tiny_sam, tiny_items[0], box_forward)
+    grouped = [row for row in rows if row.role in ("qkv_in", "mlp_in")]
+    assert grouped and all(row.sqnr_db > 5 and row.saturated < 0.2 for row in grouped)
+    shown = [row.histogram for row in grouped if row.histogram is not None]
+    assert shown and all(histogram.per_channel for histogram in shown)
