@@ -38,7 +38,7 @@ def main() -> int:
         print(f"{table.title}\n\n{markdown(args.config, args.folder, table.rows)}\n")
     if args.write:
         write_text(page(args.config, args.folder, TABLES), args.folder.with_suffix(".md"))
-        parts = [markdown(args.config, args.folder, TABLES[0].rows)]
+        parts = [markdown(args.config, args.folder, TABLES[0].rows, gaps=False)]
         parts.append(stages_table(args.config, args.folder, Cell("ahcq", 4)))
         update_readme(Path("README.md"), "\n\n".join(filter(None, parts)))
     if failed:

@@ -22,9 +22,9 @@ from ahcq_plugin.functional.uniform import SCALE_EPS, UniformParams, check_bits
 
 SPARE = 2  # groups are first made for this many times the count, then the least useful ones are dissolved
 PASSES = 10  # assignments after each change of the number of groups; they converge in 2 to 6
-ZOOMS = 4  # refinements of the search for a range, each four times finer than the one before
-STEPS = torch.linspace(-1, 1, 9, dtype=torch.float64)
-FACTORS = torch.linspace(0.94, 1.08, 15, dtype=torch.float64)
+ZOOMS = 4  # grids of the search for a range, each four times finer than the one before
+STEPS = torch.linspace(-1, 1, 9, dtype=torch.float64)  # of such a grid, along either end of the range
+FACTORS = torch.linspace(0.94, 1.08, 15, dtype=torch.float64)  # of the scale found, tried with integer zero points
 TINY_WEIGHT = 1e-6  # of the mean: channels that nothing reads still belong somewhere
 
 
@@ -161,10 +161,10 @@ class _Grouping:
         errors, own = self._errors()
         best, labels = errors.min(1)
         labels = torch.where(own <= best, self.labels, labels)
-        # A group that would become empty keeps the member that loses least by staying.
-        for group in (torch.bincount(labels, minlength=len(self.scale)) == 0).nonzero()[:, 0].tolist():
-            members = (self.labels == group).nonzero()[:, 0]
-            labels[members[(own[members] - best[members]).argmin()]] = group
+        # A group that would become empty keeps the member that loses least by staying; that may empty another one.
+        while len(empty := (torch.bincount(labels, minlength=len(self.scale)) == 0).nonzero()):
+            members = (self.labels == empty[0]).nonzero()[:, 0]
+            labels[members[(own[members] - best[members]).argmin()]] = empty[0]
         moved = labels != self.labels
         changed = torch.zeros(len(self.scale), dtype=torch.bool, device=labels.device)
         changed[labels[moved]] = True
@@ -174,7 +174,7 @@ class _Grouping:
         return bool(moved.any())
 
     def _fit(self, changed: Tensor) -> None:
-        """The range of least summed error for each changed group, on a grid with an integer zero point."""
+        """New quantizers for the changed groups: the range of least summed error, with an integer zero point."""
         if not bool(changed.any()):
             return
         channels, qmax = self.channels, self.channels.qmax

@@ -156,9 +156,9 @@ def collect(config: str, folder: Path, rows: Sequence[Row]) -> list[Figures]:
     return [replace(figures, runs=[run for run in figures.runs if run is not None]) for figures in found]
 
 
-def markdown(config: str, folder: Path, rows: Sequence[Row]) -> str:
-    """A table; a row without figures is one of gaps."""
-    figures = collect(config, folder, rows)
+def markdown(config: str, folder: Path, rows: Sequence[Row], gaps: bool = True) -> str:
+    """A table; a row without figures is one of gaps, or is left out."""
+    figures = [row for row in collect(config, folder, rows) if gaps or row.runs]
     titles = [title for title, _, _ in COLUMNS]
     lines = ["| | bits | " + " | ".join(titles) + " | seeds | seconds | peak MB |", "|---" * (len(titles) + 5) + "|"]
     floating = next((run["fp"] for row in figures for run in row.runs), None)

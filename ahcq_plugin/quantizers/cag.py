@@ -107,7 +107,8 @@ class CAGFakeQuantize(FakeQuantize):
         self.labels, params = cluster(alone, self.importance().to(alone.scale.device), count, self.bits)
         self.scale = nn.Parameter(params.scale, requires_grad=self.scale.requires_grad)
         self.zero_point = params.zero_point
-        self.own_scale = alone.scale / params.scale[self.labels]
+        self.keep_valid()
+        self.own_scale = alone.scale / self.scale.detach()[self.labels]
         return True
 
     def milestone(self, done: float) -> bool:

@@ -16,7 +16,7 @@ from ahcq_plugin.quantizers.base import FakeQuantize
 from ahcq_plugin.quantizers.observers import AvgMinMaxObserver
 
 MIN_SCALE = torch.finfo(torch.float32).eps
-SCORED_ELEMENTS = 2**18
+SCORED_ELEMENTS = 2**16
 SAMPLED_PER_CALL = 2**12
 SAMPLED = 2**16
 OWN_ERROR_POWER = 2.4

@@ -4,23 +4,13 @@ import json
 import pytest
 
 from ahcq_plugin.mm import results, results_tables
+from ahcq_plugin.mm.ptq_loop import STAGES
 from ahcq_plugin.mm.results import Cell, cell_key, fill, read_cell
 from ahcq_plugin.mm.results_tables import BEGIN, END, TABLES, Row, Table, bar_chart, markdown, update_readme
 
 CONFIG = "mm_configs/sam_tiny_w4a4_yolox_nano_coco.py"
 ROWS = (Row("rtn", Cell("rtn", 8)), Row("qdrop, 3 seeds", Cell("qdrop", 4), 3))
 CELLS = [cell for row in ROWS for cell in row.cells()]
-STAGES = (
-    "detect",
-    "fp_eval",
-    "prepare",
-    "precondition",
-    "calibrate",
-    "reconstruct",
-    "freeze",
-    "audit",
-    "quantized_eval",
-)
 
 
 class Runs:
@@ -61,6 +51,7 @@ def test_a_failed_run_is_a_gap_and_is_tried_again(tmp_path):
         "| qdrop, 3 seeds | W4A4 | 0.123 ± 0.000 | 0.250 ± 0.000 | 0.300 ± 0.000 | 0.5100 ± 0.0100 | 0.9000 ± 0.0000 "
         "| 3 | 12 | 3 |"
     ) in lines
+    assert "| rtn |" not in markdown(CONFIG, tmp_path / "cells", ROWS, gaps=False)
     assert "| floating point | 32 | 0.123 | 0.250 | 0.300 | 0.5000 | – | – | – | – |" in lines
     runs = Runs()
     fill(CONFIG, tmp_path / "cells", tmp_path / "work", CELLS, runs)

@@ -168,3 +168,19 @@ def test_a_query_with_another_reader_is_not_folded(tiny_sam):
     model = prepared(tiny_sam, Recipe.from_config("ptq4sam"))
     names = [name for name, _ in _separate_projections(model)]
     assert len(names) == 7 and all(name.startswith("mask_decoder.") for name in names)
+
+
+def test_a_resumed_run_gives_the_same_model(tiny_sam, tiny_items, tmp_path):
+    """With ACNR the original weights, the targets, must survive the interruption; with CAG the grouped channels."""
+    recipe = {"name": "ahcq", "iterations": 10, "scale_lr": 1e-3}
+    options = dict(forward=box_forward, work_dir=tmp_path, progress=False)
+    first, report = quantize(ill_conditioned(tiny_sam), tiny_items, recipe, **options)
+    for unit in (3, 4, 5, 6):
+        (tmp_path / "units" / f"{unit:03d}.pt").unlink()
+    again, resumed = quantize(tiny_sam, tiny_items, recipe, resume=True, **options)
+    assert [vars(unit) | {"seconds": 0} for unit in resumed.units] == [
+        vars(unit) | {"seconds": 0} for unit in report.units
+    ]
+    assert resumed.conditions == report.conditions
+    expected = first.state_dict()
+    assert [key for key, value in again.state_dict().items() if not torch.equal(value, expected[key])] == []
