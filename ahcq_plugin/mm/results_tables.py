@@ -224,7 +224,7 @@ def bar_chart(config: str, folder: Path, table: Table, path: Path, key: str = "m
 def page(config: str, folder: Path, tables: Sequence[Table]) -> str:
     """docs/results.md: every table with its picture; writes the pictures into ``folder``."""
     parts = [
-        "# Results\n\nWritten by `tools/results_table.py --page`; how the figures are made stands in the README.\n"
+        "# Results\n\nWritten by `tools/results_table.py --write`; how the figures are made stands in the README.\n"
     ]
     for table in tables:
         parts.append(f"## {table.title}\n\n{markdown(config, folder, table.rows)}\n")
