@@ -12,6 +12,6 @@ test_dataloader = dict(dataset={{_base_.eval_dataset}})
 test_cfg = dict(
     type="PTQLoop",
     prompts="gt",
-    calib=dict(dataset={{_base_.calib_dataset}}, num_images=32, max_boxes=16, seed=0),
+    calib=dict(dataset={{_base_.calib_dataset}}, num_images=16, max_boxes=16, seed=0),
     cache_dir="work_dirs/cache",
 )  # floating-point results, for all runs
