@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ahcq_plugin.functional import uniform
+from ahcq_plugin.functional import grouping, uniform
 from ahcq_plugin.zoo.items import coco_items, scene_items
 
 SHARED = runpy.run_path(str(Path(__file__).parents[1] / "tests/functional/clusterings.py"))
@@ -31,13 +31,15 @@ def main() -> None:
     items = list(islice(coco_items(args.coco) if args.coco else scene_items(), args.images))
     sites = [*SHARED["sam_inputs"](items, args.images * 2 // 3), *SHARED["synthetic_inputs"]()]
     errors = defaultdict(list)
-    for part, lo, hi, x, weight in tqdm(sites, unit="input"):
+    for part, lo, hi, points, x, weight in tqdm(sites, unit="input"):
         importance, gram = weight.square().sum(0), weight.T @ weight
         for bits in args.bits:
             tried = {
-                (w, n): SHARED["grouped"](w, lo, hi, importance, n, bits) for w in SHARED["WAYS"] for n in args.groups
+                (w, n): SHARED["grouped"](w, lo, hi, points, importance, n, bits)
+                for w in SHARED["WAYS"]
+                for n in args.groups
             }
-            tried["channel", 0] = uniform.qparams_from_range(lo, hi, bits)
+            tried["channel", 0] = grouping.fit(points, bits)
             for key, params in tried.items():
                 difference = uniform.fake_quantize(x, params, bits) - x
                 error = (difference.T @ difference * gram).sum() / (x.T @ x * gram).sum()

@@ -96,33 +96,34 @@ class _FakeQuantizeUniform(torch.autograd.Function):
     def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int, grad_factor: float | Tensor) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
         ctx.qmax, ctx.grad_factor = qmax, grad_factor
-        return _levels(x.float() / scale, zero_point, qmax).mul_(scale).to(x.dtype)
+        ratio = x.float() / scale
+        return _levels(ratio, zero_point, qmax, out=ratio).mul_(scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, scale, zero_point = ctx.saved_tensors
         ratio = x.float() / scale
-        levels = _levels(ratio.clone(), zero_point, ctx.qmax)
-        residual = ratio.sub_(levels)
-        inside = residual.abs().le_(0.5)
-        grad = grad.float()
-        grad_x = grad * inside
+        levels = _levels(ratio, zero_point, ctx.qmax, out=torch.empty_like(ratio))
+        inside = torch.sub(ratio, levels).abs_().le_(0.5)
+        if grad.dtype != torch.float32 or grad.stride() != ratio.stride():  # attention permutes: one layout for all
+            grad = torch.empty_like(ratio).copy_(grad)
         grad_scale = None
         if ctx.needs_input_grad[1]:
-            grad_scale = _sum_of_product(grad - grad_x, levels, scale) - _sum_of_product(grad_x, residual, scale)
-            grad_scale *= ctx.grad_factor
-        return grad_x.to(x.dtype), grad_scale, None, None, None
+            slope = levels.addcmul_(inside, ratio, value=-1)  # d x_hat / d scale
+            grad_scale = _sum_of_product(grad, slope, scale) * ctx.grad_factor
+        return inside.mul_(grad).to(x.dtype), grad_scale, None, None, None
 
 
-def _levels(ratio: Tensor, zero_point: Tensor, qmax: int) -> Tensor:
-    """code - zero_point of ``x / scale``, computed in place."""
-    return ratio.round_().add_(zero_point).clamp_(0, qmax).sub_(zero_point)
+def _levels(ratio: Tensor, zero_point: Tensor, qmax: int, out: Tensor) -> Tensor:
+    """code - zero_point of ``ratio = x / scale``, written to ``out``."""
+    return torch.round(ratio, out=out).add_(zero_point).clamp_(0, qmax).sub_(zero_point)
 
 
 def _sum_of_product(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """Sum of a * b down to the shape of ``like``."""
+    """Sum of a * b, of one dense layout, down to the shape of ``like``."""
     if like.numel() == 1:
-        return torch.dot(a.reshape(-1), b.reshape(-1)).view(like.shape)
+        flat = (a.numel(),), (1,)
+        return torch.dot(a.as_strided(*flat), b.as_strided(*flat)).view(like.shape)
     return (a * b).sum_to_size(like.shape)
 
 

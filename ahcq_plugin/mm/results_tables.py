@@ -57,7 +57,8 @@ class Table:
 def _recipes(bits: int, seeds: int) -> tuple[Row, ...]:
     names = ("adaround", "brecq", "qdrop", "ptq4sam", "ahcq")
     rows = [Row("rtn", Cell("rtn", bits)), *(Row(name, Cell(name, bits), seeds) for name in names)]
-    return (*rows, Row("ahcq + BIG", Cell("ahcq", bits, (("big", True),)), seeds))
+    extras = (("BIG", "big"), ("searched ranges", "range_search"))
+    return (*rows, *(Row(f"ahcq + {label}", Cell("ahcq", bits, ((key, True),)), seeds) for label, key in extras))
 
 
 def _variants(*variants: tuple[str, tuple[tuple[str, Any], ...]]) -> tuple[Row, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ahcq_plugin.functional.adaround import rounding_regularizer
+from ahcq_plugin.functional.dropping import random_mask
 from ahcq_plugin.ptq.freeze import harden
 from ahcq_plugin.ptq.loss import channel_axis, output_error, rounding_exponent
 from ahcq_plugin.ptq.prepare import is_weight, quantizers, set_quantization, weight_layers
@@ -41,7 +42,7 @@ def mix(quantized: Any, floating: Any, share: float) -> Any:
     def pick(q: Any, f: Any) -> Any:
         if not isinstance(q, Tensor) or not q.is_floating_point() or share == 1.0:
             return q
-        return torch.lerp(f, q, torch.empty(q.shape, device=q.device).bernoulli_(share))
+        return torch.lerp(f, q, random_mask(q, share))
 
     return pytree.tree_map(pick, quantized, floating)
 

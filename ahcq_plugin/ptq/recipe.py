@@ -66,6 +66,8 @@ class Recipe:
         lnq: logarithmic non-linear quantizer for ``softmax`` (AHCQ-SAM).
         agq: adaptive granularity quantizer for ``softmax`` (PTQ4SAM).
         big: fold the signs of bimodal keys into the projections of queries and keys (PTQ4SAM).
+        range_search: uniform activation quantizers get the range of least |error|^2.4, averaged over items, instead of
+            the mean minimum and maximum of the published methods.
         families: role -> family of its quantizer; goes before the switches above.
         share_inputs: Linears fed by one tensor share one activation quantizer.
         cache_device: where the units' inputs and outputs are kept: ``cpu``, ``cuda`` or ``disk`` (under the work dir).
@@ -101,6 +103,7 @@ class Recipe:
     lnq: bool = False
     agq: bool = False
     big: bool = False
+    range_search: bool = False
     families: Mapping[str, str] = field(default_factory=dict)
     share_inputs: bool = True
     cache_device: str = "cpu"
@@ -182,7 +185,8 @@ class Recipe:
         if self.family(role) == "cag":
             return {"groups": self.cag_groups}
         # PTQ4SAM: the keys, of one mode once folded, get a searched range
-        return {"observer": RangeSearchObserver} if self.big and role == "k" else {}
+        searched = self.family(role) == "uniform" and (self.range_search or (self.big and role == "k"))
+        return {"observer": RangeSearchObserver} if searched else {}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; ``Recipe.from_config(recipe.to_dict()) == recipe``."""

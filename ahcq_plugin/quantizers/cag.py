@@ -6,47 +6,92 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ahcq_plugin.functional import uniform
-from ahcq_plugin.functional.grouping import cluster
+from ahcq_plugin.functional import grouping, uniform
 from ahcq_plugin.quantizers.base import MILESTONES, FakeQuantize
 from ahcq_plugin.quantizers.observers import AvgMinMaxObserver
+from ahcq_plugin.quantizers.search import coprime_step
 from ahcq_plugin.quantizers.uniform import MIN_SCALE
 
+SAMPLED_PER_CALL = 2**8
+SAMPLED = 2**11
 
-class LastAxisMinMaxObserver(AvgMinMaxObserver):
-    """Mean over calls of the minimum and of the maximum of every channel of the last axis."""
+
+class ChannelObserver(AvgMinMaxObserver):
+    """Channels of the last axis: mean over calls of minimum and maximum, and a sample of rows (tokens).
+
+    The sample takes evenly strided rows of every call, at most ``SAMPLED_PER_CALL``. When it exceeds ``SAMPLED``, it is
+    halved, and so is what later calls give. It is not in the state dict, and ``points`` gives it up.
+    """
+
+    def __init__(self, quant_min: int = 0, quant_max: int = 255, ch_axis: int = -1):
+        super().__init__(quant_min, quant_max, ch_axis)
+        self.register_buffer("sample", torch.zeros(0, 0), persistent=False)
+        self.per_call = SAMPLED_PER_CALL
+
+    def reset(self) -> None:
+        super().reset()
+        self.sample, self.per_call = self.sample.new_zeros(0, 0), SAMPLED_PER_CALL
 
     def rows(self, x: Tensor) -> Tensor:
         return x.reshape(-1, x.shape[-1]).T
+
+    def forward(self, x: Tensor) -> Tensor:
+        super().forward(x)
+        if x.numel():
+            rows = x.detach().reshape(-1, x.shape[-1])
+            new = rows[:: coprime_step(len(rows), -(-len(rows) // self.per_call))].float()
+            self.sample = torch.cat([self.sample.to(x.device), new]) if self.sample.numel() else new.clone()
+            if len(self.sample) > SAMPLED:
+                self.sample, self.per_call = self.sample[::2].clone(), max(self.per_call // 2, 1)
+        return x
+
+    def points(self) -> Tensor:
+        """(C, grouping.POINTS) float32: what ``grouping`` knows of each channel; once per calibration.
+
+        Raises:
+            RuntimeError: nothing was observed, or values that are not finite.
+        """
+        if not int(self.count):
+            raise RuntimeError("the observer has seen no data: run `calibrate` with at least one batch that reaches it")
+        if not self.sample.numel():
+            raise RuntimeError("the observer has no sample left of its calibration: run `calibrate` again")
+        found = grouping.describe_channels(self.sample, self.min_val, self.max_val)
+        self.sample = self.sample.new_zeros(0, 0)
+        if not bool(found.isfinite().all()):
+            raise RuntimeError("the observed values must be finite: look for NaN or overflow in the model")
+        return found
 
 
 class CAGFakeQuantize(FakeQuantize):
     """Uniform quantization with parameters per group of channels; channels lie on the last axis.
 
-    Calibration gives every channel its own range. At the milestones of reconstruction the channels are clustered to 8,
-    4, 2 and 1 times ``groups`` groups; ``finish`` clusters to ``groups`` at once where none was passed. Zero points are
-    not learned.
+    Calibration gives every channel the range of least error. At the milestones of reconstruction the channels are
+    clustered to 8, 4, 2 and 1 times ``groups`` groups; ``finish`` clusters to ``groups`` at once where none was passed.
+    Zero points are not learned.
 
     The paper clusters the groups of the milestone before, and with them their compromises. Here every milestone
-    clusters the channels anew, each with the quantizer that it had when it was alone, its scale changed by as much as
-    its groups have learned since.
+    clusters the channels anew; what was learned enters as a stretch of a channel's values: by as much as the scale that
+    it had has changed.
 
     Attributes:
         scale: (G,) parameter, learned.
         zero_point: (G,) int32.
         labels: (C,) int64 in [0, G), the group of each channel.
-        own_scale: (C,) float32, scale that a channel would have alone, as a multiple of its group's.
-        own_zero_point: (C,) int32, the zero point that it would have alone.
+        points: (C, grouping.POINTS) float32, values of each channel as calibrated.
+        per_scale: (C,) float32, stretch of a channel's values per unit of its group's scale.
 
     Args:
         groups: groups in the end; 0: one for every channel.
+
+    Raises:
+        TypeError: an observer that is not a ``ChannelObserver``.
     """
 
     family = "cag"
 
     def __init__(
         self,
-        observer=LastAxisMinMaxObserver,
+        observer=ChannelObserver,
         quant_min=0,
         quant_max=255,
         ch_axis=-1,
@@ -57,12 +102,15 @@ class CAGFakeQuantize(FakeQuantize):
         super().__init__(observer, quant_min, quant_max, ch_axis, role, **observer_kwargs)
         if isinstance(groups, bool) or not isinstance(groups, int) or groups < 0:
             raise ValueError(f"`groups` must be an integer >= 0 (0: one for every channel), got {groups!r}")
+        if not isinstance(self.activation_post_process, ChannelObserver):
+            name = type(self.activation_post_process).__name__
+            raise TypeError(f"the family {self.family} needs a ChannelObserver, got {name}")
         self.groups = groups
         self.scale = nn.Parameter(torch.ones(1))
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
         self.register_buffer("labels", torch.zeros(1, dtype=torch.int64))
-        self.register_buffer("own_scale", torch.ones(1))
-        self.register_buffer("own_zero_point", torch.zeros(1, dtype=torch.int32))
+        self.register_buffer("points", torch.zeros(1, grouping.POINTS))
+        self.register_buffer("per_scale", torch.ones(1))
 
     def params(self) -> uniform.UniformParams:
         """Parameters of every channel, (C,)."""
@@ -79,23 +127,25 @@ class CAGFakeQuantize(FakeQuantize):
 
     def quantize(self, x: Tensor) -> Tensor:
         # LSQ's factor of the gradient, from the number of values that share a scale.
-        channels = torch.zeros_like(self.scale).index_add_(0, self.labels, torch.ones_like(self.own_scale))
+        channels = torch.zeros_like(self.scale).index_add_(0, self.labels, torch.ones_like(self.per_scale))
         values = (channels * (x.numel() // len(self.labels))).clamp(min=1)
         return uniform.fake_quantize(x, self.params(), self.bits, (values * self.quant_max).rsqrt()[self.labels])
 
+    @torch.no_grad()
     def commit(self) -> None:
-        params = self.activation_post_process.uniform_params()
-        self.scale.data, self.scale.grad = params.scale.clone(), None
-        self.zero_point, self.own_zero_point = params.zero_point.clone(), params.zero_point.clone()
+        self.points = self.activation_post_process.points()
+        params = grouping.fit(self.points, self.bits)
+        self.scale.data, self.scale.grad = params.scale, None
+        self.zero_point = params.zero_point
         self.labels = torch.arange(len(params.scale), device=params.scale.device)
-        self.own_scale = torch.ones_like(params.scale)
         self.keep_valid()
+        self.per_scale = 1 / self.scale.detach()
 
     def importance(self) -> Tensor:
         """(C,) sum over the layers behind of the squared weights of each input channel; ones without Linear layers."""
         layers = [layer for layer in self.consumers if isinstance(layer, nn.Linear)]
         if not layers:
-            return torch.ones_like(self.own_scale)
+            return torch.ones_like(self.per_scale)
         return sum(layer.weight.detach().float().square().sum(0) for layer in layers)
 
     @torch.no_grad()
@@ -103,12 +153,13 @@ class CAGFakeQuantize(FakeQuantize):
         """Cluster the channels into ``count`` groups; True if there were more, ``scale`` is then a new parameter."""
         if self.scale.numel() <= count:
             return False
-        alone = uniform.UniformParams(self.own_scale * self.scale[self.labels], self.own_zero_point)
-        self.labels, params = cluster(alone, self.importance().to(alone.scale.device), count, self.bits)
+        stretch = self.per_scale * self.scale[self.labels]
+        points = self.points * stretch[:, None]
+        self.labels, params = grouping.cluster(points, self.importance().to(points.device), count, self.bits)
         self.scale = nn.Parameter(params.scale, requires_grad=self.scale.requires_grad)
         self.zero_point = params.zero_point
         self.keep_valid()
-        self.own_scale = alone.scale / self.scale.detach()[self.labels]
+        self.per_scale = stretch / self.scale.detach()[self.labels]
         return True
 
     def milestone(self, done: float) -> bool:

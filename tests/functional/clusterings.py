@@ -2,7 +2,8 @@
 """Three ways to group the channels of CAG, and inputs to compare them on (tools/compare_cag_clustering.py).
 
 raw: k-means of (scale, zero point), as in the public code; ends: k-means of range ends in the data's units, weighted by
-importance; error: the grouping of least modelled error that the package uses. `channel` is one group per channel.
+importance; error: the grouping of least modelled error that the package uses, from quantiles of every channel.
+`channel` is one group per channel.
 Inputs: those of sam_tiny, and synthetic ones with offset channels and outlier channels 10 to 100 times as wide.
 """
 
@@ -24,7 +25,7 @@ WAYS = ("raw", "ends", "error")
 
 @torch.no_grad()
 def sam_inputs(items, calibration):
-    """(part, lo, hi, rows, weight) of every qkv_in and mlp_in: ranges of the first items, rows of the others."""
+    """(part, lo, hi, points, rows, weight) of every qkv_in and mlp_in: rows of other items than those calibrated on."""
     sam = build_sam("sam_tiny")
     batches = [make_batch(sam, item.image, item.boxes[:8]) for item in items]
     prepare(sam, Recipe.from_config("rtn", cag=True))
@@ -43,7 +44,7 @@ def sam_inputs(items, calibration):
     for name, q in sites.items():
         weight = torch.cat([layer.weight for layer in q.consumers])
         observer = q.activation_post_process
-        yield name.split(".")[0], observer.min_val, observer.max_val, torch.cat(rows[name]), weight
+        yield name.split(".")[0], observer.min_val, observer.max_val, q.points, torch.cat(rows[name]), weight
 
 
 def synthetic_inputs(channels=256):
@@ -55,15 +56,17 @@ def synthetic_inputs(channels=256):
         offset[::64] *= factor[::64]
         width[32::64] *= factor[32::64]
         x = torch.randn(12, ROWS, channels) * width + offset
-        yield "synthetic", x[:8].amin(1).mean(0), x[:8].amax(1).mean(0), x[8:].flatten(0, 1), torch.randn(64, channels)
+        lo, hi = x[:8].amin(1).mean(0), x[:8].amax(1).mean(0)
+        points = grouping.describe_channels(x[:8].flatten(0, 1), lo, hi)
+        yield "synthetic", lo, hi, points, x[8:].flatten(0, 1), torch.randn(64, channels)
 
 
-def grouped(way, lo, hi, weights, count, bits):
+def grouped(way, lo, hi, points, weights, count, bits):
     """Parameters of every channel."""
-    params = uniform.qparams_from_range(lo, hi, bits)
     if way == "error":
-        labels, params = grouping.cluster(params, weights, count, bits)
+        labels, params = grouping.cluster(points, weights, count, bits)
         return uniform.UniformParams(params.scale[labels], params.zero_point[labels])
+    params = uniform.qparams_from_range(lo, hi, bits)
     raw = way == "raw"
     points = (params.scale, params.zero_point) if raw else (lo.clamp(max=0), hi.clamp(min=0))
     means = KMeans(count, random_state=0, n_init=1 if raw else 4)

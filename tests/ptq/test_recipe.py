@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ahcq_plugin.graph import ROLES
 from ahcq_plugin.ptq import Recipe
 
 
@@ -23,6 +24,18 @@ def test_names_differ_only_in_method():
 
 def test_integers_are_taken_for_floats():
     assert Recipe.from_config({"name": "qdrop", "warmup": 0}).warmup == 0.0
+
+
+def test_searched_ranges_are_for_uniform_activations_only():
+    """PTQ4SAM searches the keys' ranges alone."""
+
+    def searched(**keys):
+        recipe = Recipe.from_config("ahcq", **keys)
+        return {role for role in ROLES if "observer" in recipe.quantizer_options(role)}
+
+    assert searched() == set() and searched(big=True) == {"k"}
+    families = {"qkv_in", "mlp_in", "post_act", "softmax"}  # those have a range of their own kind
+    assert searched(range_search=True) == set(ROLES) - families
 
 
 @pytest.mark.parametrize(

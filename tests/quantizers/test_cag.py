@@ -10,7 +10,8 @@ from torch import nn
 from ahcq_plugin.functional import uniform
 from ahcq_plugin.functional.uniform import UniformParams
 from ahcq_plugin.quantizers.base import MILESTONES
-from ahcq_plugin.quantizers.cag import CAGFakeQuantize
+from ahcq_plugin.quantizers.cag import SAMPLED, CAGFakeQuantize, ChannelObserver
+from ahcq_plugin.quantizers.observers import AvgMinMaxObserver
 from ahcq_plugin.quantizers.uniform import MIN_SCALE, UniformFakeQuantize
 
 
@@ -60,14 +61,20 @@ def test_forward_is_decode_of_encode_and_codes_are_in_range(bits, dtype, leading
     assert out.dtype == dtype and torch.equal(out, quantizer.decode(codes).to(dtype))
 
 
-def test_start_is_uniform_quantization_per_channel():
-    items = [tokens(2, 9, 7, seed=seed) * (1 + seed) for seed in range(3)]
-    ours = calibrated(CAGFakeQuantize(quant_max=15), *items)
-    other = calibrated(UniformFakeQuantize(quant_max=15, ch_axis=2), *items)
-    assert torch.equal(ours.scale, other.scale) and torch.equal(ours.zero_point, other.zero_point)
-    assert ours.labels.tolist() == list(range(7)) and ours.zero_point.dtype == torch.int32
-    x = tokens(3, 4, 7, seed=9)
-    assert torch.equal(ours(x), other(x)) and torch.equal(ours.encode(x), other.encode(x))
+@pytest.mark.parametrize("bits", [3, 6])
+def test_start_is_uniform_quantization_per_channel(bits):
+    """With the range of least error: on new items better than the mean minimum and maximum.
+
+    These clip too little at 3 bits and too much at 6; at 4 bits they happen to fit normal values.
+    """
+    items, held_out = [tokens(1, 100, 24, seed=seed) for seed in range(4)], tokens(1000, 24, seed=9)
+    ours = calibrated(CAGFakeQuantize(quant_max=2**bits - 1), *items)
+    other = calibrated(UniformFakeQuantize(quant_max=2**bits - 1, ch_axis=1), *(x[0] for x in items))
+    errors = [float(((q(held_out) - held_out) ** 2).sum()) for q in (ours, other)]
+    assert errors[0] < 0.9 * errors[1]
+    assert ours.labels.tolist() == list(range(24)) and ours.zero_point.dtype == torch.int32
+    other.scale.data, other.zero_point = ours.scale.data, ours.zero_point
+    assert torch.equal(ours(held_out), other(held_out)) and torch.equal(ours.encode(held_out), other.encode(held_out))
 
 
 def test_one_group_is_uniform_quantization_per_tensor():
@@ -82,6 +89,22 @@ def test_range_of_the_last_axis_is_averaged_over_calls():
     calibrated(quantizer, torch.tensor([[-1.0, 0.0], [2.0, 3.0]]), torch.tensor([[[-3.0, 0.5]], [[0.0, 6.0]]]))
     observer = quantizer.activation_post_process
     assert observer.min_val.tolist() == [-2.0, 0.25] and observer.max_val.tolist() == [1.0, 4.5]
+    assert {-2.0, 1.0} <= set(quantizer.points[0].tolist()) and {0.25, 4.5} <= set(quantizer.points[1].tolist())
+
+
+def test_observer_samples_evenly_and_within_bounds():
+    """Rows of all calls, from the first to the last; each row whole."""
+    observer = ChannelObserver(quant_max=15)
+    for call in range(40):
+        observer(torch.arange(1000.0).view(10, 100, 1) * torch.tensor([1.0, -1.0]) + call * 1000)
+        assert len(observer.sample) <= SAMPLED
+    calls = (observer.sample.sum(1) / 2000).round()
+    assert len(calls.unique()) == 40 and len(observer.sample) > SAMPLED / 4
+    row = observer.sample[:, 0] - calls * 1000
+    assert torch.equal(observer.sample[:, 1], calls * 1000 - row) and row.min() < 20 and row.max() > 980
+    assert "sample" not in observer.state_dict()
+    observer.reset()
+    assert observer(torch.zeros(0, 3)).shape == (0, 3) and not observer.sample.numel()
 
 
 @pytest.mark.parametrize("groups, counts", [(4, (32, 16, 8, 4)), (1, (8, 4, 2, 1)), (12, (48, 48, 24, 12))])
@@ -237,6 +260,17 @@ def test_grouping_uses_what_was_learned():
     torch.testing.assert_close(learned.scale, plain.scale)
 
 
+def test_a_channel_that_stays_alone_keeps_what_it_learned():
+    quantizer = calibrated(CAGFakeQuantize(quant_max=15), tokens(2, 30, 48))
+    with torch.no_grad():
+        quantizer.scale *= torch.linspace(0.8, 1.3, 48)
+    learned = quantizer.scale.detach().clone()
+    quantizer.regroup(40)
+    alone = torch.bincount(quantizer.labels)[quantizer.labels] == 1
+    assert int(alone.sum()) > 20
+    torch.testing.assert_close(quantizer.scale.detach()[quantizer.labels][alone], learned[alone], rtol=1e-5, atol=0)
+
+
 def test_milestones_lose_nothing_against_grouping_at_once():
     """Without learning in between the channels are clustered as if there had been no milestone before."""
     steps, at_once = (calibrated(CAGFakeQuantize(quant_max=15), tokens(2, 30, 48)) for _ in range(2))
@@ -295,6 +329,12 @@ def test_bad_arguments_are_named():
             CAGFakeQuantize(quant_max=15, groups=groups)
     with pytest.raises(RuntimeError, match="has seen no data: run `calibrate`"):
         CAGFakeQuantize(quant_max=15).commit()
+    with pytest.raises(RuntimeError, match="has no sample left of its calibration: run `calibrate` again"):
+        grouped().commit()
+    with pytest.raises(RuntimeError, match="must be finite: look for NaN or overflow"):
+        calibrated(CAGFakeQuantize(quant_max=15), torch.tensor([[0.0, torch.inf]]))
+    with pytest.raises(TypeError, match="needs a ChannelObserver, got AvgMinMaxObserver"):
+        CAGFakeQuantize(AvgMinMaxObserver, quant_max=15)
     quantizer = CAGFakeQuantize(quant_max=15)
     quantizer.activation_post_process(tokens(3, 4))
     with pytest.raises(ValueError, match="number of channels changed"):
