@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps nested tensors per item on a device or on disk, tensors that repeat along the batch only once."""
+"""Keeps nested tensors per item on a device or on disk: rows that repeat once, very large tensors in half precision."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+#: Elements from which a float32 tensor is kept in half precision: the image tokens that SAM's second two-way layer has
+#: for every box (16 x 4096 x 256), not those of one image. Rounding by 2^-11 is far below any quantizer's step.
+HALF_FROM = 2**23
+_HALF_MAX = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,25 @@ class Repeated:
         return self.row.expand(self.count, *self.row.shape[1:])
 
 
+@dataclass(frozen=True)
+class Halved:
+    """A float32 tensor in half precision."""
+
+    half: Tensor
+
+    def expand(self) -> Tensor:
+        """The tensor in float32."""
+        return self.half.float()
+
+
 def _pack(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     value = value.detach()
     if value.ndim > 1 and value.shape[0] > 1 and bool((value[1:] == value[:1]).all()):
         return Repeated(value[:1].clone(), value.shape[0])
+    if value.dtype == torch.float32 and value.numel() >= HALF_FROM and float(value.abs().max()) < _HALF_MAX:
+        return Halved(value.half())
     # A view of a larger tensor would keep all of it alive.
     return value.clone() if value.untyped_storage().nbytes() > value.numel() * value.element_size() else value
 
@@ -39,11 +57,14 @@ def _pack(value: Any) -> Any:
 def _move(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, Repeated):
         return Repeated(value.row.to(device), value.count)
+    if isinstance(value, Halved):
+        return Halved(value.half.to(device))
     return value.to(device) if isinstance(value, Tensor) else value
 
 
 class Store:
-    """``store[key] = nested tensors``; ``store.get(key, device)`` gives them back, equal bit for bit.
+    """``store[key] = nested tensors``; ``store.get(key, device)`` gives them back, equal bit for bit below
+    ``HALF_FROM`` elements, rounded to half precision above.
 
     Args:
         device: ``cpu``, ``cuda`` or ``disk``.
@@ -81,7 +102,13 @@ class Store:
             # Written by this process a moment ago; holds our own dataclass.
             item = torch.load(item, map_location="cpu", weights_only=False)
         moved = pytree.tree_map(lambda v: _move(v, device), item)
-        return pytree.tree_map(lambda v: v.expand() if isinstance(v, Repeated) else v, moved)
+        return pytree.tree_map(lambda v: v.expand() if isinstance(v, (Repeated, Halved)) else v, moved)
+
+    def nbytes(self) -> int:
+        """Bytes of all tensors kept in memory (0 for ``disk``); shared storage counts each time."""
+        kept = {Repeated: lambda v: v.row, Halved: lambda v: v.half}
+        leaves = (kept.get(type(leaf), lambda v: v)(leaf) for leaf in pytree.tree_leaves(list(self._items.values())))
+        return sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor))
 
     def discard(self, key: Any) -> None:
         """Forget ``key`` if present."""

@@ -115,11 +115,17 @@ class UnitStream:
 
     @torch.no_grad()
     def collect(self, name: str) -> None:
-        """Store the inputs of unit ``name`` for every item, in both models, and its floating-point outputs."""
+        """Store the inputs of unit ``name`` for every item, in both models, and its floating-point outputs.
+
+        Outputs of earlier units that no later unit reads go at once: with the inputs they would be kept twice.
+        """
         position = self.order.index(name)
+        unread = set(self.order[:position]) - self._read_from(position + 1)
         for stream in STREAMS:
             for item, batch in enumerate(self.batches):
                 self._inputs[stream, item] = self._run_to(name, position, stream, item, batch)
+                for other in unread:
+                    self._outputs.discard((other, stream, item))
         set_quantization(self.units[name], False)
         with original_weights(self.units[name]):
             for item in range(len(self.batches)):
@@ -168,22 +174,28 @@ class UnitStream:
         """Floating-point output of unit ``name``."""
         return self._outputs.get((name, "floating", item), self.device)
 
+    def _read_from(self, position: int) -> frozenset[str]:
+        """Units whose outputs are read by units at ``position`` or later."""
+        return frozenset().union(*(self._reads[other] for other in self.order[position:]))
+
     @torch.no_grad()
     def advance(self, name: str) -> None:
-        """Compute the quantized outputs of the finished unit ``name`` and drop what no later unit reads."""
+        """Compute the quantized outputs of the finished unit ``name``; drop its inputs and what no later unit reads."""
         unit = self.units[name]
         set_quantization(unit, True)
-        later = self.order[self.order.index(name) + 1 :]
-        still_read = frozenset().union(*(self._reads[other] for other in later)) if later else frozenset()
+        still_read = name in self._read_from(self.order.index(name) + 1)
         for item in range(len(self.batches)):
-            if name in still_read:
+            if still_read:
                 args, kwargs = self.inputs("quantized", item)
                 self._store_output(name, "quantized", item, unit(*args, **kwargs))
-            for other in self.order:
-                if other not in still_read:
-                    for stream in STREAMS:
-                        self._outputs.discard((other, stream, item))
-        self._inputs.clear_items()
+            else:
+                self._outputs.discard((name, "floating", item))
+            for stream in STREAMS:
+                self._inputs.discard((stream, item))
+
+    def nbytes(self) -> int:
+        """Bytes that the caches hold in memory now."""
+        return self._inputs.nbytes() + self._outputs.nbytes()
 
     def close(self) -> None:
         """Free the caches."""

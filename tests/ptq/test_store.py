@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ahcq_plugin.ptq import store as store_module
 from ahcq_plugin.ptq.store import Store
 
 CPU = torch.device("cpu")
@@ -37,6 +38,23 @@ def test_a_view_does_not_keep_the_whole_tensor_alive():
     store = Store("cpu")
     store["part"] = torch.randn(100, 8)[:2]
     assert store.get("part", CPU).untyped_storage().nbytes() == 2 * 8 * 4
+
+
+@pytest.mark.parametrize("device", ["cpu", "disk"])
+def test_large_tensors_are_kept_in_half_precision(monkeypatch, tmp_path, device):
+    """To 2^-11 of each value; not those that half precision cannot hold, not integers, not repeated rows."""
+    monkeypatch.setattr(store_module, "HALF_FROM", 64)
+    generator = torch.Generator().manual_seed(0)
+    large, small = torch.randn(8, 8, generator=generator) * 100, torch.randn(63, generator=generator)
+    store = Store(device, tmp_path)
+    store["x"] = large, small, large * 1e4, torch.full_like(large, torch.nan), large.long(), large[:1].expand(99, 8)
+    got = store.get("x", CPU)
+    assert got[0].dtype == torch.float32 and not torch.equal(got[0], large)
+    assert bool(((got[0] - large).abs() <= large.abs() * 2**-11 + 2**-25).all())
+    assert torch.equal(got[1], small) and torch.equal(got[2], large * 1e4) and bool(got[3].isnan().all())
+    assert torch.equal(got[4], large.long()) and torch.equal(got[5], large[:1].expand(99, 8))
+    kept = 64 * 2 + 63 * 4 + 2 * 64 * 4 + 64 * 8 + 8 * 4
+    assert store.nbytes() == (kept if device == "cpu" else 0)
 
 
 def test_disk_leaves_nothing_behind(tmp_path):

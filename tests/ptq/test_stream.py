@@ -5,9 +5,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.ptq import Recipe, calibrate, prepare, set_quantization
+from ahcq_plugin.ptq import Recipe, calibrate, prepare, quantizers, set_quantization
+from ahcq_plugin.ptq.prepare import is_weight
 from ahcq_plugin.ptq.stream import UnitStream
-from ahcq_plugin.zoo.sam import box_forward
+from ahcq_plugin.zoo.sam import box_forward, build_sam
 
 SAM_UNITS = [
     "image_encoder.blocks.0",
@@ -87,6 +88,8 @@ def test_only_outputs_that_are_still_read_are_kept(prepared, tiny_items):
         stream.collect(name)
         stream.advance(name)
     assert {key[0] for key in stream._outputs._items} == {"image_encoder.neck"}
+    stream.collect(SAM_UNITS[3])
+    assert {key[0] for key in stream._outputs._items} == {SAM_UNITS[3]}  # the neck's are its inputs now
 
 
 def test_unit_called_twice_is_refused(prepared, tiny_items):
@@ -101,3 +104,25 @@ def test_unit_called_twice_is_refused(prepared, tiny_items):
 def test_unit_never_called_is_refused(prepared, tiny_items):
     with pytest.raises(RuntimeError, match=r"never calls unit 'mask_decoder.transformer.layers.0'; leave it out"):
         UnitStream(prepared, tiny_items, lambda model, item: model.image_encoder(item["image"]))
+
+
+@pytest.mark.slow
+def test_caches_of_a_full_size_decoder_stay_small():
+    """For 32 images, 16 of their boxes each (the default); in full precision, for 100 boxes, it would be 54 GB."""
+    sam = build_sam("vit_b", checkpoint=False)
+    sam.image_encoder = nn.Identity()
+    torch.manual_seed(0)
+    corners = torch.rand(16, 2) * 500
+    item = {"image": torch.randn(1, 256, 64, 64), "boxes": torch.cat([corners, corners + 300], 1)}
+    prepare(sam, Recipe.from_config("rtn"))
+    for _, quantizer in quantizers(sam):  # not calibrated: any grid that keeps boxes apart
+        quantizer.scale.data.fill_(0.005 if is_weight(quantizer) else 0.2)
+        quantizer.zero_point.fill_(8)
+    stream = UnitStream(sam, [item], box_forward)
+    gigabytes = {}
+    for name in stream.order:
+        stream.collect(name)
+        gigabytes[name] = stream._inputs.nbytes() * 32 / 1e9
+        stream.advance(name)
+    assert gigabytes["mask_decoder.transformer.layers.1"] < 2.5
+    assert gigabytes["mask_decoder.transformer.final_attn_token_to_image"] < 4.5  # keys with and without positions
