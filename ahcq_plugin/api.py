@@ -18,9 +18,11 @@ from ahcq_plugin.ptq.audit import AuditError, AuditReport
 from ahcq_plugin.ptq.batches import Forward, check_batches, default_forward, model_device
 from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE, load_file, save_atomic, save_checkpoint
 from ahcq_plugin.ptq.precondition import ConditionReport, original_tensors, restore_originals
+from ahcq_plugin.ptq.prepare import UnitPreparer, prepare_unit
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.reconstruct import UnitReport, fingerprint
 from ahcq_plugin.ptq.stages import Stages
+from ahcq_plugin.ptq.workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,9 @@ def quantize(
     resume: bool = False,
     inplace: bool = False,
     progress: bool = True,
+    prepare_unit: UnitPreparer = prepare_unit,
+    workers: Workers = ALONE,
+    notes: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, QuantReport]:
     """Quantize a model after training: prepare, precondition, calibrate, reconstruct, freeze, audit.
 
@@ -84,6 +89,10 @@ def quantize(
         work_dir: folder for the state of the run and ``quantized.pth``; needed for ``resume``.
         resume: go on with an interrupted run in ``work_dir``; the result equals an uninterrupted run's.
         inplace: change ``model`` itself instead of a copy.
+        workers: processes that quantize together: ``Workers.running()`` in each of those that a launcher started, with
+            the same arguments otherwise. All of them see ``work_dir``; the first writes.
+        notes: plain values to keep in ``quantized.pth``.
+        prepare_unit: gives a traced unit its quantizers; ``ahcq_plugin.mqbench.prepare_unit`` has MQBench do it.
     Returns:
         (the quantized model, QuantReport)
     Raises:
@@ -102,10 +111,11 @@ def quantize(
     device = model_device(model)
     stages = Stages()
     with stages("prepare", device):
-        prepare(model, recipe, units)
-    conditions = _calibrate(model, batches, recipe, forward, work_dir, resume, progress, stages)
+        prepare(model, recipe, units, prepare_unit)
+    progress = progress and workers.is_first
+    conditions = _calibrate(model, batches, recipe, forward, work_dir, resume, progress, stages, workers)
     with stages("reconstruct", device):
-        reports = reconstruct(model, batches, recipe, forward, work_dir, resume, progress)
+        reports = reconstruct(model, batches, recipe, forward, work_dir, resume, progress, workers)
     with stages("freeze", device):
         freeze(model)
     with stages("audit", device):
@@ -113,13 +123,14 @@ def quantize(
     if not outcome.passed:
         raise AuditError(outcome)
     report = QuantReport(recipe, outcome, reports, conditions, describe(model), stages.records)
-    if work_dir is not None:
-        save_checkpoint(Path(work_dir) / "quantized.pth", model, recipe, {"report": report.to_dict()})
+    if work_dir is not None and workers.is_first:
+        extra = {"report": report.to_dict(), "notes": dict(notes or {})}
+        save_checkpoint(Path(work_dir) / "quantized.pth", model, recipe, extra)
     return model, report
 
 
 def _calibrate(
-    model, batches, recipe: Recipe, forward, work_dir, resume: bool, progress: bool, stages: Stages
+    model, batches, recipe: Recipe, forward, work_dir, resume: bool, progress: bool, stages: Stages, workers: Workers
 ) -> list[ConditionReport]:
     """Precondition and calibrate, or load what the interrupted run had (``reconstruct`` checks that it fits)."""
     device = model_device(model)
@@ -127,7 +138,7 @@ def _calibrate(
     if work_dir is not None:
         path = Path(work_dir) / CALIBRATED_FILE
         mark = fingerprint(model, batches, recipe)
-    if resume and path.exists():
+    if workers.first(resume and path.exists()):
         with stages("calibrate", device):
             saved = load_file(path)
             if saved["fingerprint"] != mark:
@@ -138,10 +149,11 @@ def _calibrate(
             restore_originals(model, saved["originals"])
             return [ConditionReport(**layer) for layer in saved["conditions"]]
     with stages("precondition", device):
-        conditions = precondition(model, batches, recipe, forward, progress)
+        conditions = precondition(model, batches, recipe, forward, progress, workers)
     with stages("calibrate", device):
-        calibrate(model, batches, forward, progress)
-    if path is not None:
+        calibrate(model, batches, forward, progress, workers)
+    workers.copy([*model.state_dict().values(), *original_tensors(model).values()])
+    if path is not None and workers.is_first:
         content = {
             "fingerprint": mark,
             "recipe": recipe.to_dict(),

@@ -33,6 +33,21 @@ TINY_SAM = {
     "pixel_std": [58.395, 57.12, 57.375],
 }
 
+SMALL_SAM2 = {
+    "image_size": 64,
+    "embed_dim": 16,
+    "num_heads": 1,
+    "stages": [1, 1, 2, 1],
+    "window_spec": [8, 4, 6, 7],
+    "global_att_blocks": [3],
+    "d_model": 32,
+    "memory_dim": 16,
+    "memory_layers": 2,
+    "memory_mlp_dim": 64,
+    "num_maskmem": 7,
+    "max_obj_ptrs": 16,
+}
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -81,3 +96,43 @@ def tiny_sam():
 @pytest.fixture
 def tiny_items() -> list[dict[str, torch.Tensor]]:
     return make_tiny_items()
+
+
+def make_sam2(name_or_cfg=None):
+    """A SAM 2 with random weights in which everything matters; by default a 64-pixel one, the same every time."""
+    from ahcq_plugin.zoo.sam2 import build_sam2
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_sam2(SMALL_SAM2 if name_or_cfg is None else name_or_cfg, checkpoint=False)
+        for name, parameter in model.named_parameters():
+            if name.endswith("gamma"):
+                parameter.data.fill_(0.3)  # starts at 1e-6: the memory encoder's blocks would do nothing
+            elif not bool(parameter.any()):
+                torch.nn.init.normal_(parameter, std=0.1)
+        # an object that is judged absent has the logit -1024 everywhere
+        model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data.fill_(20.0)
+    return model.eval()
+
+
+def make_clips(count: int = 2, frames: int = 3, objects: int = 2, size: int = 64) -> list[dict[str, torch.Tensor]]:
+    """Clips with first-frame masks; every clip after the first has one object less, but at least one."""
+    generator = torch.Generator().manual_seed(2)
+    clips = []
+    for number in range(count):
+        masks = torch.zeros(max(objects - number, 1), size, size, dtype=torch.bool)
+        for index, mask in enumerate(masks):
+            mask[size // 8 + index * 5 : size // 2, size // 8 : size // 2 + index * 7 + number] = True
+        clips.append({"frames": torch.randn(frames, 3, size, size, generator=generator), "masks": masks})
+    return clips
+
+
+@pytest.fixture
+def small_sam2():
+    pytest.importorskip("sam2")
+    return make_sam2()
+
+
+@pytest.fixture
+def small_clips() -> list[dict[str, torch.Tensor]]:
+    return make_clips()

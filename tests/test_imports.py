@@ -19,7 +19,8 @@ LAYERS = {
     "graph": QUANTIZERS,
     "prequant": FUNCTIONAL,
     "ptq": ENGINE,
-    "export": ENGINE,
+    "export": ENGINE | {"zoo"},
+    "hls": ENGINE | {"export"},
     "zoo": set(),
     "api": ENGINE,
     "__init__": ENGINE | {"api"},  # of the package itself
@@ -30,7 +31,7 @@ LAYERS = {
 FOREIGN = {
     "functional": {"torch"},
     "prequant": {"torch", "numpy", "scipy"},
-    "zoo": {"torch", "numpy", "segment_anything", "cv2", "pycocotools"},
+    "zoo": {"torch", "numpy", "segment_anything", "sam2", "cv2", "pycocotools", "PIL"},
 }
 # host -> the only layer that may import it
 HOSTS = {"mqbench": "mqbench", "mmengine": "mm", "mmcv": "mm", "mmdet": "mm"}

@@ -33,6 +33,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="random weights, two generated images, a few iterations")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
     parser.add_argument("--seed", type=int, help="of calibration and reconstruction")
+    parser.add_argument("--launcher", default="none", help="who started several processes: pytorch, slurm or mpi")
+    parser.add_argument(
+        "--toolkit", help="who places the quantizers: native or mqbench (docs/mqbench.md); equal results"
+    )
     return parser.parse_args()
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import operator
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from torch import fx, nn
 from torch.ao.quantization import FakeQuantizeBase
 from torch.fx.node import has_side_effect
 
+from ahcq_plugin.graph.known import known
 from ahcq_plugin.graph.rewrites import expand_fused_attention
 
 UNIT_KEY = "ahcq_unit"
-# Functions of segment_anything (and of its many copies) that branch on sizes: kept whole, as one node each.
+# Functions of segment_anything and sam2 (and of their many copies) that branch on sizes: kept whole, as one node each.
 WRAPPED_FUNCTIONS = ("window_partition", "window_unpartition", "get_rel_pos", "add_decomposed_rel_pos")
 _OUR_DIR, _TORCH_DIR = str(Path(__file__).parent), str(Path(torch.__file__).parent)
 
@@ -31,22 +34,32 @@ class BlockTracer(fx.Tracer):
     Beyond ``fx.Tracer``: ``WRAPPED_FUNCTIONS`` found in the globals of the traced classes' modules stay one node;
     arguments with a default are fixed to it (a call with another value raises ValueError); an ``assert`` on a traced
     value is taken to hold; Linear and Conv2d subclasses that inherit ``forward`` are leaves;
-    ``F.scaled_dot_product_attention`` is rewritten to matmul, softmax, matmul.
+    ``F.scaled_dot_product_attention`` is rewritten to matmul, softmax, matmul; ``graph/known.py`` has the exceptions
+    for classes of SAM 2.
     """
 
     def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace ``root`` as it is (training flags included) into a graph whose sizes stay dynamic."""
         super().__init__(autowrap_functions=_wrapped_functions(root))
+        self._taken_tests: list[fx.Node] = []
         graph = super().trace(root, concrete_args)
+        for node in self._taken_tests:
+            if not node.users:
+                graph.erase_node(node)
         expand_fused_attention(graph)
         return graph
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """As ``fx.Tracer``, through the replaced ``forward`` of a known class."""
+        replaced = known(m).forward
+        return super().call_module(m, partial(replaced, self, m) if replaced else forward, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether ``m`` stays one node."""
         for base in (nn.Linear, nn.Conv2d):
             if isinstance(m, base) and type(m).forward is base.forward:
                 return True
-        return isinstance(m, FakeQuantizeBase) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, FakeQuantizeBase) or known(m).is_leaf or super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Placeholders; those with a default are replaced by it, with a check in the graph."""
@@ -54,14 +67,22 @@ class BlockTracer(fx.Tracer):
         return fn, args if concrete_args is not None else [self._fix_default(arg) for arg in args]
 
     def _fix_default(self, arg: Any) -> Any:
-        if not isinstance(arg, fx.Proxy) or not arg.node.args:
+        if not isinstance(arg, fx.Proxy) or not arg.node.args or arg.node.target in known(self.root).free:
             return arg
-        default = arg.node.args[0]
-        self.create_proxy("call_function", check_default, (arg, default, arg.node.target), {})
-        return default
+        fixed = known(self.root).fixed
+        value = fixed.get(arg.node.target, arg.node.args[0])
+        kind = "" if arg.node.target in fixed else "its default "
+        self.create_proxy("call_function", check_fixed, (arg, value, arg.node.target, kind), {})
+        return value
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """True inside a plain ``assert``; any other control flow on a traced value raises ``TraceError``."""
+        """True inside a plain ``assert`` and for known counts; any other control flow on a traced value raises
+        ``TraceError``."""
+        if obj.node.target is operator.gt and obj.node.args[1] == 0:
+            counted = obj.node.args[0]
+            if counted.op == "placeholder" and counted.target in known(self.root).counts:
+                self._taken_tests.append(obj.node)
+                return True
         frame = sys._getframe(1)
         while frame is not None and frame.f_code.co_filename.startswith((_TORCH_DIR, _OUR_DIR)):
             frame = frame.f_back
@@ -72,17 +93,17 @@ class BlockTracer(fx.Tracer):
 
 
 @has_side_effect
-def check_default(value: Any, default: Any, name: str) -> None:
-    """Graph node: refuse a value other than the default that the unit was traced with.
+def check_fixed(value: Any, fixed: Any, name: str, kind: str) -> None:
+    """Graph node: refuse a value other than the one that the unit was traced with.
 
     Raises:
-        ValueError: ``value`` is not ``default``.
+        ValueError: ``value`` is not ``fixed``.
     """
-    plain = isinstance(value, bool | int | float | str) and type(value) is type(default)
-    if value is default or (plain and value == default):
+    plain = isinstance(value, bool | int | float | str) and type(value) is type(fixed)
+    if value is fixed or (plain and value == fixed):
         return
     raise ValueError(
-        f"argument `{name}` was fixed to its default {default!r} when this unit was traced, got "
+        f"argument `{name}` was fixed to {kind}{fixed!r} when this unit was traced, got "
         f"{type(value).__name__}; call the unit without it, or leave the unit out with `units=`"
     )
 
@@ -112,7 +133,10 @@ def trace_unit(module: nn.Module, name: str) -> fx.GraphModule:
     finally:
         for constant in set(vars(module)) - attributes:  # constants that fx stores on the traced module
             delattr(module, constant)
-    _keep_state(module, traced)
+    keep_state(module, traced)
+    for path, child in module.named_modules():
+        if path and known(child).is_asked_for and type(traced.get_submodule(path)) is nn.Module:
+            traced.get_submodule(path).__class__ = type(child)
     traced.meta[UNIT_KEY] = {"name": name, "placements": []}
     return traced
 
@@ -143,9 +167,14 @@ def _source_line(error: BaseException) -> str:
     return f" at {frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
 
 
-def _keep_state(source: nn.Module, traced: fx.GraphModule) -> None:
-    """Give ``traced`` the state-dict keys of ``source``: fx drops unused tensors and makes all buffers persistent."""
+def keep_state(source: nn.Module, traced: fx.GraphModule) -> None:
+    """Give ``traced`` the state-dict keys of ``source``: fx drops unused tensors and makes all buffers persistent.
+
+    Fake quantizers in ``traced`` keep their state as it is.
+    """
     known = set()
+    quantizers = [m for m in traced.modules() if isinstance(m, FakeQuantizeBase)]
+    of_quantizers = {id(buffer) for quantizer in quantizers for buffer in quantizer.buffers()}
     for prefix, module in source.named_modules(remove_duplicate=False):
         parameters = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         buffers = dict(module.named_buffers(recurse=False, remove_duplicate=False))
@@ -161,7 +190,7 @@ def _keep_state(source: nn.Module, traced: fx.GraphModule) -> None:
             target.register_buffer(name, buffer, persistent=name not in module._non_persistent_buffers_set)
     for prefix, module in list(traced.named_modules()):
         for name, buffer in list(module.named_buffers(recurse=False)):
-            if f"{prefix}.{name}".lstrip(".") not in known:
+            if f"{prefix}.{name}".lstrip(".") not in known and id(buffer) not in of_quantizers:
                 module.register_buffer(name, buffer, persistent=False)
 
 

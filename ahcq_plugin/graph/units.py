@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from torch import fx, nn
 from torch.nn import functional as F
 
+from ahcq_plugin.graph.known import known
 from ahcq_plugin.graph.ops import GraphIndex
 from ahcq_plugin.graph.roles import find_attentions
 from ahcq_plugin.graph.tracer import UNIT_KEY, trace_unit
@@ -28,8 +29,10 @@ def find_units(model: nn.Module, units: UnitSpec | Iterable[UnitSpec] | None = N
         model: nothing is run and nothing changed; parameters may be on the meta device.
         units: None finds, by structure, (a) elements of a ModuleList or Sequential that hold attention or a normalised
             MLP and no such elements of their own, (b) attention modules outside of these, (c) Sequentials of two or
-            more Conv2d and norms beside such a list (necks). Else module types, exact names or globs (``*`` crosses
-            dots; the outermost matches count, ModuleLists excepted).
+            more Conv2d and norms beside such a list (necks), (d) in a model with such lists, the elements of
+            ModuleLists that hold nothing but Sequentials of Conv2d and norms (feature pyramids), (e) SAM 2's memory
+            encoder as a whole. Else module types, exact names or globs (``*`` crosses dots; the outermost matches
+            count, ModuleLists excepted).
     Raises:
         ValueError: a type, name or glob matches no module, or names a module without ``forward``.
         TypeError: an item of ``units`` is neither a type nor a string.
@@ -82,9 +85,13 @@ def _by_structure(model: nn.Module) -> set[str]:
     for parent in parents:
         for child, module in modules[parent].named_children():
             name = f"{parent}.{child}".lstrip(".")
-            if _free_of(name, found) and _is_neck(module):
+            if _free_of(name, found) and _is_convolutional(module, 2):
                 found.add(name)
-    return found
+    for name, module in modules.items():
+        is_pyramid = isinstance(module, nn.ModuleList) and len(module) and all(_is_convolutional(m, 1) for m in module)
+        if parents and is_pyramid:
+            found.update(f"{name}.{child}".lstrip(".") for child, _ in module.named_children())
+    return found | {name for name, module in modules.items() if name and known(module).is_unit}
 
 
 def _free_of(name: str, found: set[str]) -> bool:
@@ -118,10 +125,11 @@ def _is_attention(module: nn.Module, name: str) -> bool:
     return index is not None and _has_attention(index)
 
 
-def _is_neck(module: nn.Module) -> bool:
+def _is_convolutional(module: nn.Module, least: int) -> bool:
+    """A Sequential of Conv2d, ``least`` or more, and norms."""
     if not isinstance(module, nn.Sequential) or not all(isinstance(m, nn.Conv2d) or _is_norm(m) for m in module):
         return False
-    return sum(isinstance(m, nn.Conv2d) for m in module) >= 2
+    return sum(isinstance(m, nn.Conv2d) for m in module) >= least
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,10 @@ from ahcq_plugin.zoo.sam import build_sam
 @MODELS.register_module()
 class NoDetector(BaseDetector):
     """Stands where a Runner wants a model when boxes come from the data set or from a file."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.unused = nn.Parameter(torch.zeros(1))  # a Runner of several processes refuses models without parameters
 
     def loss(self, batch_inputs, batch_data_samples):
         raise NotImplementedError("NoDetector has nothing to train")
@@ -230,14 +234,16 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
-def build_sam_from_config(config: Mapping) -> nn.Module:
+def build_sam_from_config(config: Mapping, build: Callable[..., nn.Module] = build_sam) -> nn.Module:
     """SAM from ``dict(name=..., checkpoint=...)``; see :func:`ahcq_plugin.zoo.sam.build_sam`.
 
+    Args:
+        build: takes name (or arguments) and ``checkpoint``.
     Raises:
-        ValueError, FileNotFoundError: an unknown key, and what ``build_sam`` raises.
+        ValueError, FileNotFoundError: an unknown key, and what ``build`` raises.
     """
     unknown = set(config) - {"name", "checkpoint"}
     if unknown or "name" not in config:
         raise ValueError(f"`sam` takes name and checkpoint, got {sorted(config)}")
     name, checkpoint = config["name"], config.get("checkpoint")
-    return build_sam(dict(name) if isinstance(name, Mapping) else name, checkpoint=checkpoint)
+    return build(dict(name) if isinstance(name, Mapping) else name, checkpoint=checkpoint)

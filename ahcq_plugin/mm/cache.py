@@ -14,15 +14,19 @@ import numpy as np
 import torch
 
 from ahcq_plugin.mm.files import write_json
+from ahcq_plugin.ptq.workers import ALONE, Workers
 
 logger = logging.getLogger(__name__)
 
 
 class Cache:
-    """A folder of results; without a folder everything is computed anew."""
+    """A folder of results; without a folder everything is computed anew.
 
-    def __init__(self, folder: str | Path | None):
-        self.folder = None if folder is None else Path(folder)
+    With several ``workers`` the first looks into the folder and writes to it.
+    """
+
+    def __init__(self, folder: str | Path | None, workers: Workers = ALONE):
+        self.folder, self.workers = None if folder is None else Path(folder), workers
 
     def fetch(self, name: str, key: Callable[[], str], compute: Callable[[], Any]) -> Any:
         """The JSON value kept under ``name`` and ``key()``, else ``compute()``, which is then kept.
@@ -31,16 +35,20 @@ class Cache:
         """
         if self.folder is None:
             return compute()
-        path = self.folder / f"{name}_{key()[:24]}.json"
-        if path.is_file():
+        path, text = self.folder / f"{name}_{key()[:24]}.json", None
+        if self.workers.is_first and path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")
+        text = self.workers.first(text)
+        if text is not None:
             try:
-                value = json.loads(path.read_text(encoding="utf-8"))
+                value = json.loads(text)
                 logger.info("%s taken from %s", name, path)
                 return value
             except ValueError as error:
                 logger.warning("%s is not readable (%s), computed again", path, error)
         value = compute()
-        write_json(value, path, indent=None)
+        if self.workers.is_first:
+            write_json(value, path, indent=None)
         return value
 
 

@@ -8,23 +8,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from mmdet.registry import DATASETS
 from mmengine.config import Config
+from torch import nn
 
 from ahcq_plugin.mm.files import write_json
 from ahcq_plugin.mm.records import leaf_config
+from ahcq_plugin.zoo import sam2
 from ahcq_plugin.zoo.sam import packaged_config
 from ahcq_plugin.zoo.scenes import write_coco
 
-IMAGES, IMAGE_SIZE, BOXES, ITERATIONS = 2, 64, 2, 2
-#: SAM's input in a dry run; a ViT-B at 1024 pixels would take minutes per image on a CPU.
-INPUT_SIZE = 128
-#: Of the published encoders: width, depth, heads, blocks with global attention.
-_PUBLISHED = {
-    "vit_b": (768, 12, 12, [2, 5, 8, 11]),
-    "vit_l": (1024, 24, 16, [5, 11, 17, 23]),
-    "vit_h": (1280, 32, 16, [7, 15, 23, 31]),
-}
+IMAGES, FRAMES, IMAGE_SIZE, BOXES, ITERATIONS = 2, 4, 64, 2, 1
+#: SAM's and the detector's input in a dry run; a ViT-B at 1024 pixels would take minutes per image on a CPU.
+INPUT_SIZE, DETECTOR_INPUT_SIZE = 128, 320
+#: Blocks of SAM's encoder: one with windows and one with global attention.
+DEPTH = 2
+#: Width and heads of the published encoders; half of them for the larger two, whose weights' singular values take long.
+_PUBLISHED = {"vit_b": (768, 12), "vit_l": (512, 8), "vit_h": (640, 8)}
 
 
 def make_dry_run(cfg: Config) -> list[str]:
@@ -34,9 +36,19 @@ def make_dry_run(cfg: Config) -> list[str]:
     """
     cfg.work_dir = str(Path(cfg.work_dir) / "dry_run")
     cfg.load_from = None
-    cfg.sam = dict(name=small_sam(cfg.sam["name"]), checkpoint=False)
     cfg.recipe["iterations"] = ITERATIONS
+    if cfg.test_cfg.type == "VideoPTQLoop":
+        return _video_dry_run(cfg)
+    cfg.sam = dict(name=small_sam(cfg.sam["name"]), checkpoint=False)
     dataset = _scenes(cfg.test_dataloader.dataset, Path(cfg.work_dir))
+    notes = [f"{IMAGES} generated images of {IMAGE_SIZE} pixels, {ITERATIONS} iterations a unit, random weights"]
+    sam = cfg.sam["name"]
+    notes.append(
+        f"SAM's input is {sam['image_size']} pixels, its encoder has {sam['depth']} blocks of width {sam['embed_dim']} "
+        f"with {sam['num_heads']} heads"
+    )
+    if _shrink_inputs(dataset["pipeline"]):
+        notes.append(f"the detector's input is {DETECTOR_INPUT_SIZE} pixels")
     cfg.test_dataloader.update(batch_size=1, num_workers=0, persistent_workers=False)
     cfg.test_dataloader["dataset"] = dataset  # update() would merge it with the old one
     loop = cfg.test_cfg
@@ -47,21 +59,50 @@ def make_dry_run(cfg: Config) -> list[str]:
     loop["calib"] = dict(dataset=dataset, num_images=IMAGES, max_boxes=BOXES, prompts="gt", seed=seed)
     loop.update(score_thr=0.0, max_boxes=BOXES, cache_dir=None)
     _let_everything_pass(cfg.model)
+    return notes
+
+
+@torch.no_grad()
+def damp(detector: nn.Module) -> None:
+    """Halve the weights of all convolutions, in place: as drawn, those of deep detectors give infinite boxes."""
+    for module in detector.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.mul_(0.5)
+
+
+def _video_dry_run(cfg: Config) -> list[str]:
+    root = str(Path(cfg.work_dir) / "clips")
+    dataset = dict(type="GeneratedClips", data_root=root, count=IMAGES, frames=FRAMES, size=IMAGE_SIZE)
+    cfg.test_dataloader["dataset"] = dataset
+    cfg.test_cfg["calib"] = dict(dataset=dataset, num_videos=IMAGES, num_frames=2, max_objects=BOXES)
+    cfg.test_cfg["cache_dir"] = None
+    cfg.sam = dict(name=small_sam2(cfg.sam["name"]), checkpoint=False)
     return [
-        f"{IMAGES} generated images of {IMAGE_SIZE} pixels, {ITERATIONS} iterations a unit, random weights",
-        f"SAM's input is {cfg.sam['name']['image_size']} pixels",
+        f"{IMAGES} generated clips of {FRAMES} frames of {IMAGE_SIZE} pixels, {ITERATIONS} iterations a unit, "
+        "random weights",
+        f"SAM 2's input is {cfg.sam['name']['image_size']} pixels",
     ]
 
 
+def small_sam2(name: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``build_sam2``: full width and depth, input of at most :data:`INPUT_SIZE` pixels."""
+    if name == "sam2_tiny":
+        name = sam2.packaged_config(name)
+    config = {"name": name} if isinstance(name, str) else dict(name)
+    return config | {"image_size": min(config.get("image_size", INPUT_SIZE), INPUT_SIZE)}
+
+
 def small_sam(name: str | Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of ``build_sam``: full width and depth, input of at most :data:`INPUT_SIZE` pixels."""
+    """Arguments of ``build_sam``: at most :data:`DEPTH` blocks and :data:`INPUT_SIZE` pixels of input."""
     config = packaged_config() if isinstance(name, str) else dict(name)
     if name in _PUBLISHED:
-        width, depth, heads, global_blocks = _PUBLISHED[name]
-        config.update(patch_size=16, embed_dim=width, depth=depth, num_heads=heads, mlp_ratio=4, window_size=14)
-        config.update(global_attn_indexes=global_blocks, prompt_embed_dim=256, mask_in_chans=16, transformer_depth=2)
+        width, heads = _PUBLISHED[name]
+        config.update(patch_size=16, embed_dim=width, num_heads=heads, mlp_ratio=4, window_size=14)
+        config.update(prompt_embed_dim=256, mask_in_chans=16, transformer_depth=2)
         config.update(transformer_heads=8, transformer_mlp_dim=2048, iou_head_depth=3, iou_head_hidden_dim=256)
     config["image_size"] = min(config["image_size"], INPUT_SIZE)
+    if config["depth"] > DEPTH:
+        config.update(depth=DEPTH, global_attn_indexes=[DEPTH - 1])
     return config
 
 
@@ -82,6 +123,14 @@ def _scenes(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         test_mode=True,
         pipeline=config["pipeline"],
     )
+
+
+def _shrink_inputs(pipeline: Sequence[dict[str, Any]]) -> bool:
+    """Images are resized to :data:`DETECTOR_INPUT_SIZE` at most, in place; False when nothing was larger."""
+    large = [step for step in pipeline if np.max(step.get("scale") or 0) > DETECTOR_INPUT_SIZE]
+    for step in large:
+        step["scale"] = (DETECTOR_INPUT_SIZE, DETECTOR_INPUT_SIZE)
+    return bool(large)
 
 
 def _let_everything_pass(config: Any) -> None:

@@ -15,6 +15,7 @@ from ahcq_plugin.mm.box_prompted_sam import BoxPromptedSAM, ImageEmbedding
 from ahcq_plugin.mm.coco_ap import ExactCocoMetric
 from ahcq_plugin.mm.prompts import BoxPrompts
 from ahcq_plugin.mm.records import ImageRecord
+from ahcq_plugin.ptq.workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def evaluate(
     ann_file: str | None,
     reference: Evaluation | None = None,
     desc: str = "evaluate",
+    workers: Workers = ALONE,
 ) -> Evaluation:
     """Segment all images with both sets of prompts; the image encoder runs once per image.
 
@@ -57,6 +59,7 @@ def evaluate(
         ann_file: COCO annotations for AP; None: the records' own.
         reference: evaluation whose masks ``IoU_fp`` is measured against.
         desc: label of the progress bar.
+        workers: processes that share the images; every one of them gets the whole evaluation.
 
     Raises:
         ValueError: no image has a ground-truth object.
@@ -65,16 +68,22 @@ def evaluate(
     metrics = {"_gt" if detected else "": _coco_metric("segm", metainfo, ann_file)}
     if detected:
         metrics[""] = _coco_metric("segm", metainfo, ann_file)
-    truth_ious, reference_ious, kept = [], [], {}
-    for record in tqdm(records, desc=desc, unit="image"):
+    mine = []
+    for index in tqdm(workers.share(len(records)), desc=desc, unit="image", disable=not workers.is_first):
+        record = records[index]
         embedding = model.encode(record.read()) if len(record.truth) + len(record.prompts) else None
         rles = _add(metrics["_gt" if detected else ""], model, embedding, record, record.truth)
         if detected:
             _add(metrics[""], model, embedding, record, record.detected)
+        mine.append((rles, {suffix: metric.results.pop() for suffix, metric in metrics.items()}))
+    truth_ious, reference_ious, kept = [], [], {}
+    for record, (rles, results) in zip(records, workers.in_order(mine, len(records)), strict=True):
         truth_ious += masks.pairwise_iou(rles, record.truth_masks())
         if reference is not None:
             reference_ious += masks.pairwise_iou(rles, reference.truth_masks[record.img_id])
         kept[record.img_id] = rles
+        for suffix, result in results.items():
+            metrics[suffix].results.append(result)
     if not truth_ious:
         raise ValueError("no image of the data set has a ground-truth object")
     found = {}

@@ -10,19 +10,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
+from mmengine.dist import init_dist, is_main_process
 from mmengine.runner import Runner
 from rich.console import Console
 
-from ahcq_plugin.mm.dry_run import make_dry_run
+from ahcq_plugin.mm.dry_run import damp, make_dry_run
 from ahcq_plugin.mm.files import write_text
 from ahcq_plugin.mm.preflight import preflight
-from ahcq_plugin.mm.ptq_loop import PTQResult
+from ahcq_plugin.mm.quantization_loop import PTQResult
 from ahcq_plugin.mm.summary import result_table, stage_table
 from ahcq_plugin.ptq import AuditError
 
 #: Exit codes.
 OK, AUDIT_FAILED, BAD_INPUT = 0, 1, 2
+#: Who may have started several processes; none: there is one.
+LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 _CONFIG_ERRORS = (OSError, SyntaxError, NameError, AttributeError, TypeError, KeyError, ValueError, ImportError)
 
 
@@ -35,19 +39,29 @@ def launch(
     dry_run: bool = False,
     device: str | None = None,
     seed: int | None = None,
+    toolkit: str | None = None,
+    launcher: str = "none",
     console: Console | None = None,
 ) -> int:
-    """Run a PTQ config and print its table.
+    """Run a PTQ config and print its table; of several processes (``launcher``, see MMEngine's) the first prints.
 
     Returns: 0; 1 when the audit failed (its problems are printed, no figures); 2 when the input is bad (one line).
     """
     console = console or Console()
     try:
         cfg = read_config(config, cfg_options)
-        apply_arguments(cfg, work_dir or str(Path("work_dirs") / Path(config).stem), recipe, resume, device, seed)
+        cfg.launcher = launcher
+        if launcher != "none":
+            start_processes(launcher, cfg)
+            console.quiet = not is_main_process()
+        apply_arguments(
+            cfg, work_dir or str(Path("work_dirs") / Path(config).stem), recipe, resume, device, seed, toolkit
+        )
         for line in make_dry_run(cfg) if dry_run else ():
             console.print(f"dry run: {line}", highlight=False)
         runner = build_runner(cfg, random_weights=dry_run)
+        if dry_run:
+            damp(runner.model)
     except (ValueError, FileNotFoundError) as error:
         _complain(console, f"error: {' '.join(str(error).split())}")
         return BAD_INPUT
@@ -55,7 +69,8 @@ def launch(
         runner.test()
     except (ValueError, FileNotFoundError) as error:
         trace = Path(cfg.work_dir) / "error.txt"
-        write_text(traceback.format_exc(), trace)
+        if is_main_process():
+            write_text(traceback.format_exc(), trace)
         _complain(console, f"error: {' '.join(str(error).split())} (traceback in {trace})")
         return BAD_INPUT
     except AuditError as error:
@@ -63,6 +78,28 @@ def launch(
         return AUDIT_FAILED
     print_result(runner.test_loop.result, console)
     return OK
+
+
+def start_processes(launcher: str, cfg: Config) -> None:
+    """Join the processes that ``launcher`` started, with the config's ``env_cfg.dist_cfg``; gloo without a GPU.
+
+    MMEngine counts on GPUs when it joins processes and when it wraps the model; without them both are done here.
+
+    Raises:
+        ValueError: they cannot be joined.
+    """
+    if launcher not in LAUNCHERS:
+        raise ValueError(f"unknown launcher {launcher!r}; allowed: {', '.join(LAUNCHERS)}")
+    try:
+        if launcher == "pytorch" and not torch.cuda.is_available():
+            torch.distributed.init_process_group("gloo")
+            cfg.model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None)
+        else:
+            init_dist(launcher, **(cfg.get("env_cfg") or {}).get("dist_cfg", {}))
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"--launcher {launcher}: {type(error).__name__}: {error}; start the tool with torchrun, srun or mpirun"
+        ) from error
 
 
 def _complain(console: Console, text: str) -> None:
@@ -98,7 +135,13 @@ def read_config(path: str, cfg_options: Mapping[str, Any] | None = None) -> Conf
 
 
 def apply_arguments(
-    cfg: Config, work_dir: str, recipe: str | None, resume: bool, device: str | None, seed: int | None
+    cfg: Config,
+    work_dir: str,
+    recipe: str | None,
+    resume: bool,
+    device: str | None,
+    seed: int | None,
+    toolkit: str | None = None,
 ) -> None:
     """Put command-line arguments where the run reads them, in place."""
     cfg.work_dir = work_dir
@@ -109,6 +152,8 @@ def apply_arguments(
         loop["resume"] = True
     if device is not None:
         loop["device"] = device
+    if toolkit is not None:
+        loop["toolkit"] = toolkit
     if seed is not None:
         loop["calib"] = {**(loop.get("calib") or {}), "seed": seed}
         cfg.recipe = {**(cfg.get("recipe") or {}), "seed": seed}

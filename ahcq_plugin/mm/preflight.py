@@ -13,18 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmdet.registry import MODELS
+from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
 from ahcq_plugin.mm.box_prompted_sam import build_sam_from_config
 from ahcq_plugin.mm.prompts import read_detections
 from ahcq_plugin.mm.ptq_loop import Calibration, PTQLoop
+from ahcq_plugin.mm.toolkits import unit_preparer
+from ahcq_plugin.mm.video_loop import VideoCalibration, VideoPTQLoop
 from ahcq_plugin.ptq import Recipe
+from ahcq_plugin.zoo.sam2 import build_sam2
 
 DRY_RUN = "--dry-run runs without it"
 #: Top-level keys that are read; a name close to one of them is taken for a typing error.
 KNOWN_KEYS = ("recipe", "test_cfg", "test_dataloader", "load_from")
+LOOP_TYPES = {"PTQLoop": PTQLoop, "VideoPTQLoop": VideoPTQLoop}
 _GIVEN_BY_RUNNER = {"self", "runner", "dataloader", "evaluator"}
 
 
@@ -39,9 +43,31 @@ def preflight(cfg: Config, random_weights: bool = False) -> None:
     check_keys(cfg)
     loop = cfg.test_cfg
     Recipe.from_config(cfg.recipe)
+    unit_preparer(loop.get("toolkit", "native"))
+    check_device(loop.get("device"))
+    if loop.type == "VideoPTQLoop":
+        _check_videos(cfg)
+    else:
+        _check_images(cfg, random_weights)
+
+
+def _check_videos(cfg: Config) -> None:
+    calib = VideoCalibration.from_config(cfg.test_cfg.get("calib"))
+    if calib.dataset is None:
+        raise ValueError("no calibration videos: give test_cfg.calib.dataset in the config")
+    for config in (cfg.test_dataloader.dataset, calib.dataset):
+        try:
+            DATASETS.build(dict(config))
+        except FileNotFoundError as error:
+            where = f": {cfg.data_source}" if "data_source" in cfg else ""
+            raise FileNotFoundError(f"{error}{where}; {DRY_RUN}") from error
+    build_sam_from_config(cfg.sam, build_sam2)
+
+
+def _check_images(cfg: Config, random_weights: bool) -> None:
+    loop = cfg.test_cfg
     calib = Calibration.from_config(loop.get("calib"))
     prompts = loop.get("prompts", "detector")
-    check_device(loop.get("device"))
     check_dataset(cfg.test_dataloader.dataset, cfg.get("data_source"), masks=True)
     calib_dataset = calib.dataset or cfg.get("train_dataloader", {}).get("dataset")
     if calib_dataset is None:
@@ -63,12 +89,13 @@ def check_keys(cfg: Config) -> None:
         close = difflib.get_close_matches(key, KNOWN_KEYS, n=1, cutoff=0.8)
         if close and key not in KNOWN_KEYS:
             raise ValueError(f"unknown config key {key!r}: did you mean {close[0]!r}?")
-    if cfg.get("test_cfg") is None or cfg.test_cfg.get("type") != "PTQLoop":
+    kind = LOOP_TYPES.get((cfg.get("test_cfg") or {}).get("type"))
+    if kind is None:
         raise ValueError(
             "not a PTQ config: it needs custom_imports = dict(imports=['ahcq_plugin.mm']) "
-            "and test_cfg = dict(type='PTQLoop', ...)"
+            f"and test_cfg = dict(type={' or '.join(map(repr, LOOP_TYPES))}, ...)"
         )
-    allowed = [name for name in inspect.signature(PTQLoop).parameters if name not in _GIVEN_BY_RUNNER]
+    allowed = [name for name in inspect.signature(kind).parameters if name not in _GIVEN_BY_RUNNER]
     unknown = sorted(set(cfg.test_cfg) - {"type", "_scope_"} - set(allowed))
     if unknown:
         raise ValueError(f"test_cfg: unknown key {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed)}")

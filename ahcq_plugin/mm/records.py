@@ -25,6 +25,7 @@ from ahcq_plugin.mm.box_prompted_sam import BoxPromptedSAM
 from ahcq_plugin.mm.cache import Cache, digest
 from ahcq_plugin.mm.images import original_image, read_rgb
 from ahcq_plugin.mm.prompts import BoxPrompts, prompts_from_annotations
+from ahcq_plugin.ptq.workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,11 @@ def record_of(info: dict) -> ImageRecord:
     return ImageRecord(info["img_id"], size, info.get("img_path"), prompts_from_annotations(instances), instances)
 
 
-def read_records(dataloader: DataLoader, model: BoxPromptedSAM, cache: Cache) -> list[ImageRecord]:
+def read_records(
+    dataloader: DataLoader, model: BoxPromptedSAM, cache: Cache, workers: Workers = ALONE
+) -> list[ImageRecord]:
     """Records of all images of a test data loader, with the model's prompts; its detector runs once per image, ever
-    if ``cache`` keeps files.
+    if ``cache`` keeps files. ``workers`` go through different images as far as the loader's sampler shares them out.
 
     The pipeline runs only when a detector needs its output, or to fetch images that have no file.
     """
@@ -105,14 +108,15 @@ def read_records(dataloader: DataLoader, model: BoxPromptedSAM, cache: Cache) ->
             settings = [getattr(model.detector, "test_cfg", None), unwrapped(dataset).pipeline]
             return digest([*detector, *map(repr, settings), [record.identity() for record in records]])
 
-        found = cache.fetch("detections", key, lambda: _detect(dataloader, model))
+        found = cache.fetch("detections", key, lambda: _gathered(_detect(dataloader, model, workers), workers))
         detected = {img_id: BoxPrompts.of(*prompts) for img_id, prompts in found}
         records = [dataclasses.replace(record, detected=detected[record.img_id]) for record in records]
     elif model.detections is not None:
         records = [dataclasses.replace(record, detected=model.detected(record.img_id)) for record in records]
     if any(record.img_path is None for record in records):
-        batches = tqdm(dataloader, desc="read images", unit="batch")
-        pixels = {sample.img_id: original_image(sample) for batch in batches for sample in batch["data_samples"]}
+        batches = tqdm(dataloader, desc="read images", unit="batch", disable=not workers.is_first)
+        mine = [(sample.img_id, original_image(sample)) for batch in batches for sample in batch["data_samples"]]
+        pixels = dict(_gathered(mine, workers))
         records = [dataclasses.replace(record, pixels=pixels[record.img_id]) for record in records]
     return records
 
@@ -161,6 +165,11 @@ class CalibrationBatches(Sequence):
     def __len__(self) -> int:
         return len(self._records)
 
+    @property
+    def image_ids(self) -> list[int | str]:
+        """Ids of the images, in their order."""
+        return [record.img_id for record in self._records]
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         record = self._records[index]
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + index)
@@ -201,9 +210,14 @@ def _calibration_config(config: Mapping[str, Any], pipeline: Sequence[Mapping[st
     return {**config, "pipeline": copy.deepcopy(pipeline), "test_mode": True}
 
 
-def _detect(dataloader: DataLoader, model: BoxPromptedSAM) -> list:
-    """Rows (image id, (boxes, labels, scores)) as plain lists."""
-    batches = tqdm(dataloader, desc="detect", unit="batch")
+def _gathered(mine: list, workers: Workers) -> list:
+    """The rows of all processes; some twice, where a sampler gave each process as many images."""
+    return [row for rows in workers.in_order([mine], workers.size) for row in rows]
+
+
+def _detect(dataloader: DataLoader, model: BoxPromptedSAM, workers: Workers) -> list:
+    """Rows (image id, (boxes, labels, scores)) as plain lists, of this process's images."""
+    batches = tqdm(dataloader, desc="detect", unit="batch", disable=not workers.is_first)
     return [(img_id, prompts.to_lists()) for batch in batches for img_id, prompts in _prompt(model, batch)]
 
 

@@ -16,6 +16,7 @@ from ahcq_plugin.graph.describe import WEIGHT_ROLE
 from ahcq_plugin.mm import report_images, report_plots
 from ahcq_plugin.mm.files import write_text
 from ahcq_plugin.mm.report_data import ReportData, SampleImage
+from ahcq_plugin.mm.report_videos import SampleVideo
 from ahcq_plugin.mm.summary import ROWS
 from ahcq_plugin.ptq.distributions import Distribution
 
@@ -42,6 +43,9 @@ def render_report(data: ReportData) -> str:
         title="{} W{}A{}".format(data.metrics["recipe"], *data.metrics["bits"]),
         headline=_headline(data.metrics),
         samples=[_sample(sample) for sample in data.samples],
+        videos=[_video(video) for video in data.videos],
+        sequences=data.metrics.get("sequences", {}),
+        seconds_per_frame=data.metrics.get("seconds_per_frame"),
         legend={name: colour for name, colour in report_images.DIFFERENCE.items() if name != "none"},
         stages=_stages(data.metrics["stages"]),
         units=data.units,
@@ -98,6 +102,15 @@ def _sample(sample: SampleImage) -> dict[str, Any]:
         "floating": _jpeg(report_images.draw_masks(sample.image, sample.floating)),
         "quantized": _jpeg(report_images.draw_masks(sample.image, sample.quantized)),
         "difference": _uri("png", report_images.encode_png(difference)),
+    }
+
+
+def _video(video: SampleVideo) -> dict[str, Any]:
+    return {
+        "name": video.name,
+        "columns": video.columns,
+        "strips": [(name, _jpeg(strip)) for name, strip in video.strips.items()],
+        "gif": _uri("gif", video.gif),
     }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from ahcq_plugin.mm import masks
 from ahcq_plugin.mm.evaluation import Evaluation
 from ahcq_plugin.mm.records import ImageRecord
+from ahcq_plugin.mm.report_videos import SampleVideo
 from ahcq_plugin.ptq.distributions import Distribution
 
 MAX_SAMPLES = 6
@@ -48,6 +49,7 @@ class ReportData:
         config_text: the config as it ran.
         conditions: rows of ``QuantReport.conditions`` (layer, before, after).
         samples: up to :data:`MAX_SAMPLES` images.
+        videos: some videos with their masks, in place of images.
         distributions: every quantizer's error, histograms of some, from ``collect_distributions``.
     """
 
@@ -58,6 +60,7 @@ class ReportData:
     config_text: str
     conditions: list[dict[str, Any]] = field(default_factory=list)
     samples: list[SampleImage] = field(default_factory=list)
+    videos: list[SampleVideo] = field(default_factory=list)
     distributions: list[Distribution] = field(default_factory=list)
 
 

@@ -24,7 +24,12 @@ COLUMNS = (
     ("mIoU", "mIoU", "{:.4f}"),
     ("IoU to FP", "IoU_fp", "{:.4f}"),
 )
+VIDEO_COLUMNS = tuple(
+    (title, key, "{:.4f}") for title, key in (("J&F",) * 2, ("J",) * 2, ("F",) * 2, ("J to FP", "J_fp"))
+)
+Columns = Sequence[tuple[str, str, str]]
 GAP = "–"
+COMPONENTS = ("acnr", "cag", "hluq", "lnq")
 QUANTIZING = ("prepare", "precondition", "calibrate", "reconstruct", "freeze", "audit")
 
 
@@ -61,6 +66,13 @@ def _recipes(bits: int, seeds: int) -> tuple[Row, ...]:
     return (*rows, *(Row(f"ahcq + {label}", Cell("ahcq", bits, ((key, True),)), seeds) for label, key in extras))
 
 
+def _video_recipes(seeds: int) -> tuple[Row, ...]:
+    """Six bits once, four bits over ``seeds`` where chance plays a part."""
+    names = ("qdrop", "ptq4sam", "ahcq")
+    six = [Row(name, Cell(name, 6)) for name in ("rtn", *names)]
+    return (*six, Row("rtn", Cell("rtn", 4)), *(Row(name, Cell(name, 4), seeds) for name in names))
+
+
 def _variants(*variants: tuple[str, tuple[tuple[str, Any], ...]]) -> tuple[Row, ...]:
     """qdrop W4A4 with options."""
     return tuple(Row(label, Cell("qdrop", 4, options)) for label, options in variants)
@@ -84,12 +96,11 @@ TABLES = (
     ),
     Table(
         "components",
-        "Components, each alone on top of qdrop, W4A4",
+        "Components, each alone on top of qdrop and each left out of ahcq, W4A4",
         (
-            *_variants(
-                ("none (qdrop)", ()), *((name.upper(), ((name, True),)) for name in ("acnr", "cag", "hluq", "lnq"))
-            ),
+            *_variants(("none (qdrop)", ()), *((name.upper(), ((name, True),)) for name in COMPONENTS)),
             Row("all (ahcq)", Cell("ahcq", 4)),
+            *(Row(f"all but {name.upper()}", Cell("ahcq", 4, ((name, False),))) for name in COMPONENTS),
         ),
     ),
     Table(
@@ -132,6 +143,51 @@ TABLES = (
 
 
 @dataclass(frozen=True)
+class Suite:
+    """Tables of the runs of one config. ``folder`` keeps the figures of each run; ``key`` is what charts show; ``note``
+    says how the figures are made."""
+
+    config: str
+    folder: Path
+    columns: tuple[tuple[str, str, str], ...]
+    tables: tuple[Table, ...]
+    key: str
+    note: str
+
+
+VIDEO_NOTE = (
+    "official J&F, all frames but the first and the last; four generated clips of four frames, two objects each, to "
+    "calibrate; 100 iterations a unit; one thread of a busy CPU. Every row passed the audit."
+)
+SUITES = {
+    "images": Suite(
+        "mm_configs/sam_tiny_w4a4_yolox_nano_coco.py",
+        Path("docs/results"),
+        COLUMNS,
+        TABLES,
+        "mIoU",
+        "how the figures are made stands in the README.",
+    ),
+    "clips": Suite(
+        "mm_configs/demo_sam2_tiny_w4a4.py",
+        Path("docs/results_clips"),
+        VIDEO_COLUMNS,
+        (Table("recipes", "SAM 2 tiny, 16 generated clips of 12 frames", _video_recipes(3)),),
+        "J&F",
+        VIDEO_NOTE,
+    ),
+    "davis": Suite(
+        "mm_configs/sam2_tiny_w4a4_davis_subset.py",
+        Path("docs/results_davis"),
+        VIDEO_COLUMNS,
+        (Table("recipes", "SAM 2 tiny, four DAVIS sequences, every fourth frame", _video_recipes(1)),),
+        "J&F",
+        VIDEO_NOTE,
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Figures:
     """Metrics of a row's runs that are there."""
 
@@ -157,17 +213,17 @@ def collect(config: str, folder: Path, rows: Sequence[Row]) -> list[Figures]:
     return [replace(figures, runs=[run for run in figures.runs if run is not None]) for figures in found]
 
 
-def markdown(config: str, folder: Path, rows: Sequence[Row], gaps: bool = True) -> str:
+def markdown(config: str, folder: Path, rows: Sequence[Row], gaps: bool = True, columns: Columns = COLUMNS) -> str:
     """A table; a row without figures is one of gaps, or is left out."""
     figures = [row for row in collect(config, folder, rows) if gaps or row.runs]
-    titles = [title for title, _, _ in COLUMNS]
+    titles = [title for title, _, _ in columns]
     lines = ["| | bits | " + " | ".join(titles) + " | seeds | seconds | peak MB |", "|---" * (len(titles) + 5) + "|"]
     floating = next((run["fp"] for row in figures for run in row.runs), None)
     if floating is not None:
-        cells = [form.format(floating[key]) if key in floating else GAP for _, key, form in COLUMNS]
+        cells = [form.format(floating[key]) if key in floating else GAP for _, key, form in columns]
         lines.append("| floating point | 32 | " + " | ".join([*cells, GAP, GAP, GAP]) + " |")
     for row in figures:
-        cells = [row.text(key, form) for _, key, form in COLUMNS]
+        cells = [row.text(key, form) for _, key, form in columns]
         seconds, peak = _costs(row.runs)
         bits = f"W{row.row.cell.bits}A{row.row.cell.bits}"
         seeds = str(len(row.runs)) if row.runs else GAP
@@ -222,15 +278,15 @@ def bar_chart(config: str, folder: Path, table: Table, path: Path, key: str = "m
     return True
 
 
-def page(config: str, folder: Path, tables: Sequence[Table]) -> str:
-    """docs/results.md: every table with its picture; writes the pictures into ``folder``."""
-    parts = [
-        "# Results\n\nWritten by `tools/results_table.py --write`; how the figures are made stands in the README.\n"
-    ]
-    for table in tables:
-        parts.append(f"## {table.title}\n\n{markdown(config, folder, table.rows)}\n")
+def page(suite: Suite) -> str:
+    """The page of a suite: every table with its picture; writes the pictures into its folder."""
+    folder = suite.folder
+    parts = [f"# Results\n\nWritten by `tools/results_table.py --write`; {suite.note}\n"]
+    for table in suite.tables:
+        text = markdown(suite.config, folder, table.rows, columns=suite.columns)
+        parts.append(f"## {table.title}\n\n{text}\n")
         picture = folder / f"{table.name}.png"
-        if bar_chart(config, folder, table, picture):
+        if bar_chart(suite.config, folder, table, picture, suite.key):
             parts.append(f"![{table.title}]({folder.name}/{picture.name})\n")
     return "\n".join(parts)
 

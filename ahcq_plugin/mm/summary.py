@@ -16,6 +16,10 @@ ROWS = {
     "AP50_gt": "mask AP50, true boxes",
     "mIoU": "mIoU, true boxes",
     "IoU_fp": "IoU to FP masks, true boxes",
+    "J&F": "J&F",
+    "J": "J (region)",
+    "F": "F (boundary)",
+    "J_fp": "J to FP masks",
 }
 
 

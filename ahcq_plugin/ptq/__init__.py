@@ -6,7 +6,7 @@ from ahcq_plugin.ptq.calibrate import calibrate
 from ahcq_plugin.ptq.checkpoint import load_checkpoint, save_checkpoint
 from ahcq_plugin.ptq.freeze import freeze
 from ahcq_plugin.ptq.precondition import precondition
-from ahcq_plugin.ptq.prepare import prepare, quantizers, set_quantization
+from ahcq_plugin.ptq.prepare import prepare, prepare_unit, quantizers, set_quantization
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.reconstruct import UnitReport, reconstruct
 
@@ -21,6 +21,7 @@ __all__ = [
     "load_checkpoint",
     "precondition",
     "prepare",
+    "prepare_unit",
     "quantizers",
     "reconstruct",
     "save_checkpoint",

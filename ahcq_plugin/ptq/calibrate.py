@@ -5,16 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq.batches import Forward, check_batches, default_forward, model_device, to_device
 from ahcq_plugin.ptq.prepare import is_weight, quantizers, weight_layers
 from ahcq_plugin.ptq.score import ProductRunner
+from ahcq_plugin.ptq.workers import ALONE, Workers
 from ahcq_plugin.quantizers import FakeQuantize
 
 
@@ -41,6 +43,47 @@ def activation_quantizers(model: nn.Module) -> list[tuple[str, FakeQuantize]]:
 
 
 @contextmanager
+def exchanged(model: nn.Module, items: int, workers: Workers) -> Iterator[Callable[[], None]]:
+    """Within the context, what activation quantizers observe and judge is put down by item instead of counted; at the
+    end every process counts what all put down, in the order of the items. One process alone counts at once.
+
+    Gives a function to be called before each item of this process's share.
+    """
+    if workers.size == 1:
+        yield lambda: None
+        return
+    named = activation_quantizers(model)
+    notes: dict[FakeQuantize, list[list]] = {quantizer: [] for _, quantizer in named}
+
+    def put_down(quantizer: FakeQuantize, kind: str, note: Callable[..., Any]) -> Callable[..., None]:
+        def handle(x: Tensor, *args: Any) -> None:
+            if x.numel():
+                notes[quantizer][-1].append((kind, note(x, *args)))
+
+        return handle
+
+    def next_item() -> None:
+        for of_items in notes.values():
+            of_items.append([])
+
+    try:
+        for _, quantizer in named:
+            observer = quantizer.activation_post_process
+            quantizer.observe = put_down(quantizer, "seen", partial(observer.summary, ahead=True))
+            quantizer.score = put_down(quantizer, "judged", quantizer.judge)
+        yield next_item
+    finally:
+        for _, quantizer in named:
+            del quantizer.observe, quantizer.score
+    device = model_device(model)
+    for _, quantizer in named:
+        count = {"seen": quantizer.activation_post_process.absorb, "judged": quantizer.add_errors}
+        for of_item in workers.in_order(notes.pop(quantizer), items):
+            for kind, note in of_item:
+                count[kind](to_device(note, device))
+
+
+@contextmanager
 def intercepted(units: dict[str, nn.Module], handler: Callable) -> Iterator[None]:
     """Within the context, calling unit ``name`` returns ``handler(name, forward, args, kwargs)``."""
     try:
@@ -63,7 +106,13 @@ def _named(name: str, call: Callable[[], Any]) -> Any:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, batches: Sequence[Any], forward: Forward | None = None, progress: bool = True) -> None:
+def calibrate(
+    model: nn.Module,
+    batches: Sequence[Any],
+    forward: Forward | None = None,
+    progress: bool = True,
+    workers: Workers = ALONE,
+) -> None:
     """Set the parameters of all quantizers of a prepared model: weights from the weights, activations from the batches.
 
     Observers start afresh. Afterwards the model still computes in floating point; ``set_quantization`` or ``freeze``
@@ -72,6 +121,7 @@ def calibrate(model: nn.Module, batches: Sequence[Any], forward: Forward | None 
     Args:
         batches: sequence of items; each goes through ``forward(model, batch)`` once, and once more if a quantizer
             searches its parameters by the error of the product behind it.
+        workers: processes that share the items; their number changes no parameter.
     Raises:
         RuntimeError: a quantizer saw no data; nothing is committed for activations in that case if it was the first.
     """
@@ -82,20 +132,26 @@ def calibrate(model: nn.Module, batches: Sequence[Any], forward: Forward | None 
         quantizer.activation_post_process.reset()
         quantizer.activation_post_process(layer.weight)
         _named(name, quantizer.commit)
-    calibrate_activations(model, batches, forward, progress)
+    calibrate_activations(model, batches, forward, progress, workers)
 
 
 @torch.no_grad()
 def calibrate_activations(
-    model: nn.Module, batches: Sequence[Any], forward: Forward | None = None, progress: bool = True
+    model: nn.Module,
+    batches: Sequence[Any],
+    forward: Forward | None = None,
+    progress: bool = True,
+    workers: Workers = ALONE,
 ) -> None:
     """The part of ``calibrate`` that sets the activation quantizers."""
     forward = forward or default_forward
     device = model_device(model)
 
     def run(what: str) -> None:
-        for batch in tqdm(batches, desc=what, unit="item", disable=not progress):
-            forward(model, to_device(batch, device))
+        with exchanged(model, len(batches), workers) as next_item:
+            for item in tqdm(workers.share(len(batches)), desc=what, unit="item", disable=not progress):
+                next_item()
+                forward(model, to_device(batches[item], device))
 
     with observing(model):
         run("calibrate activations")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def load_file(path: str | Path, map_location: Any = "cpu") -> Any:
         raise FileNotFoundError(f"checkpoint not found: {path}")
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, struct.error) as error:
         first_line = str(error).strip().splitlines()[:1]
         raise ValueError(f"checkpoint {path} cannot be read (truncated, or not a checkpoint?): {first_line}") from error
 

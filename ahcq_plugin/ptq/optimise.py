@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ahcq_plugin.ptq.freeze import harden
 from ahcq_plugin.ptq.loss import channel_axis, output_error, rounding_exponent
 from ahcq_plugin.ptq.prepare import is_weight, quantizers, set_quantization, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.ptq.workers import ALONE, Workers
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.quantizers.base import MILESTONES
 
@@ -57,17 +58,18 @@ class ScaleLearner:
     def __init__(self, quantizers: Sequence[FakeQuantize], learning_rate: float, iterations: int):
         self._quantizers = [q for q in quantizers if q.learnable_scales()]
         self._iterations, self._done = iterations, 0
-        self._optimizer = torch.optim.Adam(self._parameters(), lr=learning_rate) if self._quantizers else None
+        self._optimizer = torch.optim.Adam(self.parameters(), lr=learning_rate) if self._quantizers else None
         self._schedule = (
             torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, T_max=iterations) if self._quantizers else None
         )
 
-    def _parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> list[nn.Parameter]:
+        """The scales as they are now."""
         return [s.requires_grad_() for q in self._quantizers for s in q.learnable_scales()]
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        for scale in self._parameters():
+        for scale in self.parameters():
             scale.grad = None
 
     @torch.no_grad()
@@ -75,7 +77,7 @@ class ScaleLearner:
         """One step of every scale, then the milestones that it passed."""
         if self._optimizer is None:
             return
-        scales = self._parameters()
+        scales = self.parameters()
         bounds = [scale * MAX_RELATIVE_STEP for scale in scales]
         before = [scale.clone() for scale in scales]
         self._optimizer.step()
@@ -92,10 +94,19 @@ class ScaleLearner:
     def _pass_milestone(self, share: float) -> None:
         changed = [quantizer.milestone(share) for quantizer in self._quantizers]
         if any(changed):
-            kept = self._parameters()
+            kept = self.parameters()
             for gone in set(self._optimizer.state) - set(kept):
                 del self._optimizer.state[gone]
             self._optimizer.param_groups[0]["params"] = kept
+
+
+def gradients(parameters: Sequence[nn.Parameter], workers: Workers) -> list[Tensor]:
+    """Gradients to add up over ``workers``: zeros where this process had no item, or the items did not reach it."""
+    if workers.size > 1:
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def optimise(
@@ -103,18 +114,22 @@ def optimise(
     name: str,
     inputs: Callable[[str, int], tuple[tuple, dict]],
     target: Fetch,
-    items: int,
+    samples: int,
     recipe: Recipe,
     on_step: Callable[[float], None],
+    workers: Workers = ALONE,
 ) -> None:
     """Learn the rounding of all weights in ``module`` (and activation scales, if the recipe does), then hard-round.
 
     Args:
         module: has fake quantizers; may itself be a quantized layer.
-        inputs: ``inputs("quantized" | "floating", item)`` gives (args, kwargs) of the module.
-        target: floating-point output of the module for an item.
-        items: number of items.
+        inputs: ``inputs("quantized" | "floating", sample)`` gives (args, kwargs) of the module.
+        target: floating-point output of the module for a sample, which is one call of it.
+        samples: number of samples; each step draws ``recipe.batch_size`` of them.
         on_step: called with the reconstruction error after every iteration.
+        workers: processes that share the items of a step and add up their gradients. Random numbers depend on an item's
+            place in its step, so with as many items a step as processes, or one, their number changes nothing; else
+            the order of additions does, in last bits.
     """
     device = next(module.parameters()).device
     axis = channel_axis(module)
@@ -135,22 +150,29 @@ def optimise(
             quantizer.prob = recipe.keep_probability
         with seeded(recipe.seed, name, device), torch.enable_grad():
             for step in range(recipe.iterations):
+                rounding.zero_grad(set_to_none=True)
+                scales.zero_grad()
                 error = torch.zeros((), device=device)
-                for item in torch.randint(items, (recipe.batch_size,)).tolist():
-                    args, kwargs = mix(inputs("quantized", item), inputs("floating", item), recipe.input_mix)
-                    error = error + output_error(module(*args, **kwargs), target(item), axis) / recipe.batch_size
-                loss = error
+                chosen = workers.first(torch.randint(samples, (recipe.batch_size,)).tolist())
+                for place in workers.share(len(chosen)):
+                    # the first sample's numbers go on from step to step, each other sample has its own
+                    own = seeded(recipe.seed, f"{name}/{step}/{place}", device) if place else nullcontext()
+                    with own:
+                        sample = chosen[place]
+                        args, kwargs = mix(inputs("quantized", sample), inputs("floating", sample), recipe.input_mix)
+                        share = output_error(module(*args, **kwargs), target(sample), axis) / recipe.batch_size
+                        share.backward()
+                    error += share.detach()
+                workers.add([*gradients([*alphas, *scales.parameters()], workers), error])
                 exponent = rounding_exponent(
                     step, recipe.iterations, recipe.warmup, recipe.exponent_start, recipe.exponent_end
                 )
                 if exponent is not None:
-                    loss = loss + recipe.rounding_weight * sum(rounding_regularizer(a, exponent) for a in alphas)
-                rounding.zero_grad(set_to_none=True)
-                scales.zero_grad()
-                loss.backward()
+                    penalty = recipe.rounding_weight * sum(rounding_regularizer(a, exponent) for a in alphas)
+                    penalty.backward()
                 rounding.step()
                 scales.step()
-                on_step(float(error.detach()))
+                on_step(float(error))
         harden(module)
     finally:
         for quantizer in activations:

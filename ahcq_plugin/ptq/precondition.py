@@ -19,6 +19,7 @@ from ahcq_plugin.ptq.calibrate import activation_quantizers, calibrate_activatio
 from ahcq_plugin.ptq.fold import fold_bimodal_keys
 from ahcq_plugin.ptq.prepare import quantizers, set_quantization, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.ptq.workers import ALONE, Workers
 from ahcq_plugin.quantizers import FakeQuantize
 
 
@@ -38,12 +39,13 @@ def precondition(
     recipe: Recipe,
     forward: Forward | None = None,
     progress: bool = True,
+    workers: Workers = ALONE,
 ) -> list[ConditionReport]:
     """Change the weights of a prepared model as the recipe says, in place, before ``calibrate``.
 
     ``big`` keeps the model's function. ACNR does not: its layers keep ``original_weight``, the target of
     reconstruction. It needs the activations' quantization errors, hence quantizers: it calibrates them on the weights
-    as they came; ``calibrate`` then starts afresh and overwrites all of it.
+    as they came; ``calibrate`` then starts afresh and overwrites all of it. ``workers`` share the layers.
 
     Returns:
         One line per Linear weight; empty unless the recipe asks for ``acnr`` or ``condiquant``.
@@ -56,10 +58,11 @@ def precondition(
     layers = {name: layer for name, layer in weight_layers(model).items() if isinstance(layer, nn.Linear)}
     grams: dict[nn.Module, Tensor] = {}
     if recipe.acnr:
-        calibrate_activations(model, batches, forward, progress)
+        calibrate_activations(model, batches, forward, progress, workers)
         grams = error_grams(model, batches, forward, recipe.acnr_error == "accumulated", progress)
-    reports = []
-    for name, layer in tqdm(layers.items(), desc="condition weights", unit="layer", disable=not progress):
+    names, mine = list(layers), []
+    for position in tqdm(workers.share(len(names)), desc="condition weights", unit="layer", disable=not progress):
+        layer = layers[names[position]]
         if recipe.acnr:
             result = condition_weight(
                 layer.weight,
@@ -71,10 +74,14 @@ def precondition(
             )
         else:
             result = condition_weight_isotropic(layer.weight, lam=recipe.acnr_lambda, steps=recipe.acnr_steps)
-        if result.weight is not layer.weight:
+        changed = None if result.weight is layer.weight else result.weight
+        mine.append((changed, ConditionReport(names[position], result.condition_before, result.condition_after)))
+    reports = []
+    for layer, (changed, report) in zip(layers.values(), workers.in_order(mine, len(names)), strict=True):
+        if changed is not None:
             layer.original_weight = layer.weight.detach().clone()
-            layer.weight.copy_(result.weight)
-        reports.append(ConditionReport(name, result.condition_before, result.condition_after))
+            layer.weight.copy_(changed)
+        reports.append(report)
     return reports
 
 

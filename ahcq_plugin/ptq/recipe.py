@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import fnmatch
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +31,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qdrop": _QDROP,
     # Lv et al. 2024: QDrop, power-of-two-like attention weights, folded signs of bimodal keys.
     "ptq4sam": dict(**_QDROP, agq=True, big=True),
-    # AHCQ-SAM: QDrop and the paper's four components.
-    "ahcq": dict(**_QDROP, acnr=True, cag=True, hluq=True, lnq=True),
+    # AHCQ-SAM: QDrop and the paper's four components. In SAM 2 the paper keeps LNQ to the image encoder; the globs name
+    # the rest of SAM 2 that has attention, and nothing of SAM.
+    "ahcq": dict(
+        **_QDROP,
+        acnr=True,
+        cag=True,
+        hluq=True,
+        lnq=True,
+        without={"lnq": ["memory_attention.*", "sam_mask_decoder.*"]},
+    ),
 }
 
 
@@ -68,7 +77,8 @@ class Recipe:
         big: fold the signs of bimodal keys into the projections of queries and keys (PTQ4SAM).
         range_search: uniform activation quantizers get the range of least |error|^2.4, averaged over items, instead of
             the mean minimum and maximum of the published methods.
-        families: role -> family of its quantizer; goes before the switches above.
+        without: one of ``cag``, ``hluq``, ``lnq``, ``agq`` -> globs of the units that do without it.
+        families: role -> family of its quantizer; goes before all of the above.
         share_inputs: Linears fed by one tensor share one activation quantizer.
         cache_device: where the units' inputs and outputs are kept: ``cpu``, ``cuda`` or ``disk`` (under the work dir).
         seed: of everything random in reconstruction.
@@ -104,6 +114,7 @@ class Recipe:
     agq: bool = False
     big: bool = False
     range_search: bool = False
+    without: Mapping[str, Sequence[str]] = field(default_factory=dict)
     families: Mapping[str, str] = field(default_factory=dict)
     share_inputs: bool = True
     cache_device: str = "cpu"
@@ -118,6 +129,7 @@ class Recipe:
             for value, allowed in ((role, ROLES), (family, ACTIVATION_FAMILIES)):
                 if value not in allowed:
                     raise ValueError(f"recipe: `families` has {value!r}; allowed: {', '.join(allowed)}")
+        self._check_without()
         for key in ("w_bits", "a_bits"):
             if not 2 <= getattr(self, key) <= 8:
                 raise ValueError(f"recipe: `{key}` must be in [2, 8], got {getattr(self, key)!r}")
@@ -144,9 +156,17 @@ class Recipe:
         if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
             object.__setattr__(self, key, float(value))
             return
-        expected = {"int": int, "float": float, "bool": bool, "str": str, "Mapping[str, str]": Mapping}[kind]
+        expected = {"int": int, "float": float, "bool": bool, "str": str}.get(kind, Mapping)
         if not isinstance(value, expected) or (kind == "int" and isinstance(value, bool)):
             raise ValueError(f"recipe: `{key}` must be of type {kind}, got {value!r}")
+
+    def _check_without(self) -> None:
+        for component, globs in self.without.items():
+            if component not in _COMPONENTS:
+                raise ValueError(f"recipe: `without` has {component!r}; allowed: {', '.join(_COMPONENTS)}")
+            if isinstance(globs, str) or not all(isinstance(glob, str) for glob in globs):
+                raise ValueError(f"recipe: `without.{component}` must be a list of globs of units, got {globs!r}")
+        object.__setattr__(self, "without", {component: list(globs) for component, globs in self.without.items()})
 
     @staticmethod
     def names() -> tuple[str, ...]:
@@ -175,22 +195,27 @@ class Recipe:
             )
         return cls(**{**PRESETS[name], **values})
 
-    def family(self, role: str) -> str:
-        """Name of the family that quantizes ``role``."""
-        chosen = (name for name, roles in _COMPONENTS.items() if getattr(self, name) and role in roles)
+    def family(self, role: str, unit: str = "") -> str:
+        """Name of the family that quantizes ``role`` in the unit of that name."""
+        chosen = (name for name, roles in _COMPONENTS.items() if role in roles and self._uses(name, unit))
         return self.families.get(role) or next(chosen, "uniform")
 
-    def quantizer_options(self, role: str) -> dict[str, Any]:
-        """Further arguments of the quantizer of ``role``."""
-        if self.family(role) == "cag":
+    def _uses(self, component: str, unit: str) -> bool:
+        left_out = any(fnmatch.fnmatchcase(unit, glob) for glob in self.without.get(component, ()))
+        return getattr(self, component) and not left_out
+
+    def quantizer_options(self, role: str, unit: str = "") -> dict[str, Any]:
+        """Further arguments of the quantizer of ``role`` in the unit of that name."""
+        if self.family(role, unit) == "cag":
             return {"groups": self.cag_groups}
         # PTQ4SAM: the keys, of one mode once folded, get a searched range
-        searched = self.family(role) == "uniform" and (self.range_search or (self.big and role == "k"))
+        searched = self.family(role, unit) == "uniform" and (self.range_search or (self.big and role == "k"))
         return {"observer": RangeSearchObserver} if searched else {}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; ``Recipe.from_config(recipe.to_dict()) == recipe``."""
         return {
             **{item.name: getattr(self, item.name) for item in dataclasses.fields(self)},
+            "without": {component: list(globs) for component, globs in self.without.items()},
             "families": dict(self.families),
         }

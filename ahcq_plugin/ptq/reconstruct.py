@@ -26,6 +26,7 @@ from ahcq_plugin.ptq.optimise import optimise
 from ahcq_plugin.ptq.prepare import original_weights, quantizers, set_quantization, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.stream import UnitStream
+from ahcq_plugin.ptq.workers import ALONE, Workers
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class UnitReport:
     """Outcome of one unit.
 
     Attributes:
-        error_before, error_after: ||out - fp||^2 / ||fp||^2 of the unit's output, mean over all items, everything
+        error_before, error_after: ||out - fp||^2 / ||fp||^2 of the unit's output, mean over all calls, everything
             quantized: rounding to nearest, and after reconstruction with all quantizers in their final form.
         seconds: of the optimisation (of the first run, when resumed).
     """
@@ -77,6 +78,7 @@ def reconstruct(
     work_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    workers: Workers = ALONE,
 ) -> list[UnitReport]:
     """Reconstruct every unit of a prepared and calibrated model, in place; afterwards all weights are hard-rounded.
 
@@ -85,6 +87,8 @@ def reconstruct(
 
     Args:
         batches: the calibration items, the same on resume.
+        workers: processes that share each step's ``batch_size`` items (see ``optimise``); ``work_dir`` is one folder
+            that all of them see.
     Returns:
         One report per unit, in order of execution.
     Raises:
@@ -95,12 +99,12 @@ def reconstruct(
         raise ValueError("`resume=True` needs `work_dir`, the folder of the interrupted run")
     mark = fingerprint(model, batches, recipe) if work_dir is not None else ""
     folder = Path(work_dir) / "units" if work_dir is not None else None
-    if folder is not None and not resume:
-        for stale in folder.glob("*.pt"):
-            stale.unlink()
     caches = Path(work_dir) / "unit_caches" if work_dir is not None else None
-    if caches is not None:
+    if folder is not None and workers.is_first:
+        for stale in () if resume else folder.glob("*.pt"):
+            stale.unlink()
         shutil.rmtree(caches, ignore_errors=True)  # what a killed run left
+    workers.wait()
     stream = UnitStream(model, batches, forward or default_forward, recipe.cache_device, caches)
     reports: list[UnitReport] = []
     steps = {name: _steps(stream.units[name], recipe) for name in stream.order}
@@ -110,10 +114,12 @@ def reconstruct(
             bar.set_description(f"unit {number}/{len(stream.order)} {name}")
             stream.collect(name)
             path = folder / f"{number:03d}.pt" if folder is not None else None
-            saved = _load_unit(path, mark, name) if resume and path is not None and path.exists() else None
+            there = path is not None and workers.first(resume and path.exists())
+            saved = _load_unit(path, mark, name) if there else None
             if saved is None:
-                report = _reconstruct_unit(stream, name, recipe, bar)
-                if path is not None:
+                report = _reconstruct_unit(stream, name, recipe, bar, workers)
+                workers.copy(stream.units[name].state_dict().values())
+                if path is not None and workers.is_first:
                     state = {k: v.cpu() for k, v in stream.units[name].state_dict().items()}
                     save_atomic({"fingerprint": mark, "state": state, "report": dataclasses.asdict(report)}, path)
             else:
@@ -143,7 +149,7 @@ def _load_unit(path: Path, mark: str, name: str) -> dict[str, Any]:
     return saved
 
 
-def _reconstruct_unit(stream: UnitStream, name: str, recipe: Recipe, bar: tqdm) -> UnitReport:
+def _reconstruct_unit(stream: UnitStream, name: str, recipe: Recipe, bar: tqdm, workers: Workers) -> UnitReport:
     unit = stream.units[name]
     before = _unit_error(stream, name)
     start = time.perf_counter()
@@ -153,11 +159,11 @@ def _reconstruct_unit(stream: UnitStream, name: str, recipe: Recipe, bar: tqdm) 
         if bar.n % 10 == 0:
             bar.set_postfix(loss=f"{error:.4g}", refresh=False)
 
-    items = len(stream.batches)
     if recipe.granularity == "unit":
-        optimise(unit, name, stream.inputs, lambda i: stream.target(name, i), items, recipe, on_step)
+        count = len(stream.samples)
+        optimise(unit, name, stream.inputs, lambda i: stream.target(name, i), count, recipe, on_step, workers)
     elif recipe.granularity == "layer":
-        _optimise_layers(stream, name, recipe, on_step)
+        _optimise_layers(stream, name, recipe, on_step, workers)
     for _, quantizer in quantizers(unit):  # later units are to see it as it will be
         quantizer.finish()
     seconds = time.perf_counter() - start
@@ -169,40 +175,41 @@ def _unit_error(stream: UnitStream, name: str) -> float:
     unit = stream.units[name]
     set_quantization(unit, True)
     errors = []
-    for item in range(len(stream.batches)):
-        args, kwargs = stream.inputs("quantized", item)
-        errors.append(relative_error(unit(*args, **kwargs), stream.target(name, item)))
+    for sample in range(len(stream.samples)):
+        args, kwargs = stream.inputs("quantized", sample)
+        errors.append(relative_error(unit(*args, **kwargs), stream.target(name, sample)))
     return sum(errors) / len(errors)
 
 
-def _optimise_layers(stream: UnitStream, name: str, recipe: Recipe, on_step) -> None:
+def _optimise_layers(stream: UnitStream, name: str, recipe: Recipe, on_step, workers: Workers) -> None:
     """AdaRound's order: one layer after another, each on the input it gets from the layers rounded before it.
 
     All floating-point outputs are recorded first, while no weight has been rounded yet.
     """
     unit = stream.units[name]
     layers = weight_layers(unit)
-    items = range(len(stream.batches))
+    samples = range(len(stream.samples))
     targets, seen = stream.new_store(), stream.new_store()
     try:
         set_quantization(unit, False)
         with original_weights(unit):
-            for item in items:
-                for layer, (_, out) in _record(unit, layers, *stream.inputs("floating", item)).items():
-                    targets[layer, item] = out
+            for sample in samples:
+                for layer, (_, out) in _record(unit, layers, *stream.inputs("floating", sample)).items():
+                    targets[layer, sample] = out
         for layer_name, layer in layers.items():
             set_quantization(unit, True, recipe.quantize_activations)
-            for item in items:
-                args, _ = _record(unit, {layer_name: layer}, *stream.inputs("quantized", item))[layer_name]
-                seen[item] = args
+            for sample in samples:
+                args, _ = _record(unit, {layer_name: layer}, *stream.inputs("quantized", sample))[layer_name]
+                seen[sample] = args
             optimise(
                 layer,
                 f"{name}.{layer_name}",
                 lambda _, i: (seen.get(i, stream.device), {}),
                 lambda i, key=layer_name: targets.get((key, i), stream.device),
-                len(stream.batches),
+                len(stream.samples),
                 recipe,
                 on_step,
+                workers,
             )
     finally:
         targets.clear()

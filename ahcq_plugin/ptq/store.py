@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,9 @@ class Store:
 
     def __contains__(self, key: Any) -> bool:
         return key in self._items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
 
     def get(self, key: Any, device: torch.device) -> Any:
         """The nested tensors of ``key`` on ``device``; repeated rows are expanded views: do not write to them."""

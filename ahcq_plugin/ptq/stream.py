@@ -5,57 +5,37 @@ The model's own Python runs between the units, whatever it is. To collect the in
 every earlier unit replaced by a look-up of its stored output, and stopped at unit k: so no unit is computed more than
 once per item and model, and only the cheap glue (patch embedding, prompt encoder, reshapes) is repeated. Outputs that
 no later unit reads are dropped; in their place the glue gets zeros of the same shape.
+
+A forward may call a unit several times (SAM 2: once per frame and object); every call is a sample of its own. Units in
+a loop (SAM 2's memory) have inputs that depend on units not yet quantized: these run in floating point meanwhile, the
+finished units of the loop run again, quantized, and units that do not matter for unit k give zeros.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq.batches import Forward, model_device, to_device
 from ahcq_plugin.ptq.calibrate import intercepted
 from ahcq_plugin.ptq.prepare import original_weights, set_quantization
+from ahcq_plugin.ptq.reading import read_units
 from ahcq_plugin.ptq.store import Store
 
 STREAMS = ("quantized", "floating")
+Key = tuple[str, str, int, int]
+"""(unit, stream, item, number of the call in the item's forward)."""
 
 
 class _Stop(Exception):
     """Ends a model's forward once the wanted unit's inputs are known."""
-
-
-class _Provenance(TorchFunctionMode):
-    """Marks every tensor with the units whose outputs it was computed from."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        sources = units_behind((args, kwargs))
-        if sources:
-            written = args[0] if func is Tensor.__setitem__ else out
-            mark(written, sources)
-        return out
-
-
-def mark(tree: Any, sources: frozenset[str]) -> None:
-    """Add ``sources`` to the units behind every tensor in ``tree``."""
-    for leaf in pytree.tree_leaves(tree):
-        if isinstance(leaf, Tensor):
-            leaf._ahcq_sources = getattr(leaf, "_ahcq_sources", frozenset()) | sources
-
-
-def units_behind(tree: Any) -> frozenset[str]:
-    """Units whose outputs the tensors in ``tree`` were computed from."""
-    found: frozenset[str] = frozenset()
-    for leaf in pytree.tree_leaves(tree):
-        found |= getattr(leaf, "_ahcq_sources", frozenset())
-    return found
 
 
 class UnitStream:
@@ -64,9 +44,10 @@ class UnitStream:
     For each ``name`` in ``order``: ``collect(name)``, read ``inputs``/``target``, change the unit, ``advance(name)``.
 
     Attributes:
-        order: unit names in order of execution.
+        order: unit names in order of their last calls.
+        samples: (item, call) of every call of the collected unit.
     Raises:
-        RuntimeError: a unit is never called, or called more than once in a forward.
+        RuntimeError: a unit is never called.
     """
 
     def __init__(
@@ -82,116 +63,132 @@ class UnitStream:
         self.units = prepared_units(model)
         self.new_store = partial(Store, cache_device, cache_root)
         self._inputs, self._outputs = self.new_store(), self.new_store()
-        self._shapes: dict[tuple[str, int], Any] = {}
-        self.order, self._reads = self._probe()
+        self._shapes: dict[tuple[str, int, int], Any] = {}
+        self.samples: list[tuple[int, int]] = []
+        set_quantization(model, False)
+        with torch.no_grad():
+            self._reading = read_units(self.units, partial(self._run, 0))
+            self.order = self._reading.order
+            # (item, unit) -> calls; in a model without repetition one each, which costs no run to find out
+            self._calls = self._count_calls() if self._reading.repeats else None
 
-    @torch.no_grad()
-    def _probe(self) -> tuple[list[str], dict[str, frozenset[str]]]:
-        """Order of the units and which units' outputs each one reads, from one floating-point run on the first item."""
-        order: list[str] = []
-        reads: dict[str, frozenset[str]] = {}
+    def _run(self, item: int) -> None:
+        self.forward(self.model, to_device(self.batches[item], self.device))
 
-        def handler(name, unit_forward, args, kwargs):
-            if name in reads:
-                raise RuntimeError(
-                    f"unit {name!r} is called more than once in one forward; reconstruction needs one call per item: "
-                    "pass a `forward` that calls it once"
-                )
-            order.append(name)
-            reads[name] = units_behind((args, kwargs))
+    def _count_calls(self) -> Counter[tuple[int, str]]:
+        """Run every item once, in floating point, and note the shapes of all outputs."""
+        calls: Counter[tuple[int, str]] = Counter()
+
+        def handler(name: str, unit_forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
             out = unit_forward(*args, **kwargs)
-            for leaf in pytree.tree_leaves(out):
-                if isinstance(leaf, Tensor):
-                    leaf._ahcq_sources = frozenset((name,))
+            self._note_shape(name, item, calls[item, name], out)
+            calls[item, name] += 1
             return out
 
-        set_quantization(self.model, False)
-        with _Provenance(), intercepted(self.units, handler):
-            self.forward(self.model, to_device(self.batches[0], self.device))
-        missing = [name for name in self.units if name not in reads]
-        if missing:
-            raise RuntimeError(f"the forward never calls unit {missing[0]!r}; leave it out with `units=`")
-        return order, reads
+        for item in range(len(self.batches)):
+            with intercepted(self.units, handler):
+                self._run(item)
+        return calls
 
     @torch.no_grad()
     def collect(self, name: str) -> None:
-        """Store the inputs of unit ``name`` for every item, in both models, and its floating-point outputs.
+        """Store the inputs of unit ``name`` for every call, in both models, and its floating-point outputs.
 
         Outputs of earlier units that no later unit reads go at once: with the inputs they would be kept twice.
         """
         position = self.order.index(name)
-        unread = set(self.order[:position]) - self._read_from(position + 1)
-        for stream in STREAMS:
-            for item, batch in enumerate(self.batches):
-                self._inputs[stream, item] = self._run_to(name, position, stream, item, batch)
-                for other in unread:
-                    self._outputs.discard((other, stream, item))
+        unread = set(self.order[:position]) - self._reading.needed(position + 1)
         set_quantization(self.units[name], False)
-        with original_weights(self.units[name]):
+        for stream in STREAMS:
+            self.samples = []
             for item in range(len(self.batches)):
-                args, kwargs = self.inputs("floating", item)
-                self._store_output(name, "floating", item, self.units[name](*args, **kwargs))
+                self._collect_item(name, position, stream, item)
+                for key in [k for k in self._outputs if k[0] in unread and k[1:3] == (stream, item)]:
+                    self._outputs.discard(key)
+        with original_weights(self.units[name]):
+            for sample, (item, call) in enumerate(self.samples):
+                args, kwargs = self.inputs("floating", sample)
+                self._store_output((name, "floating", item, call), self.units[name](*args, **kwargs))
 
-    def _run_to(self, name: str, position: int, stream: str, item: int, batch: Any) -> Any:
-        caught: list[Any] = []
+    def _collect_item(self, name: str, position: int, stream: str, item: int) -> None:
+        calls: Counter[str] = Counter()
         earlier = set(self.order[:position])
+        last = self._calls[item, name] if self._calls else 1
 
-        def handler(unit_name, unit_forward, args, kwargs):
+        def handler(unit_name: str, unit_forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+            call = calls[unit_name]
+            calls[unit_name] += 1
             if unit_name == name:
-                caught.append((args, kwargs))
-                raise _Stop
-            if unit_name not in earlier:
-                raise RuntimeError(f"the order of the units differs between items: {unit_name!r} ran before {name!r}")
-            return self._look_up(unit_name, stream, item)
+                self._inputs[stream, item, call] = _own((args, kwargs)) if self._calls else (args, kwargs)
+                self.samples.append((item, call))
+                if calls[name] == last:
+                    raise _Stop
+            return self._stand_in(
+                (unit_name, stream, item, call), name, earlier, partial(unit_forward, *args, **kwargs)
+            )
 
         with intercepted(self.units, handler):
             try:
-                self.forward(self.model, to_device(batch, self.device))
+                self._run(item)
             except _Stop:
-                return caught[0]
-        raise RuntimeError(f"item {item}: the forward never calls unit {name!r}")
+                return
+        raise RuntimeError(f"item {item}: the forward calls unit {name!r} {calls[name]} times, expected {last}")
 
-    def _look_up(self, name: str, stream: str, item: int) -> Any:
-        if (name, stream, item) in self._outputs:
-            return self._outputs.get((name, stream, item), self.device)
-        zero = {}
-        return pytree.tree_map(
-            lambda like: zero.setdefault(like.dtype, torch.zeros(1, dtype=like.dtype, device=self.device)).expand(
-                like.shape
-            ),
-            self._shapes[name, item],
+    def _stand_in(self, key: Key, wanted: str, earlier: set[str], run: Callable[[], Any]) -> Any:
+        """The output of a unit on the way to the unit ``wanted``: looked up where it is final, else computed."""
+        name, stream, item, call = key
+        if not self._calls and name not in earlier:
+            raise RuntimeError(f"the order of the units differs between items: {name!r} ran before {wanted!r}")
+        if name not in self._reading.behind[wanted]:
+            return self._look_up(key)
+        if name in earlier:
+            return self._look_up(key) if stream == "floating" or name in self._reading.settled else run()
+        with original_weights(self.units[name]):
+            return run()
+
+    def _look_up(self, key: Key) -> Any:
+        if key in self._outputs:
+            out = self._outputs.get(key, self.device)
+        else:
+            out = pytree.tree_map(self._zeros, self._shapes[key[0], key[2], key[3]])
+        return _own(out) if self._calls else out
+
+    def _zeros(self, like: Any) -> Any:
+        if not isinstance(like, Tensor):
+            return like
+        return torch.zeros(1, dtype=like.dtype, device=self.device).expand(like.shape)
+
+    def _store_output(self, key: Key, out: Any) -> None:
+        self._outputs[key] = out
+        self._note_shape(key[0], key[2], key[3], out)
+
+    def _note_shape(self, name: str, item: int, call: int, out: Any) -> None:
+        self._shapes[name, item, call] = pytree.tree_map(
+            lambda t: torch.empty_like(t, device="meta") if isinstance(t, Tensor) else t, out
         )
 
-    def _store_output(self, name: str, stream: str, item: int, out: Any) -> None:
-        self._outputs[name, stream, item] = out
-        self._shapes[name, item] = pytree.tree_map(lambda t: torch.empty_like(t, device="meta"), out)
+    def inputs(self, stream: str, sample: int) -> tuple[tuple, dict]:
+        """(args, kwargs) of the collected unit for one sample, on the model's device."""
+        return self._inputs.get((stream, *self.samples[sample]), self.device)
 
-    def inputs(self, stream: str, item: int) -> tuple[tuple, dict]:
-        """(args, kwargs) of the collected unit for one item, on the model's device."""
-        return self._inputs.get((stream, item), self.device)
-
-    def target(self, name: str, item: int) -> Any:
-        """Floating-point output of unit ``name``."""
-        return self._outputs.get((name, "floating", item), self.device)
-
-    def _read_from(self, position: int) -> frozenset[str]:
-        """Units whose outputs are read by units at ``position`` or later."""
-        return frozenset().union(*(self._reads[other] for other in self.order[position:]))
+    def target(self, name: str, sample: int) -> Any:
+        """Floating-point output of the collected unit ``name``."""
+        return self._outputs.get((name, "floating", *self.samples[sample]), self.device)
 
     @torch.no_grad()
     def advance(self, name: str) -> None:
         """Compute the quantized outputs of the finished unit ``name``; drop its inputs and what no later unit reads."""
         unit = self.units[name]
         set_quantization(unit, True)
-        still_read = name in self._read_from(self.order.index(name) + 1)
-        for item in range(len(self.batches)):
-            if still_read:
-                args, kwargs = self.inputs("quantized", item)
-                self._store_output(name, "quantized", item, unit(*args, **kwargs))
-            else:
-                self._outputs.discard((name, "floating", item))
+        still_read = name in self._reading.needed(self.order.index(name) + 1)
+        for sample, (item, call) in enumerate(self.samples):
+            if not still_read:
+                self._outputs.discard((name, "floating", item, call))
+            elif name in self._reading.settled:
+                args, kwargs = self.inputs("quantized", sample)
+                self._store_output((name, "quantized", item, call), unit(*args, **kwargs))
             for stream in STREAMS:
-                self._inputs.discard((stream, item))
+                self._inputs.discard((stream, item, call))
 
     def nbytes(self) -> int:
         """Bytes that the caches hold in memory now."""
@@ -201,3 +198,9 @@ class UnitStream:
         """Free the caches."""
         self._inputs.clear()
         self._outputs.clear()
+
+
+def _own(tree: Any) -> Any:
+    """Copies of all tensors: the model may write to what it has, and it may run in inference mode."""
+    with torch.inference_mode(False):
+        return pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, tree)

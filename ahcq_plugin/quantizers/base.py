@@ -100,17 +100,31 @@ class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
         """``decode(encode(x))`` with straight-through gradients."""
         raise NotImplementedError
 
+    def observe(self, x: Tensor) -> None:
+        """Record statistics of x."""
+        self.activation_post_process(x)
+
     def begin_search(self) -> bool:
         """Called once all items were observed; True asks for a ``score`` call per item before ``commit``."""
         return False
 
     def score(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> None:
-        """Judge candidate parameters on one item by the error of what they lead to.
+        """Judge candidate parameters on one item by the error of what they lead to; an empty item says nothing.
 
         Args:
             x: the tensor, floating point.
             product: maps ``t = x[..., rows, :]``, any rows, any values, to the output that it leads to.
         """
+        if x.numel():
+            self.add_errors(self.judge(x, product))
+
+    def judge(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+        """Every candidate's error on an item, for ``add_errors``; arguments of ``score``."""
+        raise NotImplementedError
+
+    def add_errors(self, errors: Tensor) -> None:
+        """Count what ``judge`` gave, of this process or another."""
+        raise NotImplementedError
 
     def commit(self) -> None:
         """Take the parameters from what was observed and scored; nothing of an earlier calibration stays."""
@@ -141,7 +155,7 @@ class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.observing:
-            self.activation_post_process(x.detach())
+            self.observe(x.detach())
         if not self.quantizing:
             return x
         out = self.quantize(x)

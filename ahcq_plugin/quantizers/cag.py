@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ahcq_plugin.functional import grouping, uniform
 from ahcq_plugin.quantizers.base import MILESTONES, FakeQuantize
 from ahcq_plugin.quantizers.observers import AvgMinMaxObserver
-from ahcq_plugin.quantizers.search import coprime_step
+from ahcq_plugin.quantizers.search import halvings, strided
 from ahcq_plugin.quantizers.uniform import MIN_SCALE
 
 SAMPLED_PER_CALL = 2**8
@@ -35,15 +35,18 @@ class ChannelObserver(AvgMinMaxObserver):
     def rows(self, x: Tensor) -> Tensor:
         return x.reshape(-1, x.shape[-1]).T
 
-    def forward(self, x: Tensor) -> Tensor:
-        super().forward(x)
-        if x.numel():
-            rows = x.detach().reshape(-1, x.shape[-1])
-            new = rows[:: coprime_step(len(rows), -(-len(rows) // self.per_call))].float()
-            self.sample = torch.cat([self.sample.to(x.device), new]) if self.sample.numel() else new.clone()
-            if len(self.sample) > SAMPLED:
-                self.sample, self.per_call = self.sample[::2].clone(), max(self.per_call // 2, 1)
-        return x
+    def summary(self, x: Tensor, ahead: bool = False) -> tuple:
+        rows = x.reshape(-1, x.shape[-1])
+        rates = halvings(SAMPLED_PER_CALL) if ahead else (self.per_call,)
+        return *super().summary(x), {rate: strided(rows, rate).float() for rate in rates}
+
+    def absorb(self, summary: tuple) -> None:
+        *extremes, samples = summary
+        super().absorb(tuple(extremes))
+        new = samples[self.per_call]
+        self.sample = torch.cat([self.sample.to(new.device), new]) if self.sample.numel() else new.clone()
+        if len(self.sample) > SAMPLED:
+            self.sample, self.per_call = self.sample[::2].clone(), max(self.per_call // 2, 1)
 
     def points(self) -> Tensor:
         """(C, grouping.POINTS) float32: what ``grouping`` knows of each channel; once per calibration.

@@ -43,9 +43,21 @@ class RangeObserver(ResizingStateMixin, ObserverBase):
         self.count.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() == 0:
-            return x
-        lo, hi = self.find_range(self.rows(x.detach().float()))
+        if x.numel():
+            self.absorb(self.summary(x.detach()))
+        return x
+
+    def summary(self, x: Tensor, ahead: bool = False) -> tuple:
+        """What ``absorb`` needs of a call with ``x``, not empty.
+
+        Args:
+            ahead: it may be absorbed after others that are not known yet (of other processes).
+        """
+        return self.find_range(self.rows(x.float()))
+
+    def absorb(self, summary: tuple) -> None:
+        """Take a call's ``summary`` in."""
+        lo, hi = summary
         seen = int(self.count)
         if seen and self.min_val.shape != lo.shape:
             raise ValueError(
@@ -57,7 +69,6 @@ class RangeObserver(ResizingStateMixin, ObserverBase):
             self.min_val.add_((lo - self.min_val) / (seen + 1))
             self.max_val.add_((hi - self.max_val) / (seen + 1))
         self.count += 1
-        return x
 
     def uniform_params(self) -> UniformParams:
         """Uniform parameters of the averaged range.

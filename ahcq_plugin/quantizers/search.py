@@ -42,16 +42,19 @@ class SearchObserver(AvgMinMaxObserver):
         self.sample = self.sample.new_zeros(0)
         self.per_call, self.scores = SAMPLED_PER_CALL, None
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.numel():
-            values = x.detach().reshape(-1)
-            highest = values.amax().float().view(1)
-            self.largest = torch.maximum(self.largest, highest) if int(self.count) else highest
-            step = coprime_step(len(values), -(-len(values) // self.per_call))
-            self.sample = torch.cat([self.sample.to(x.device), values[::step].float()])
-            if len(self.sample) > SAMPLED:
-                self.sample, self.per_call = self.sample[::2].clone(), max(self.per_call // 2, 1)
-        return super().forward(x)
+    def summary(self, x: Tensor, ahead: bool = False) -> tuple:
+        values = x.reshape(-1)
+        rates = halvings(SAMPLED_PER_CALL) if ahead else (self.per_call,)
+        samples = {rate: strided(values, rate).float() for rate in rates}
+        return *super().summary(x), values.amax().float().view(1), samples
+
+    def absorb(self, summary: tuple) -> None:
+        *extremes, highest, samples = summary
+        self.largest = torch.maximum(self.largest, highest) if int(self.count) else highest
+        self.sample = torch.cat([self.sample.to(highest.device), samples[self.per_call]])
+        if len(self.sample) > SAMPLED:
+            self.sample, self.per_call = self.sample[::2].clone(), max(self.per_call // 2, 1)
+        super().absorb(tuple(extremes))
 
     def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean minimum, mean maximum and largest value, each (1,) float32.
@@ -83,11 +86,14 @@ class Scores:
         self.candidates, self.quantize, self.power = list(candidates), quantize, power
         self.errors: Tensor | None = None
 
-    @torch.no_grad()
     def add(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> None:
         """Add one item; an empty one adds nothing."""
-        if not x.numel():
-            return
+        if x.numel():
+            self.add_errors(self.judge(x, product))
+
+    @torch.no_grad()
+    def judge(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+        """Every candidate's error on an item that is not empty, float64 (candidates,)."""
         wanted = product(x).double()
         errors = []
         for candidate in self.candidates:
@@ -95,12 +101,25 @@ class Scores:
             # exp(p log e) is several times faster than pow on a CPU, and 0 stays 0
             errors.append((error.square_() if self.power == 2 else error.log_().mul_(self.power).exp_()).mean())
         # a candidate whose product overflows half precision has lost
-        found = torch.stack(errors).nan_to_num_(nan=math.inf)
-        self.errors = found if self.errors is None else self.errors.to(found.device) + found
+        return torch.stack(errors).nan_to_num_(nan=math.inf)
+
+    def add_errors(self, errors: Tensor) -> None:
+        """Add what ``judge`` gave."""
+        self.errors = errors if self.errors is None else self.errors.to(errors.device) + errors
 
     def best(self) -> Any:
         """The candidate of the least error, the first of equal ones."""
         return self.candidates[int(torch.argmin(self.errors))]
+
+
+def halvings(rate: int) -> list[int]:
+    """rate, rate // 2, ... 1: how many values a call may be asked for."""
+    return [rate >> k for k in range(rate.bit_length())]
+
+
+def strided(values: Tensor, most: int) -> Tensor:
+    """At most ``most`` of ``values`` along the first axis, evenly strided."""
+    return values[:: coprime_step(len(values), -(-len(values) // most))]
 
 
 def coprime_step(length: int, least: int) -> int:
@@ -182,11 +201,14 @@ class SearchedFakeQuantize(FakeQuantize):
         observer.scores = self._scores(self.output_error_power) if int(observer.count) else None
         return observer.scores is not None
 
-    def score(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> None:
+    def judge(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
         scores = self.activation_post_process.scores
         if scores is None:
             raise RuntimeError("`score` was called without `begin_search`: calibrate in two passes")
-        scores.add(spread_rows(x.detach()), product)
+        return scores.judge(spread_rows(x.detach()), product)
+
+    def add_errors(self, errors: Tensor) -> None:
+        self.activation_post_process.scores.add_errors(errors)
 
     @torch.no_grad()
     def commit(self) -> None:

@@ -23,6 +23,8 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 
 WEIGHTS_DIR = Path(__file__).resolve().parent / "weights"
+#: Models whose weights come with the package.
+PACKAGED = ("sam_tiny", "sam2_tiny")
 #: Where the published weights are looked for when no path is given (relative to the working directory).
 CHECKPOINT_DIR = Path("checkpoints")
 
@@ -53,7 +55,7 @@ _KEYS = frozenset(
 
 @dataclass(frozen=True)
 class PublishedCheckpoint:
-    """A published weight file. The suffix of its name is the start of the MD5 of its bytes."""
+    """A published weight file. The MD5 of its bytes starts with ``md5_prefix`` ('': not known)."""
 
     file: str
     url: str
@@ -79,7 +81,7 @@ def packaged_config(name: str = "sam_tiny") -> dict[str, Any]:
 
 def default_checkpoint(name: str) -> Path:
     """Where the weights of a named model are when no path is given."""
-    return WEIGHTS_DIR / f"{name}.pth" if name == "sam_tiny" else CHECKPOINT_DIR / CHECKPOINTS[name].file
+    return WEIGHTS_DIR / f"{name}.pth" if name in PACKAGED else CHECKPOINT_DIR / CHECKPOINTS[name].file
 
 
 def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | bool | None = None) -> Sam:
@@ -107,7 +109,7 @@ def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | boo
         source = CHECKPOINTS[name_or_cfg]
         checkpoint = default_checkpoint(name_or_cfg) if checkpoint is None else checkpoint
         if checkpoint is not False:  # a ViT-H takes seconds to build: complain about its file first
-            _require_file(Path(checkpoint), source)
+            require_file(Path(checkpoint), source)
         sam = sam_model_registry[name_or_cfg](checkpoint=None)
     else:
         raise ValueError(f"unknown model {name_or_cfg!r}, allowed: sam_tiny, {', '.join(CHECKPOINTS)}, or a mapping")
@@ -118,15 +120,30 @@ def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | boo
     return sam.float().eval()
 
 
+def name_of_state(state: Mapping[str, Any]) -> str:
+    """Name of the SAM, as :func:`build_sam` takes it, that a ``state_dict`` belongs to, quantized or not.
+
+    Raises ValueError when it is none of the named ones.
+    """
+    packaged = packaged_config()
+    known = {(packaged["image_size"] // packaged["patch_size"], packaged["embed_dim"]): "sam_tiny"}
+    known |= {(64, 768): "vit_b", (64, 1024): "vit_l", (64, 1280): "vit_h"}
+    table = state.get("image_encoder.pos_embed")
+    size = (table.shape[1], table.shape[3]) if isinstance(table, Tensor) and table.ndim == 4 else None
+    if size not in known:
+        raise ValueError(f"these weights belong to none of {', '.join(known.values())}: (grid, width) is {size}")
+    return known[size]
+
+
 def load_weights(sam: nn.Module, path: str | Path, source: PublishedCheckpoint | None = None) -> None:
-    """Load a ``state_dict`` file strictly into ``sam``; half precision is widened to the model's dtype.
+    """Load a ``state_dict`` file, bare or as ``{"model": ...}``, strictly into ``sam``; half precision is widened.
 
     ``source``, when its file name is that of ``path``, has the MD5 prefix compared first.
     Raises FileNotFoundError or, in one line, ValueError.
     """
     path = Path(path)
-    _require_file(path, source)
-    if source is not None and path.name == source.file:
+    require_file(path, source)
+    if source is not None and source.md5_prefix and path.name == source.file:
         with path.open("rb") as stream:
             md5 = hashlib.file_digest(stream, "md5").hexdigest()
         if not md5.startswith(source.md5_prefix):
@@ -139,6 +156,8 @@ def load_weights(sam: nn.Module, path: str | Path, source: PublishedCheckpoint |
     except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"cannot read {path} as a PyTorch state_dict ({reason}); copy or download it again") from error
+    if isinstance(state, Mapping) and set(state) == {"model"}:  # SAM 2's files
+        state = state["model"]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} holds {type(state).__name__}, expected a state_dict (names to tensors)")
     own = sam.state_dict()
@@ -176,7 +195,8 @@ def box_forward(sam: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Te
     )
 
 
-def _require_file(path: Path, source: PublishedCheckpoint | None) -> None:
+def require_file(path: Path, source: PublishedCheckpoint | None) -> None:
+    """FileNotFoundError unless ``path`` is a file; the message says where ``source`` is to be had."""
     if path.is_file():
         return
     if source is None:

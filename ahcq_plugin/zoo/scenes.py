@@ -45,7 +45,7 @@ def render_scene(
         raise ValueError(f"`size` must be at least 32 pixels, got {size}")
     rng = np.random.default_rng(seed)
     image = texture(rng, size, size, size)
-    _clutter(rng, image)
+    clutter(rng, image)
     labels = np.zeros((size, size), np.uint8)
     count = int(rng.integers(3, 15))
     for label in range(1, count + 1):
@@ -203,7 +203,7 @@ def _smooth_noise(
     return cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, channels)
 
 
-def _clutter(rng: np.random.Generator, image: np.ndarray) -> None:
+def clutter(rng: np.random.Generator, image: np.ndarray) -> None:
     """Specks and lines on the background that belong to nothing."""
     size = len(image)
     for _ in range(int(rng.integers(0, 25)) if rng.random() < 0.6 else 0):
@@ -273,7 +273,7 @@ def write_coco(out_dir: str | os.PathLike[str], count: int, seed: int = 0, size:
     out_dir = Path(out_dir)
     made_by = {"description": "generated scenes", "version": VERSION, "seed": seed, "size": size, "count": count}
     result = out_dir / "instances.json"
-    if result.is_file() and json.loads(result.read_text(encoding="utf-8")).get("info") == made_by:
+    if _made_by(result) == made_by:
         return result
     if out_dir.exists() and any(out_dir.iterdir()):
         raise FileExistsError(f"{out_dir} holds other files than the scenes asked for: choose another or delete it")
@@ -283,12 +283,20 @@ def write_coco(out_dir: str | os.PathLike[str], count: int, seed: int = 0, size:
         data = _write_images(partial, count, seed, size)
         (partial / "instances.json").write_text(json.dumps({"info": made_by, **data}), encoding="utf-8")
         partial.chmod(0o755)
-        if out_dir.exists():
-            out_dir.rmdir()
-        partial.rename(out_dir)
+        try:
+            if out_dir.exists():
+                out_dir.rmdir()
+            partial.rename(out_dir)
+        except OSError:
+            if _made_by(result) != made_by:  # else another process was faster
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return result
+
+
+def _made_by(result: Path) -> dict | None:
+    return json.loads(result.read_text(encoding="utf-8")).get("info") if result.is_file() else None
 
 
 def _write_images(folder: Path, count: int, seed: int, size: int) -> dict[str, list]:

@@ -1,19 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 import difflib
+import inspect
+import itertools
 import re
 from pathlib import Path
 
 import mmdet
 import pytest
+import torch
+from mmdet.datasets import CocoDataset
+from mmdet.registry import MODELS
+from mmengine.config import Config
 
 from ahcq_plugin.mm.dry_run import make_dry_run
 from ahcq_plugin.mm.launch import read_config
 from ahcq_plugin.mm.preflight import KNOWN_KEYS, check_keys
+from ahcq_plugin.mm.ptq_loop import PTQLoop
+from ahcq_plugin.mm.records import leaf_config
 from ahcq_plugin.ptq import Recipe
-from ahcq_plugin.zoo.sam import build_sam
+from ahcq_plugin.zoo.sam import CHECKPOINTS, build_sam
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAVES = sorted((ROOT / "mm_configs").glob("*.py"))
+PUBLISHED = [leaf for leaf in LEAVES if re.match(r"sam_[blh]_", leaf.stem)]
+
+
+def _classes(detector):
+    head = detector.roi_head.bbox_head if hasattr(detector, "roi_head") else detector.bbox_head
+    return head.num_classes
 
 
 def test_leaves_and_tools_are_short():
@@ -28,29 +42,73 @@ def test_every_leaf_says_what_its_name_says(leaf):
     recipe = Recipe.from_config(cfg.recipe)
     w_bits, a_bits = map(int, re.search(r"_w(\d)a(\d)", leaf.stem).groups())
     assert (recipe.name, recipe.w_bits, recipe.a_bits) == ("ahcq", w_bits, a_bits)
-    assert cfg.sam.name == ("vit_b" if leaf.stem.startswith("sam_b") else "sam_tiny")
-    detectors = {"yolox": "YOLOX", "frcnn": "FasterRCNN"}
+    name = leaf.stem.split("_w")[0].removeprefix("demo_")
+    size = re.search(r"^sam_([blh])$", name)
+    assert cfg.sam.name == (f"vit_{size[1]}" if size else name)
+    assert not size or CHECKPOINTS[cfg.sam.name].file == Path(cfg.sam.checkpoint).name
+    assert cfg.test_cfg.type == ("VideoPTQLoop" if "sam2" in leaf.stem else "PTQLoop")
+    detectors = {"yolox": "YOLOX", "frcnn": "FasterRCNN", "hdetr": "HDeformableDETR", "dino": "DINO"}
     assert cfg.model.type == next((d for part, d in detectors.items() if part in leaf.stem), "NoDetector")
     assert cfg.test_dataloader.dataset != cfg.test_cfg.calib.get("dataset"), "calibration images are others"
 
 
-def test_the_sam_b_run_is_the_published_setting():
-    cfg = read_config(str(ROOT / "mm_configs" / "sam_b_w4a4_frcnn.py"))
+def test_there_is_a_leaf_for_every_cell_of_the_published_tables():
+    cells = itertools.product("blh", (4, 5, 6), ("frcnn", "yolox", "hdetr", "dino"))
+    assert {f"sam_{sam}_w{bits}a{bits}_{detector}" for sam, bits, detector in cells} <= {leaf.stem for leaf in LEAVES}
+
+
+@pytest.mark.parametrize("leaf", PUBLISHED, ids=lambda path: path.stem)
+def test_a_leaf_has_the_published_setting(leaf):
+    cfg = read_config(str(leaf))
     assert cfg.recipe.iterations == 20000 and cfg.test_cfg.calib.num_images == 32
     assert cfg.test_dataloader.dataset.ann_file == "annotations/instances_val2017.json"
-    assert cfg.train_dataloader.dataset.ann_file == "annotations/instances_train2017.json"
-    assert cfg.test_cfg.score_thr == cfg.model.test_cfg.rcnn.score_thr == 0.05
+    assert leaf_config(cfg.train_dataloader.dataset).ann_file == "annotations/instances_train2017.json"
+    limit = inspect.signature(PTQLoop).parameters["max_boxes"].default
+    if cfg.model.type in ("HDeformableDETR", "DINO"):
+        assert (
+            cfg.test_cfg.score_thr == 0
+            and cfg.test_cfg.get("max_boxes", limit) == cfg.model.test_cfg.max_per_img == 100
+        )
+    else:
+        thresholds = cfg.model.test_cfg.get("rcnn", cfg.model.test_cfg)
+        assert cfg.test_cfg.score_thr == thresholds.score_thr == 0.05
 
 
-def test_a_dry_run_of_sam_b_keeps_its_size_but_the_input(tmp_path):
-    cfg = read_config(str(ROOT / "mm_configs" / "sam_b_w4a4_frcnn.py"))
+@pytest.mark.parametrize(
+    "base", sorted((ROOT / "mm_configs/_base_/detectors").glob("*.py")), ids=lambda path: path.stem
+)
+def test_every_detector_builds_and_says_where_its_weights_are_to_be_had(base):
+    cfg = Config.fromfile(base)
+    detector = MODELS.build(cfg.model)
+    if cfg.model.type == "NoDetector":
+        return
+    # the labels of the detector are those of the data set
+    assert _classes(detector) == len(CocoDataset.METAINFO["classes"])
+    file = Path(cfg.load_from).name
+    assert cfg.load_from == f"checkpoints/{file}" and file in cfg.detector_source
+
+
+@pytest.mark.parametrize("size", "blh")
+def test_a_dry_run_cuts_depth_inputs_and_the_width_of_the_larger_two(size, tmp_path):
+    cfg = read_config(str(ROOT / "mm_configs" / f"sam_{size}_w4a4_frcnn.py"))
     cfg.work_dir = str(tmp_path)
     notes = make_dry_run(cfg)
-    assert any(f"{cfg.sam.name.image_size} pixels" in note for note in notes)
-    small, full = build_sam(dict(cfg.sam.name), checkpoint=False), build_sam("vit_b", checkpoint=False)
-    shapes = {name: p.shape for name, p in full.named_parameters()}
-    differing = {name for name, p in small.named_parameters() if shapes.pop(name) != p.shape}
-    assert not shapes and all("pos_embed" in name or "rel_pos" in name for name in differing)
+    name = cfg.sam.name
+    cut = f"{name.image_size} pixels, its encoder has {name.depth} blocks of width {name.embed_dim} with"
+    assert any(cut in note for note in notes)
+    assert any("detector's input is 320 pixels" in note for note in notes)
+    scales = [step.scale for step in cfg.test_dataloader.dataset.pipeline if "scale" in step]
+    assert scales == [(320, 320)]
+    with torch.device("meta"):
+        small, full = (build_sam(model, checkpoint=False) for model in (dict(name), f"vit_{size}"))
+    width = 1 if size == "b" else 2
+    blocks = [model.image_encoder.blocks[0] for model in (small, full)]
+    assert blocks[0].attn.qkv.in_features * width == blocks[1].attn.qkv.in_features
+    assert blocks[0].attn.num_heads * width == blocks[1].attn.num_heads
+    shapes = {name: p.shape for name, p in full.mask_decoder.named_parameters()}
+    assert shapes == {name: p.shape for name, p in small.mask_decoder.named_parameters()}
+    # a block with windows and a global one
+    assert [block.window_size for block in small.image_encoder.blocks] == [14, 0]
 
 
 def test_no_key_of_mmdets_own_configs_is_taken_for_a_typing_error():

@@ -53,6 +53,7 @@ def test_config_without_ptq_loop(complain, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
+        ({"toolkit": "mqb"}, "unknown toolkit 'mqb'; allowed: native, mqbench"),
         ({"recipe": "gptq"}, "unknown recipe 'gptq'; allowed: rtn, adaround, brecq, qdrop"),
         ({"cfg_options": {"recipe.iteration": 5}}, "recipe: unknown key 'iteration'; allowed: "),
         ({"cfg_options": {"recipe.w_bits": 9}}, "`w_bits` must be "),

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from rich.console import Console
 
-from ahcq_plugin.mm import BoxPromptedSAM, ptq_loop
+from ahcq_plugin.mm import BoxPromptedSAM, ptq_loop, quantization_loop
 from ahcq_plugin.mm.convert_yolox import build_yolox
 from ahcq_plugin.mm.evaluation import evaluate
 from ahcq_plugin.mm.launch import launch, read_config
@@ -40,7 +40,7 @@ STAGES = [
 def blank_report(request, monkeypatch):
     """Drawing the report takes longer than the run; one test draws it."""
     if "real_report" not in request.fixturenames:
-        monkeypatch.setattr(ptq_loop, "write_report", lambda path, data: Path(path).write_text("<html>"))
+        monkeypatch.setattr(quantization_loop, "write_report", lambda path, data: Path(path).write_text("<html>"))
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_the_checkpoint_is_the_model_that_was_measured(run, ptq_config, tmp_path
     cfg = read_config(str(ptq_config))
     loader = Runner.build_dataloader(cfg.test_dataloader)
     model = BoxPromptedSAM(sam).eval()
-    records = ptq_loop.read_records(loader, model, ptq_loop.Cache(None))
+    records = ptq_loop.read_records(loader, model, quantization_loop.Cache(None))
     found = evaluate(model, records, loader.dataset.metainfo, loader.dataset.ann_file).metrics
     assert found == {key: metrics["quantized"][key] for key in found}
 
@@ -104,7 +104,7 @@ def test_a_failed_audit_reports_nothing(run, monkeypatch):
     def fail(*args, **kwargs):
         raise AuditError(AuditReport(["blocks.0: drop mode is on"]))
 
-    monkeypatch.setattr(ptq_loop, "quantize", fail)
+    monkeypatch.setattr(quantization_loop, "quantize", fail)
     code, text, metrics = run()
     assert code == 1 and "blocks.0: drop mode is on" in text and "mIoU" not in text
     assert metrics is None, "figures of an earlier run must not pass for this one's"
@@ -114,7 +114,7 @@ def test_other_errors_are_not_swallowed(run, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(ptq_loop, "quantize", fail)
+    monkeypatch.setattr(quantization_loop, "quantize", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         run()
 
@@ -128,9 +128,9 @@ def test_bad_data_found_late_is_one_line_and_a_trace_on_disk(run, tmp_path):
 def test_the_floating_point_evaluation_is_kept_on_request(run, monkeypatch, tmp_path, scenes):
     calls = []
 
-    def counted(model, records, metainfo, ann_file, reference, desc):
+    def counted(model, records, metainfo, ann_file, reference, desc, workers):
         calls.append(desc)
-        return evaluate(model, records, metainfo, ann_file, reference, desc)
+        return evaluate(model, records, metainfo, ann_file, reference, desc, workers)
 
     monkeypatch.setattr(ptq_loop, "evaluate", counted)
     options = dict(cfg_options={"test_cfg.cache_dir": str(tmp_path / "cache")})
@@ -149,7 +149,7 @@ def test_the_seed_reaches_calibration_and_reconstruction(run, monkeypatch):
         seen.append((batches[0], recipe.seed))
         raise AuditError(AuditReport(["enough seen"]))
 
-    monkeypatch.setattr(ptq_loop, "quantize", spy)
+    monkeypatch.setattr(quantization_loop, "quantize", spy)
     for seed in (0, 0, 5):
         run(seed=seed)
     (a, seed_a), (b, seed_b), (c, seed_c) = seen
@@ -223,16 +223,7 @@ def test_a_plain_mmdet_config_becomes_a_ptq_run(coco_scenes, sam_config, tmp_pat
 
 
 def _batches(loop):
-    return list(loop._calibration_batches(loop.runner.model))
-
-
-def test_more_than_one_process_is_refused(ptq_config, monkeypatch, tmp_path):
-    cfg = read_config(str(ptq_config))
-    cfg.work_dir = str(tmp_path / "out")
-    loop = Runner.from_cfg(cfg).test_loop
-    monkeypatch.setattr(ptq_loop, "get_world_size", lambda: 2)
-    with pytest.raises(RuntimeError, match="PTQLoop runs in one process, got 2"):
-        loop.run()
+    return list(loop.calibration(loop.runner.model))
 
 
 def test_a_loop_without_recipe_says_where_it_belongs(ptq_config, tmp_path):
@@ -251,7 +242,9 @@ def test_a_dry_run_needs_no_data_and_no_weights(run, leaf, monkeypatch, tmp_path
     monkeypatch.setenv("AHCQ_DATA", str(tmp_path / "absent"))
     code, text, metrics = run(ROOT / "mm_configs" / f"{leaf}.py", dry_run=True, cfg_options={"recipe.w_bits": 3})
     assert code == 0 and metrics is None, "the results of a dry run are not where real ones belong"
-    assert "dry run: 2 generated images" in text and "dry run: SAM's input is 128 pixels" in text
+    assert (
+        "dry run: 2 generated images" in text and "dry run: SAM's input is 128 pixels, its encoder has 2 blocks" in text
+    )
     metrics = json.loads((tmp_path / "out" / "dry_run" / "metrics.json").read_text())
     assert metrics["bits"] == [3, 4] and list(metrics["stages"]) == STAGES
 

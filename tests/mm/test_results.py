@@ -4,9 +4,9 @@ import json
 import pytest
 
 from ahcq_plugin.mm import results, results_tables
-from ahcq_plugin.mm.ptq_loop import STAGES
+from ahcq_plugin.mm.quantization_loop import STAGES
 from ahcq_plugin.mm.results import Cell, cell_key, fill, read_cell
-from ahcq_plugin.mm.results_tables import BEGIN, END, TABLES, Row, Table, bar_chart, markdown, update_readme
+from ahcq_plugin.mm.results_tables import BEGIN, END, SUITES, TABLES, Row, Table, bar_chart, markdown, update_readme
 
 CONFIG = "mm_configs/sam_tiny_w4a4_yolox_nano_coco.py"
 ROWS = (Row("rtn", Cell("rtn", 8)), Row("qdrop, 3 seeds", Cell("qdrop", 4), 3))
@@ -110,3 +110,22 @@ def test_readme_markers(tmp_path):
     readme.write_text("# A")
     with pytest.raises(ValueError, match="has no <!-- results:begin --> ..."):
         update_readme(readme, "x")
+
+
+@pytest.mark.parametrize("name", ["clips", "davis"])
+def test_video_suites_show_video_figures(name, tmp_path):
+    suite = SUITES[name]
+    cells = {cell for table in suite.tables for cell in table.cells()}
+    assert len({cell.name for cell in cells}) == len({cell_key(suite.config, cell) for cell in cells}) == len(cells)
+    figures = {"J&F": 0.5, "J": 0.4, "F": 0.6}
+    cell = suite.tables[0].rows[0].cell
+    stages = {name: {"seconds": 2.0, "peak_bytes": 3 * 2**20} for name in STAGES}
+    metrics = {"fp": figures, "quantized": figures | {"J_fp": 0.75}, "stages": stages}
+    content = {"key": cell_key(suite.config, cell), "config": suite.config, "metrics": metrics}
+    (tmp_path / f"{cell.name}.json").write_text(json.dumps(content))
+    lines = markdown(suite.config, tmp_path, suite.tables[0].rows, columns=suite.columns).splitlines()
+    assert lines[0].startswith("| | bits | J&F | J | F | J to FP |")
+    assert lines[2:4] == [
+        "| floating point | 32 | 0.5000 | 0.4000 | 0.6000 | – | – | – | – |",
+        "| rtn | W6A6 | 0.5000 | 0.4000 | 0.6000 | 0.7500 | 1 | 12 | 3 |",
+    ]

@@ -38,6 +38,30 @@ def test_searched_ranges_are_for_uniform_activations_only():
     assert searched(range_search=True) == set(ROLES) - families
 
 
+def test_a_component_may_be_kept_to_some_units():
+    """The paper's LNQ: everywhere in SAM, in SAM 2 in the image encoder only."""
+    recipe = Recipe.from_config("ahcq")
+    for unit in (
+        "image_encoder.blocks.0",
+        "mask_decoder.transformer.layers.0",
+        "image_encoder.trunk.blocks.0",
+        "",
+        "blocks.1",
+    ):
+        assert recipe.family("softmax", unit) == "lnq"
+    for unit in ("memory_attention.layers.3", "sam_mask_decoder.transformer.final_attn_token_to_image"):
+        assert recipe.family("softmax", unit) == "uniform"
+        assert recipe.family("post_act", unit) == "hluq" and recipe.family("qkv_in", unit) == "cag"
+        assert Recipe.from_config("ptq4sam").family("softmax", unit) == "agq"
+        assert Recipe.from_config("ahcq", without={}).family("softmax", unit) == "lnq"
+        assert Recipe.from_config("ahcq", families={"softmax": "agq"}).family("softmax", unit) == "agq"
+    other = Recipe.from_config("ahcq", without={"cag": ("image_encoder.*",)}, range_search=True)
+    assert other.family("mlp_in", "image_encoder.blocks.0") == "uniform" and other.family("mlp_in") == "cag"
+    assert "observer" in other.quantizer_options("mlp_in", "image_encoder.blocks.0")
+    assert other.quantizer_options("mlp_in") == {"groups": 4}
+    assert Recipe.from_config(other.to_dict()) == other
+
+
 @pytest.mark.parametrize(
     "config, message",
     [
@@ -55,6 +79,9 @@ def test_searched_ranges_are_for_uniform_activations_only():
         ({"name": "rtn", "families": {"softmx": "uniform"}}, r"`families` has 'softmx'; allowed: .*softmax"),
         ({"name": "rtn", "families": {"softmax": "lgn"}}, r"`families` has 'lgn'; allowed: uniform"),
         ({"name": "rtn", "families": 3}, r"recipe: `families` must be of type Mapping\[str, str\], got 3"),
+        ({"name": "ahcq", "without": {"big": ["a"]}}, r"`without` has 'big'; allowed: cag, hluq, lnq, agq"),
+        ({"name": "ahcq", "without": {"lnq": "a.*"}}, r"`without.lnq` must be a list of globs of units, got 'a.\*'"),
+        ({"name": "ahcq", "without": ["lnq"]}, r"`without` must be of type Mapping\[str, Sequence\[str\]\], got"),
         ({"name": "qdrop", "granularity": "model"}, r"`granularity` must be one of none, layer, unit, got 'model'"),
     ],
 )

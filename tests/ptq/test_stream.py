@@ -92,15 +92,6 @@ def test_only_outputs_that_are_still_read_are_kept(prepared, tiny_items):
     assert {key[0] for key in stream._outputs._items} == {SAM_UNITS[3]}  # the neck's are its inputs now
 
 
-def test_unit_called_twice_is_refused(prepared, tiny_items):
-    def twice(model, item):
-        model.image_encoder(item["image"])
-        return box_forward(model, item)
-
-    with pytest.raises(RuntimeError, match=r"unit 'image_encoder.blocks.0' is called more than once in one forward"):
-        UnitStream(prepared, tiny_items, twice)
-
-
 def test_unit_never_called_is_refused(prepared, tiny_items):
     with pytest.raises(RuntimeError, match=r"never calls unit 'mask_decoder.transformer.layers.0'; leave it out"):
         UnitStream(prepared, tiny_items, lambda model, item: model.image_encoder(item["image"]))

@@ -4,7 +4,15 @@ import json
 import pytest
 import torch
 
-from ahcq_plugin.zoo.sam import CHECKPOINTS, WEIGHTS_DIR, box_forward, build_sam, load_weights, packaged_config
+from ahcq_plugin.zoo.sam import (
+    CHECKPOINTS,
+    WEIGHTS_DIR,
+    box_forward,
+    build_sam,
+    load_weights,
+    name_of_state,
+    packaged_config,
+)
 from tests.conftest import TINY_SAM
 
 
@@ -109,3 +117,13 @@ def test_wrong_arguments_are_explained():
 
 def test_packaged_config_is_the_json_next_to_the_weights():
     assert packaged_config() == json.loads((WEIGHTS_DIR / "sam_tiny.json").read_text())["model"]
+
+
+def test_weights_tell_whose_they_are(tiny_sam):
+    assert name_of_state(build_sam("sam_tiny", checkpoint=False).state_dict()) == "sam_tiny"
+    with torch.device("meta"):
+        assert name_of_state(build_sam("vit_b", checkpoint=False).state_dict()) == "vit_b"
+    with pytest.raises(ValueError, match=r"none of sam_tiny, vit_b, vit_l, vit_h: \(grid, width\) is \(8, 32\)"):
+        name_of_state(tiny_sam.state_dict())
+    with pytest.raises(ValueError, match="is None"):
+        name_of_state({})

@@ -169,7 +169,7 @@ def test_bad_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match="`batch` must be a multiple of `processes`, got 2 and 3"):
         train(TINY_SAM, small_run(), tmp_path, processes=3)
     with pytest.raises(ValueError, match="is at step 7, beyond `steps` = 6"):
-        loop._Run(init_sam(TINY_SAM, 0), loop.DenseHead(16), small_run()).load({"step": 7})
+        loop.SamRun(init_sam(TINY_SAM, 0), loop.DenseHead(16), small_run()).load({"step": 7})
 
 
 def test_models_stay_within_their_size():

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from segment_anything.modeling import ImageEncoderViT, Sam
-from torch import Tensor
+from torch import Tensor, nn
 
 from ahcq_plugin.zoo.sam import build_sam
 
@@ -28,20 +28,23 @@ def init_sam(cfg: Mapping[str, Any], seed: int) -> Sam:
     torch.manual_seed(seed)
     sam = build_sam(cfg, checkpoint=False).train()
     with torch.no_grad():
-        matrix = sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
-        matrix *= torch.logspace(-1, math.log10(3), matrix.shape[1])
-        for layer in (*sam.mask_decoder.transformer.layers, None):
-            pair = (
-                [sam.mask_decoder.transformer.final_attn_token_to_image]
-                if layer is None
-                else [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
-            )
-            for attention in pair:
-                attention.k_proj.weight.copy_(attention.q_proj.weight)
+        start_decoder(sam.prompt_encoder, sam.mask_decoder)
         sam.image_encoder.pos_embed.copy_(0.3 * _waves(cfg["image_size"] // cfg["patch_size"], cfg["embed_dim"]))
-        _cosine_patches(sam.image_encoder.patch_embed.proj.weight)
+        cosine_patches(sam.image_encoder.patch_embed.proj.weight)
         _local_heads(sam.image_encoder)
     return sam
+
+
+@torch.no_grad()
+def start_decoder(prompt_encoder: nn.Module, mask_decoder: nn.Module) -> None:
+    """The first two of those places, in SAM or SAM 2."""
+    matrix = prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+    matrix *= torch.logspace(-1, math.log10(3), matrix.shape[1])
+    for layer in mask_decoder.transformer.layers:
+        for attention in (layer.cross_attn_token_to_image, layer.cross_attn_image_to_token):
+            attention.k_proj.weight.copy_(attention.q_proj.weight)
+    last = mask_decoder.transformer.final_attn_token_to_image
+    last.k_proj.weight.copy_(last.q_proj.weight)
 
 
 def _waves(grid: int, channels: int) -> Tensor:
@@ -55,7 +58,7 @@ def _waves(grid: int, channels: int) -> Tensor:
     return out
 
 
-def _cosine_patches(weight: Tensor) -> None:
+def cosine_patches(weight: Tensor) -> None:
     """Fill (C, 3, P, P) with the C lowest products of cosines, each scaled as if power fell with frequency squared;
     a random rotation spreads them over the channels."""
     channels, colours, side, _ = weight.shape

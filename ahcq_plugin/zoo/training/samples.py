@@ -70,7 +70,7 @@ def make_sample(seed: int, index: int, cfg: SampleCfg, pool: list[tuple[Level, L
         if covers:
             break
     if real:
-        image = _colours(rng, image)
+        image = recolour(rng, image)
     return _finish(rng, image, covers, unknown, real, cfg)
 
 
@@ -172,7 +172,7 @@ def _cut_out(rng: np.random.Generator, level: Level, size: int) -> tuple[np.ndar
     return warped, cv2.warpAffine(cover, matrix, (size, size), flags=cv2.INTER_LINEAR)
 
 
-def _colours(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+def recolour(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     """Brightness, contrast, saturation, tint; sometimes grey, mixed-up channels, blur or noise."""
     x = image.astype(np.float32)
     x = x * rng.uniform(0.7, 1.3) + rng.uniform(-20, 20) + rng.normal(0, 8, 3).astype(np.float32)

@@ -1,2 +1,3 @@
 # SPDX-License-Identifier: Apache-2.0
-recipe = dict(name="ahcq", w_bits=4, a_bits=4)
+# Iterations of the published settings.
+recipe = dict(name="ahcq", w_bits=4, a_bits=4, iterations=20000)

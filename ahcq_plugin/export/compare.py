@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The golden model beside the fake-quantized PyTorch model: matmul by matmul, and whole units chained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ahcq_plugin.export.codes import decode
+from ahcq_plugin.export.interpret import Call, cut_patches, golden_output, interpreted
+from ahcq_plugin.export.matmul import Matmul, lane_names
+from ahcq_plugin.export.operands import TableOperand
+from ahcq_plugin.export.spec import Spec
+from ahcq_plugin.graph import prepared_units
+from ahcq_plugin.ptq.batches import Forward, default_forward, model_device, to_device
+
+#: Rounding of float32: half the distance from 1 to the next number.
+UNIT_ROUNDOFF = 2.0**-24
+
+
+@dataclass
+class MatmulRow:
+    """Errors of one matmul over all data, in units of ``u * sum_k |x_k| |w_k|`` of each output, u = 2^-24.
+
+    They are measured against float64 on the levels of PyTorch's quantizers. In the sum, x counts with twice the offset
+    of its quantizer; the bias is in it. Where levels of an integer table are rounded (roots of two), the golden model's
+    error is what exceeds half a unit of the table for each x.
+
+    Attributes:
+        outputs: number of output values.
+        golden_error, torch_error: largest error.
+        golden_limit, torch_limit: proven bounds of them (``rounding_limits``).
+        codes, differing: codes that enter the matmul, and how many of them differ when the unit runs chained.
+    """
+
+    unit: str
+    matmul: Matmul
+    outputs: int = 0
+    golden_error: float = 0.0
+    torch_error: float = 0.0
+    codes: int = 0
+    differing: int = 0
+    golden_limit: float = field(init=False)
+    torch_limit: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.golden_limit, self.torch_limit = rounding_limits(self.matmul)
+
+
+@dataclass
+class UnitRow:
+    """A unit whose matmuls all run in integers, one after the other, on the same input as PyTorch.
+
+    Attributes:
+        codes, differing: codes that enter its matmuls, and how many of them differ from PyTorch's.
+        error: largest relative difference of its outputs, ``|golden - torch| / |torch|`` (Euclidean norms).
+    """
+
+    unit: str
+    codes: int = 0
+    differing: int = 0
+    error: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """Share of differing codes."""
+        return self.differing / max(self.codes, 1)
+
+
+def rounding_limits(matmul: Matmul) -> tuple[float, float]:
+    """Bounds of ``golden_error`` and ``torch_error``.
+
+    Golden: a lane takes two roundings and an addition; the constant offset, both scales, the bias and the levels of
+    PyTorch's quantizer, rounded once, some more. PyTorch: k products and sums in any order, bias, scalar factors.
+    Each limit has room for the second order.
+    """
+    return 3 * len(lane_names(matmul.left)) + 8.0, matmul.k + 8.0
+
+
+@torch.no_grad()
+def compare(
+    qmodel: nn.Module, spec: Spec, batches: Iterable[Any], forward: Forward | None = None
+) -> tuple[list[MatmulRow], list[UnitRow]]:
+    """Run PyTorch's model on ``batches`` and the golden model beside it.
+
+    Every matmul is fed with the codes that PyTorch has there; every unit is then run chained, from the input that it
+    has in PyTorch.
+    """
+    units = {name: unit for name, unit in prepared_units(qmodel).items() if any(u.name == name for u in spec.units)}
+    rows = {(unit.name, matmul.name): MatmulRow(unit.name, matmul) for unit, matmul in spec.matmuls()}
+    chains = {name: UnitRow(name) for name in units}
+    seen: dict[tuple[str, str], tuple[Tensor, ...]] = {}
+    chained = False
+
+    def on_matmul(unit: str, call: Call) -> Tensor:
+        row = rows.get((unit, call.site.node.name))
+        if row is None:
+            return call.float_output()
+        key, codes = (unit, row.matmul.name), (call.left, call.right)
+        if chained:
+            _count(row, seen.pop(key), codes)
+            return golden_output(row.matmul, call)[1]
+        seen[key] = codes
+        out = call.float_output()
+        _measure(row, call, out, units[unit])
+        return out
+
+    forward, device = forward or default_forward, model_device(qmodel)
+    with interpreted(units, on_matmul) as interpreters:
+        for name, unit in units.items():
+            run = interpreters[name].run
+
+            def both(*args: Any, run=run, name=name, **kwargs: Any) -> Any:
+                nonlocal chained
+                out = run(*args, **kwargs)
+                chained = True
+                other = run(*args, **kwargs)
+                chained = False
+                chains[name].error = max(chains[name].error, _difference(other, out))
+                return out
+
+            unit.forward = both
+        for batch in batches:
+            forward(qmodel, to_device(batch, device))
+    for row in rows.values():
+        chains[row.unit].codes += row.codes
+        chains[row.unit].differing += row.differing
+    return list(rows.values()), list(chains.values())
+
+
+@torch.no_grad()
+def golden_forward(qmodel: nn.Module, spec: Spec, batch: Any, forward: Forward | None = None) -> Any:
+    """What the model gives when every exported matmul runs in integers, all units chained."""
+    matmuls = {(unit.name, matmul.name): matmul for unit, matmul in spec.matmuls()}
+
+    def on_matmul(unit: str, call: Call) -> Tensor:
+        matmul = matmuls.get((unit, call.site.node.name))
+        return call.float_output() if matmul is None else golden_output(matmul, call)[1]
+
+    with interpreted(prepared_units(qmodel), on_matmul):
+        return (forward or default_forward)(qmodel, to_device(batch, model_device(qmodel)))
+
+
+def mask_overlap(wanted: Tensor, found: Tensor) -> tuple[Tensor, int]:
+    """Of two sets of mask logits (N, 1, h, w): IoU of each pair (N,), 1 where both are empty, and flipped pixels."""
+    a, b = wanted > 0, found > 0
+    common, joint = (a & b).flatten(1).sum(1), (a | b).flatten(1).sum(1)
+    return torch.where(joint == 0, 1.0, common / joint.clamp(min=1)), int((a != b).sum())
+
+
+def _count(row: MatmulRow, before: tuple[Tensor | None, ...], now: tuple[Tensor | None, ...]) -> None:
+    for old, new in zip(before, now, strict=True):
+        if old is not None:
+            row.codes += old.numel()
+            row.differing += int((old != new).sum())
+
+
+def _measure(row: MatmulRow, call: Call, out: Tensor, unit: nn.Module) -> None:
+    matmul = row.matmul
+    left = _values(unit, call.site.left, call.left).cpu().numpy()
+    levels = decode(matmul.left, call.left.cpu().numpy())
+    size = np.abs(levels).astype(np.float64) + 2 * abs(float(getattr(matmul.left, "offset", 0)))
+    rounded = np.zeros_like(size)
+    if isinstance(matmul.left, TableOperand):
+        rounded = np.minimum(np.abs(levels - left), matmul.left.unit / 2)
+    bias = np.zeros(1)
+    if call.right is None:
+        layer = call.site.layer
+        right = layer.weight.detach().flatten(1).T.double().cpu().numpy()
+        bias = bias if layer.bias is None else layer.bias.detach().double().cpu().numpy()
+    else:
+        right = _values(unit, call.site.right, call.right).double().cpu().numpy()
+    if matmul.patches is not None:
+        left, size, rounded = (cut_patches(x, matmul.patches, 0) for x in (left, size, rounded))
+    exact, limit = left.astype(np.float64) @ right + bias, size @ np.abs(right) + np.abs(bias)
+    factor = float(call.rescale(torch.ones((), dtype=torch.float64)))
+    result, other = golden_output(matmul, call)
+    row.outputs += result.output.size
+    for name, values, granted in (("golden_error", other, rounded @ np.abs(right)), ("torch_error", out, 0)):
+        values = values.permute(0, 2, 3, 1) if matmul.patches is not None else values
+        error = np.abs(values.cpu().double().numpy().reshape(exact.shape) - exact * factor) - granted * abs(factor)
+        bound = np.maximum(limit * abs(factor) * UNIT_ROUNDOFF, np.finfo(np.float32).tiny)
+        setattr(row, name, max(getattr(row, name), float((error / bound).max(initial=0))))
+
+
+def _values(unit: nn.Module, operand: Any, codes: Tensor) -> Tensor:
+    quantizer = unit.get_submodule(operand.quantizer.target)
+    return quantizer.decode(codes)
+
+
+def _difference(a: Any, b: Any) -> float:
+    """Largest relative difference between tensors, or tuples of tensors, of the same structure."""
+    if isinstance(a, Tensor):
+        return float((a - b).norm() / b.norm().clamp(min=1e-30))
+    return max(_difference(x, y) for x, y in zip(a, b, strict=True))

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operands from frozen fake quantizers. Nothing is approximated but AGQ levels with 30 fraction bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ahcq_plugin.export.operands import (
+    MAX_TABLE_ENTRY,
+    Activation,
+    GroupedOperand,
+    HLUQOperand,
+    SpecError,
+    TableOperand,
+    UniformOperand,
+    WeightOperand,
+)
+from ahcq_plugin.functional import agq, hluq, lnq, power_of_two
+from ahcq_plugin.functional.tables import Table
+from ahcq_plugin.quantizers import (
+    AGQFakeQuantize,
+    CAGFakeQuantize,
+    FakeQuantize,
+    HLUQFakeQuantize,
+    LNQFakeQuantize,
+    PowerOfTwoFakeQuantize,
+    UniformFakeQuantize,
+)
+
+
+def activation_operand(quantizer: FakeQuantize) -> Activation:
+    """The operand of a frozen activation quantizer.
+
+    Raises:
+        SpecError: the quantizer is not frozen, or of a kind that no spec can hold.
+    """
+    check_frozen(quantizer)
+    for kind, convert in _CONVERTERS.items():
+        if isinstance(quantizer, kind):
+            return convert(quantizer)
+    raise SpecError(f"no spec can hold the family {quantizer.family!r}; it can hold {', '.join(_FAMILIES)}")
+
+
+@torch.no_grad()
+def weight_operand(layer: nn.Module) -> WeightOperand:
+    """The weight (N, K) of a frozen quantized Linear or Conv2d; K of a convolution is channels, then kernel rows.
+
+    Raises:
+        SpecError: the weight is not float32, not on its grid, or its quantizer is not frozen.
+    """
+    quantizer, weight = layer.weight_fake_quant, layer.weight
+    check_frozen(quantizer)
+    if weight.dtype != torch.float32:
+        raise SpecError(f"the weight must be float32, got {weight.dtype}; export the model before you cast it")
+    codes = quantizer.encode(weight)
+    off = int((quantizer.decode(codes) != weight).sum())
+    if off:
+        raise SpecError(f"{off} of {weight.numel()} weights are off their grid; freeze the model first")
+    ones = torch.ones(len(weight), device=weight.device)
+    scales, zero_points = quantizer.scale * ones, quantizer.zero_point * ones
+    return WeightOperand(
+        quantizer.bits, _int64(codes.flatten(1)), scales.float().cpu().numpy(), _int64(zero_points.round())
+    )
+
+
+def check_frozen(quantizer: FakeQuantize) -> None:
+    """SpecError unless the quantizer is on, in its final form, and neither observes nor drops nor rounds softly."""
+    wrong = quantizer.problems()
+    wrong += ["quantization is off"] * (not quantizer.quantizing) + ["its observer is on"] * quantizer.observing
+    wrong += ["drop mode is on"] * (quantizer.prob != 1) + ["soft rounding is on"] * getattr(quantizer, "adaround", 0)
+    if wrong:
+        raise SpecError(f"the model is not frozen ({', '.join(wrong)}); export what `quantize` or `freeze` returned")
+
+
+def _uniform(quantizer: UniformFakeQuantize) -> UniformOperand:
+    if quantizer.scale.numel() != 1:
+        raise SpecError(f"a uniform operand has one scale, got {quantizer.scale.numel()}; use the family cag")
+    return UniformOperand(quantizer.bits, _float32(quantizer.scale), int(quantizer.zero_point))
+
+
+def _grouped(quantizer: CAGFakeQuantize) -> GroupedOperand:
+    starts = _int64(quantizer.boundaries())
+    return GroupedOperand(
+        quantizer.bits,
+        _int64(quantizer.permutation()),
+        np.append(starts, len(quantizer.labels)),
+        quantizer.scale.detach().float().cpu().numpy(),
+        _int64(quantizer.zero_point),
+    )
+
+
+def _hluq(quantizer: HLUQFakeQuantize) -> HLUQOperand:
+    params = quantizer.params()
+    return HLUQOperand(
+        quantizer.bits,
+        _float32(params.offset),
+        _float32(params.scale_log),
+        _float32(params.scale_uniform),
+        int(params.log_levels),
+        _boundaries(hluq.table(params, quantizer.bits)),
+    )
+
+
+def _lnq(quantizer: LNQFakeQuantize) -> TableOperand:
+    params = quantizer.params()
+    integers = _int64(lnq.integer_levels(params, quantizer.bits))
+    return _table(quantizer.bits, lnq.table(params, quantizer.bits), integers, lnq.DECODE_FRACTION_BITS, params.clip)
+
+
+def _agq(quantizer: AGQFakeQuantize) -> TableOperand:
+    params = quantizer.params()
+    return _powers(quantizer.bits, agq.table(params, quantizer.bits), int(params.tau), params.scale)
+
+
+def _power_of_two(quantizer: PowerOfTwoFakeQuantize) -> TableOperand:
+    params = quantizer.params()
+    return _powers(quantizer.bits, power_of_two.table(params, quantizer.bits), 1, params.scale, params.offset)
+
+
+def _powers(bits: int, table: Table, parts: int, scale: Tensor, offset: Tensor | None = None) -> TableOperand:
+    """Levels ``2^(-code / parts)`` and 0 of the last code: exact in as few fraction bits as possible, 30 at most.
+
+    Roots of two, and powers below 2^-30, are rounded (half to even) to 2^-30 of the scale.
+    """
+    codes = np.arange(2**bits - 1)
+    exact = int(codes[-1]) if parts == 1 else MAX_TABLE_ENTRY.bit_length()
+    fraction = min(exact, MAX_TABLE_ENTRY.bit_length() - 1)
+    integers = np.append(np.rint(np.exp2(fraction - codes / parts)), 0).astype(np.int64)
+    return _table(bits, table, integers, fraction, scale, offset)
+
+
+def _table(
+    bits: int, table: Table, integers: np.ndarray, fraction: int, scale: Tensor, offset: Tensor | None = None
+) -> TableOperand:
+    unit = np.float32(np.ldexp(_float32(scale), -fraction))
+    shift = np.float32(0) if offset is None else _float32(offset)
+    return TableOperand(bits, _boundaries(table), _int64(table.codes), integers, unit, shift)
+
+
+_CONVERTERS = {
+    UniformFakeQuantize: _uniform,
+    CAGFakeQuantize: _grouped,
+    HLUQFakeQuantize: _hluq,
+    LNQFakeQuantize: _lnq,
+    AGQFakeQuantize: _agq,
+    PowerOfTwoFakeQuantize: _power_of_two,
+}
+_FAMILIES = tuple(kind.family for kind in _CONVERTERS)
+
+
+def _boundaries(table: Table) -> np.ndarray:
+    return table.boundaries.detach().cpu().numpy()
+
+
+def _float32(value: Tensor) -> np.float32:
+    return np.float32(value.detach().float().item())
+
+
+def _int64(value: Tensor) -> np.ndarray:
+    return value.detach().cpu().numpy().astype(np.int64)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one does with a generated folder: run its test benches, keep what simulation and synthesis gave."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+from ahcq_plugin.hls.csim import FLAGS, QUIET, compile_cpp, include_flags
+from ahcq_plugin.hls.generator import FORMAT, MANIFEST
+from ahcq_plugin.hls.synth import SynthesisReport
+from ahcq_plugin.ptq.atomic import replacing
+
+REPORT = "report.json"
+
+
+def manifest(folder: Path) -> list[dict]:
+    """The layers of a generated folder, as ``layers.json`` lists them.
+
+    Raises:
+        FileNotFoundError: it is no generated folder. ValueError: of another version.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {MANIFEST}: it was not written by make_hls")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has the format {content.get('format')!r}, this version reads {FORMAT!r}; write it again"
+        )
+    return content["layers"]
+
+
+def run_testbench(folder: Path, top: str) -> tuple[bool, str]:
+    """Compile the generated test bench of ``top`` with g++ and run it: (equal to the golden model, what it printed).
+
+    Raises:
+        BuildError: g++ is missing or fails.
+    """
+    layer = (folder / top).resolve()
+    flags = [*FLAGS, *QUIET, *include_flags((folder / "include").resolve(), layer)]
+    compile_cpp([*flags, "-I.", "-c", f"{top}.cpp", "-o", f"{top}.o"], layer)
+    compile_cpp([*flags, "-I.", "-c", f"{top}_tb.cpp", "-o", f"{top}_tb.o"], layer)
+    compile_cpp([f"{top}.o", f"{top}_tb.o", "-o", "testbench"], layer)
+    run = subprocess.run([str(layer / "testbench")], cwd=layer, capture_output=True, text=True)
+    return run.returncode == 0, run.stdout
+
+
+def write_report(folder: Path, results: dict[str, dict[str, object]]) -> Path:
+    """``report.json``: every layer of the manifest with what was measured of it, such as ``csim`` or ``synthesis``."""
+    entries = [dict(entry, **results.get(entry["top"], {})) for entry in manifest(folder)]
+    with replacing(folder / REPORT) as temporary:
+        temporary.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    return folder / REPORT
+
+
+def synthesis_entry(report: SynthesisReport) -> dict[str, object]:
+    """A synthesis report as it stands in ``report.json``."""
+    return dict(asdict(report), meets_timing=report.meets_timing)

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Post-training quantization as a test loop: what runs on images and runs on videos have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+from mmengine.device import get_device
+from mmengine.runner import BaseLoop
+from torch import nn
+
+from ahcq_plugin import QuantReport, quantize
+from ahcq_plugin.mm.cache import Cache, digest
+from ahcq_plugin.mm.files import write_json
+from ahcq_plugin.mm.report import write_report
+from ahcq_plugin.mm.report_data import ReportData
+from ahcq_plugin.mm.toolkits import unit_preparer
+from ahcq_plugin.ptq import Recipe
+from ahcq_plugin.ptq.batches import Forward
+from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE, load_file
+from ahcq_plugin.ptq.distributions import collect_distributions
+from ahcq_plugin.ptq.stages import Stages
+from ahcq_plugin.ptq.workers import Workers
+
+#: Files written into the work dir.
+OUTPUTS = ("metrics.json", "report.html", "quantized.pth")
+#: In the order of the run.
+STAGES = (
+    "detect",
+    "fp_eval",
+    "prepare",
+    "precondition",
+    "calibrate",
+    "reconstruct",
+    "freeze",
+    "audit",
+    "quantized_eval",
+)
+
+
+class CalibrationOptions:
+    """Base of the frozen dataclasses for ``test_cfg.calib``; the fields named in ``COUNTS`` are positive integers."""
+
+    COUNTS: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for key in self.COUNTS:
+            value = getattr(self, key)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"calib: `{key}` must be a positive integer, got {value!r}")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | None) -> Self:
+        """From ``test_cfg.calib``. Raises ValueError on an unknown key or a bad value."""
+        config = dict(config or {})
+        allowed = [field.name for field in fields(cls)]
+        unknown = sorted(set(config) - set(allowed))
+        if unknown:
+            raise ValueError(f"calib: unknown key {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed)}")
+        return cls(**config)
+
+
+class Measured(Protocol):
+    """Figures of a model and what else is kept of an evaluation; JSON keeps it for other runs."""
+
+    metrics: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> Measured: ...
+
+
+@dataclass(frozen=True)
+class PTQResult:
+    """Outcome of a run: ``metrics`` as in ``metrics.json``, the engine's report, the files written."""
+
+    metrics: dict[str, Any]
+    report: QuantReport
+    files: dict[str, Path]
+
+
+class QuantizationLoop(BaseLoop):
+    """Floating-point evaluation, quantization, audit, quantized evaluation, report.
+
+    Runs in ``run()``, after the Runner has loaded its checkpoint; what :meth:`wrap` returns then replaces
+    ``runner.model``. Writes ``metrics.json``, ``report.html`` and ``quantized.pth`` into the Runner's work dir.
+
+    Args:
+        runner, dataloader: given by the Runner.
+        sam: ``dict(name=..., checkpoint=...)``; default: ``sam`` at the config's top level.
+        recipe: name or dict, see :class:`ahcq_plugin.ptq.Recipe`; default: ``recipe`` at the config's top level.
+        units: see :func:`ahcq_plugin.quantize`.
+        toolkit: who places the quantizers: 'native' (this package) or 'mqbench'; the results are equal.
+        cache_dir: folder where the floating-point evaluation (and detections) are kept for other runs; None: not kept.
+        device: where to compute; default: where the Runner put the model.
+        resume: go on with an interrupted reconstruction in the work dir.
+    """
+
+    #: Runs the SAM on a calibration item; how evaluations come back from JSON.
+    forward: ClassVar[Forward]
+    measured: ClassVar[type[Measured]]
+
+    def __init__(
+        self,
+        runner,
+        dataloader,
+        sam: Mapping[str, Any] | None,
+        recipe: str | Mapping[str, Any] | None,
+        units: Any,
+        toolkit: str,
+        cache_dir: str | None,
+        device: str | None,
+        resume: bool,
+    ):
+        super().__init__(runner, dataloader)
+        self.sam_config = sam if sam is not None else self._top_level("sam")
+        self.recipe = Recipe.from_config(recipe if recipe is not None else self._top_level("recipe"))
+        self.units, self.prepare_unit = units, unit_preparer(toolkit)
+        self.workers = Workers.running()
+        self.cache = Cache(cache_dir, self.workers)
+        self.device, self.resume = device, resume
+        self.result: PTQResult | None = None
+
+    @abstractmethod
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model that is measured, from the Runner's: it has ``sam``, which is quantized, and ``device``."""
+
+    @abstractmethod
+    def read(self, model: nn.Module) -> Sequence[Any]:
+        """Records of the test data."""
+
+    @abstractmethod
+    def calibration(self, model: nn.Module) -> Sequence[Any]:
+        """Calibration items, for ``forward``."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, records: Sequence[Any], reference: Measured | None, desc: str) -> Measured:
+        """Measure; with ``reference`` also the distance to its masks."""
+
+    @abstractmethod
+    def identity(self, model: nn.Module, records: Sequence[Any]) -> list[Any]:
+        """What a floating-point evaluation depends on, beside the SAM's weights and modules."""
+
+    @abstractmethod
+    def pictures(self, records: Sequence[Any], floating: Measured, quantized: Measured) -> dict[str, list[Any]]:
+        """Fields of ReportData that show masks."""
+
+    @abstractmethod
+    def notes(self, items: Sequence[Any]) -> dict[str, Any]:
+        """What the checkpoint says of the calibration items."""
+
+    def details(self, floating: Measured, quantized: Measured) -> dict[str, Any]:
+        """More for ``metrics.json``."""
+        return {}
+
+    def run(self) -> dict[str, float]:
+        """Run all stages.
+
+        Returns: metrics as ``fp/AP``, ``quantized/AP``, ...; the whole outcome stays in ``self.result``.
+        Raises:
+            ValueError, FileNotFoundError: bad weights or data, before anything is quantized.
+            RuntimeError: the audit failed; nothing is reported then.
+        """
+        runner, stages, workers = self.runner, Stages(), self.workers
+        for name in OUTPUTS if workers.is_first else ():  # an earlier run's must not pass for this one's if it fails
+            Path(runner.work_dir, name).unlink(missing_ok=True)
+        runner.call_hook("before_test")
+        runner.call_hook("before_test_epoch")
+        model = self.wrap(runner.model).to(self.device or get_device()).eval()
+        runner.model = model
+        with stages("detect", model.device):
+            records = self.read(model)
+            batches = self.calibration(model)
+        with stages("fp_eval", model.device):
+            floating = self._floating_point(model, records)
+        model.sam, report = quantize(
+            model.sam,
+            batches,
+            self.recipe,
+            units=self.units,
+            forward=type(self).forward,
+            work_dir=runner.work_dir,
+            resume=self.resume,
+            inplace=True,
+            prepare_unit=self.prepare_unit,
+            workers=workers,
+            notes=self.notes(batches),
+        )
+        stages.records.update(report.stages)
+        with stages("quantized_eval", model.device):
+            quantized = self.evaluate(model, records, floating, desc="quantized evaluation")
+        self.result = self._report(records, floating, quantized, report, stages.records, batches[0])
+        flat = {
+            f"{part}/{name}": value for part in ("fp", "quantized") for name, value in self.result.metrics[part].items()
+        }
+        runner.call_hook("after_test_epoch", metrics=flat)
+        runner.call_hook("after_test")
+        return flat
+
+    def _floating_point(self, model: nn.Module, records: Sequence[Any]) -> Measured:
+        def key() -> str:
+            return digest([digest(model.sam.state_dict()), repr(model.sam), *self.identity(model, records)])
+
+        def compute() -> dict[str, Any]:
+            return self.evaluate(model, records, None, desc="floating-point evaluation").to_json()
+
+        return self.measured.from_json(self.cache.fetch(f"floating_point_{self.measured.__name__}", key, compute))
+
+    def _report(self, records, floating: Measured, quantized: Measured, report: QuantReport, stages, item) -> PTQResult:
+        folder = Path(self.runner.work_dir)
+        files = {name: folder / name for name in OUTPUTS}
+        content = report.to_dict()
+        metrics = {
+            "fp": floating.metrics,
+            "quantized": quantized.metrics,
+            **self.details(floating, quantized),
+            "audit": {"passed": report.audit.passed, "counts": report.audit.counts},
+            "recipe": self.recipe.name,
+            "bits": [self.recipe.w_bits, self.recipe.a_bits],
+            "stages": {name: stages[name] for name in STAGES if name in stages},
+        }
+        if not self.workers.is_first:
+            return PTQResult(metrics, report, files)
+        write_json(metrics, files["metrics.json"])
+        unrounded = load_file(folder / CALIBRATED_FILE)["state"]  # what `quantize` started the reconstruction from
+        data = ReportData(
+            metrics,
+            content["units"],
+            content["roles"],
+            content["audit"],
+            self.runner.cfg.pretty_text,
+            content["conditions"],
+            distributions=collect_distributions(self.runner.model.sam, item, type(self).forward, unrounded),
+            **self.pictures(records, floating, quantized),
+        )
+        write_report(files["report.html"], data)
+        return PTQResult(metrics, report, files)
+
+    def _top_level(self, key: str) -> Any:
+        if key not in self.runner.cfg:
+            raise ValueError(f"{type(self).__name__}: give `{key}` in test_cfg or at the top level of the config")
+        return self.runner.cfg[key]

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SAM 2 video models: the packaged ``sam2_tiny``, the published sizes, and any size given as a mapping.
+
+Only classes of the ``sam2`` package are used, so a model built here has the module names and the ``state_dict`` layout
+of the published code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sam2.build_sam import build_sam2_video_predictor
+from sam2.modeling.backbones.hieradet import Hiera
+from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
+from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
+from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
+from sam2.modeling.position_encoding import PositionEmbeddingSine
+from sam2.modeling.sam.transformer import RoPEAttention
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+from ahcq_plugin.zoo.sam import CHECKPOINT_DIR, WEIGHTS_DIR, PublishedCheckpoint, load_weights, require_file
+
+_KEYS = frozenset(
+    (
+        "image_size",
+        "embed_dim",
+        "num_heads",
+        "stages",
+        "window_spec",
+        "global_att_blocks",
+        "d_model",
+        "memory_dim",
+        "memory_layers",
+        "memory_mlp_dim",
+        "num_maskmem",
+        "max_obj_ptrs",
+    )
+)
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A published SAM 2: its config in the ``sam2`` package and its weight file (no checksum is published)."""
+
+    config: str
+    checkpoint: PublishedCheckpoint
+
+
+def _published() -> dict[str, PublishedModel]:
+    sizes = {"t": ("t", "tiny"), "s": ("s", "small"), "bp": ("b+", "base_plus"), "l": ("l", "large")}
+    found = {}
+    for version, folder in (("2", "072824"), ("2.1", "092824")):
+        for short, (config, long) in sizes.items():
+            file = f"sam{version}_hiera_{long}.pt"
+            url = f"https://dl.fbaipublicfiles.com/segment_anything_2/{folder}/{file}"
+            found[f"sam{version}_{short}"] = PublishedModel(
+                f"configs/sam{version}/sam{version}_hiera_{config}.yaml", PublishedCheckpoint(file, url, "")
+            )
+    return found
+
+
+#: ``sam2_t``, ``sam2_s``, ``sam2_bp``, ``sam2_l`` and the same with ``sam2.1_``.
+PUBLISHED = _published()
+
+
+def packaged_config(name: str = "sam2_tiny") -> dict[str, Any]:
+    """The ``model`` section of a packaged json file: constructor arguments for :func:`build_sam2`."""
+    return json.loads((WEIGHTS_DIR / f"{name}.json").read_text(encoding="utf-8"))["model"]
+
+
+def build_sam2(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | bool | None = None) -> SAM2VideoPredictor:
+    """Build a SAM 2 video predictor in evaluation mode, parameters in float32 on the CPU, no post-processing.
+
+    Args:
+        name_or_cfg: ``"sam2_tiny"``, a name in :data:`PUBLISHED`, ``{"name": one of these, "image_size": S}`` for
+            another input size than 1024, or a mapping with the keys of :func:`packaged_config`.
+        checkpoint: path of a ``state_dict``; ``None``: the packaged weights of ``sam2_tiny``, or the published file in
+            :data:`~ahcq_plugin.zoo.sam.CHECKPOINT_DIR`; ``False``: random weights.
+
+    Raises FileNotFoundError when the weight file is missing (the message says where to get it); ValueError for an
+    unknown name or key, a damaged file or weights of another model.
+    """
+    if checkpoint is True:
+        raise ValueError("`checkpoint` must be a path, None or False, got True")
+    cfg = {"name": name_or_cfg} if isinstance(name_or_cfg, str) else dict(name_or_cfg)
+    if "name" in cfg and cfg["name"] != "sam2_tiny":
+        return _build_published(cfg, checkpoint)
+    if cfg == {"name": "sam2_tiny"}:
+        cfg = packaged_config()
+        checkpoint = WEIGHTS_DIR / "sam2_tiny.pth" if checkpoint is None else checkpoint
+    if checkpoint is None:
+        raise ValueError("`checkpoint` is needed with a config: give a path, or False for random weights")
+    model = _from_config(cfg)
+    if checkpoint is not False:
+        load_weights(model, checkpoint)
+    return model.float().eval()
+
+
+def _build_published(cfg: Mapping[str, Any], checkpoint: str | Path | bool | None) -> SAM2VideoPredictor:
+    if cfg["name"] not in PUBLISHED:
+        raise ValueError(f"unknown model {cfg['name']!r}, allowed: sam2_tiny, {', '.join(PUBLISHED)}, or a mapping")
+    if set(cfg) - {"name", "image_size"}:
+        raise ValueError(
+            f"model config: keys beside 'name' and 'image_size': {sorted(set(cfg) - {'name', 'image_size'})}"
+        )
+    published = PUBLISHED[cfg["name"]]
+    path = CHECKPOINT_DIR / published.checkpoint.file if checkpoint is None else checkpoint
+    if path is not False:  # the large one takes seconds to build: complain about its file first
+        require_file(Path(path), published.checkpoint)
+    size = cfg.get("image_size", 1024)
+    _check_size(size)
+    model = build_sam2_video_predictor(
+        published.config,
+        device="cpu",
+        hydra_overrides_extra=[f"++model.image_size={size}"],
+        apply_postprocessing=False,
+    )
+    if path is not False:
+        load_weights(model, path, published.checkpoint)
+    return model.float().eval()
+
+
+def _check_size(size: int) -> None:
+    if size % 32:
+        raise ValueError(f"`image_size` must be a multiple of 32, got {size}")
+
+
+def _from_config(cfg: Mapping[str, Any]) -> SAM2VideoPredictor:
+    """One mask for each object and frame (no ambiguity tokens); everything else as in the SAM 2.1 configs."""
+    if set(cfg) != _KEYS:
+        raise ValueError(
+            f"model config: missing keys {sorted(_KEYS - set(cfg))}, unknown keys {sorted(set(cfg) - _KEYS)}"
+        )
+    size, width, dim, memory = cfg["image_size"], cfg["embed_dim"], cfg["d_model"], cfg["memory_dim"]
+    _check_size(size)
+    if dim % 16 or dim % memory:
+        raise ValueError(f"`d_model` must be a multiple of 16 and of `memory_dim`, got {dim} and {memory}")
+    encoder = ImageEncoder(
+        trunk=Hiera(
+            embed_dim=width,
+            num_heads=cfg["num_heads"],
+            stages=tuple(cfg["stages"]),
+            global_att_blocks=tuple(cfg["global_att_blocks"]),
+            window_pos_embed_bkg_spatial_size=(7, 7),
+            window_spec=tuple(cfg["window_spec"]),
+        ),
+        neck=FpnNeck(
+            position_encoding=PositionEmbeddingSine(dim),
+            d_model=dim,
+            backbone_channel_list=[8 * width, 4 * width, 2 * width, width],
+            fpn_top_down_levels=[2, 3],
+            fpn_interp_model="nearest",
+        ),
+        scalp=1,
+    )
+    grid = size // 16
+    rope = {"embedding_dim": dim, "num_heads": 1, "downsample_rate": 1, "rope_theta": 10000.0, "feat_sizes": [grid] * 2}
+    layer = MemoryAttentionLayer(
+        activation="relu",
+        cross_attention=RoPEAttention(**rope, rope_k_repeat=True, kv_in_dim=memory),
+        d_model=dim,
+        dim_feedforward=cfg["memory_mlp_dim"],
+        dropout=0.0,
+        pos_enc_at_attn=False,
+        pos_enc_at_cross_attn_keys=True,
+        pos_enc_at_cross_attn_queries=False,
+        self_attention=RoPEAttention(**rope),
+    )
+    return SAM2VideoPredictor(
+        image_encoder=encoder,
+        memory_attention=MemoryAttention(
+            d_model=dim, pos_enc_at_input=True, layer=layer, num_layers=cfg["memory_layers"]
+        ),
+        memory_encoder=MemoryEncoder(
+            out_dim=memory,
+            mask_downsampler=MaskDownSampler(embed_dim=dim, kernel_size=3, stride=2, padding=1),
+            fuser=Fuser(CXBlock(dim, kernel_size=7, padding=3, layer_scale_init_value=0.1), num_layers=2),
+            position_encoding=PositionEmbeddingSine(memory),
+            in_dim=dim,
+        ),
+        image_size=size,
+        num_maskmem=cfg["num_maskmem"],
+        max_obj_ptrs_in_encoder=cfg["max_obj_ptrs"],
+        sigmoid_scale_for_mem_enc=20.0,
+        sigmoid_bias_for_mem_enc=-10.0,
+        use_mask_input_as_output_without_sam=True,
+        directly_add_no_mem_embed=True,
+        no_obj_embed_spatial=True,
+        use_high_res_features_in_sam=True,
+        iou_prediction_use_sigmoid=True,
+        use_obj_ptrs_in_encoder=True,
+        add_tpos_enc_to_obj_ptrs=True,
+        proj_tpos_enc_in_obj_ptrs=True,
+        use_signed_tpos_enc_to_obj_ptrs=True,
+        only_obj_ptrs_in_the_past_for_eval=True,
+        pred_obj_scores=True,
+        pred_obj_scores_mlp=True,
+        fixed_no_obj_ptr=True,
+        use_mlp_for_obj_ptr_proj=True,
+    )

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+# SA-V: evaluation on val, calibration on videos of test (the training set has another layout).
+data_source = (
+    "SA-V val and test from https://ai.meta.com/datasets/segment-anything-video belong into data/sav_val, sav_test"
+)
+eval_dataset = dict(type="VideoFolder", data_root="data/sav_val", layout="sav", split="val")
+calib_dataset = dict(type="VideoFolder", data_root="data/sav_test", layout="sav", split="test")

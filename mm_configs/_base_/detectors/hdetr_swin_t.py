@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+# H-Deformable-DETR Swin-T, 36 epochs, as hdetr_r50.py.
+_base_ = "./hdetr_r50.py"
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type="SwinTransformer",
+        embed_dims=96,
+        depths=[2, 2, 6, 2],
+        num_heads=[3, 6, 12, 24],
+        window_size=7,
+        drop_path_rate=0.2,
+        out_indices=(1, 2, 3),
+    ),
+    neck=dict(in_channels=[192, 384, 768]),
+)
+load_from = "checkpoints/hdetr_swin_t.pth"
+detector_source = (
+    "download https://github.com/HDETR/H-Deformable-DETR/releases/download/v0.1/swin_tiny_hybrid_branch_lambda1_group6_"
+    "t1500_dp0_mqs_lft_deformable_detr_plus_iterative_bbox_refinement_plus_plus_two_stage_36eps.pth and convert it: "
+    "python tools/convert_hdetr.py <it> checkpoints/hdetr_swin_t.pth "
+    "--config mm_configs/_base_/detectors/hdetr_swin_t.py"
+)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+sam = dict(name="sam2_t", checkpoint=None)  # None: the published file in checkpoints/

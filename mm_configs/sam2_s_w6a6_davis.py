@@ -1,0 +1,3 @@
+# SPDX-License-Identifier: Apache-2.0
+_base_ = "./sam2_s_w4a4_davis.py"
+recipe = dict(w_bits=6, a_bits=6)

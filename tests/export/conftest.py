@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures: the packaged SAM quantized to 4 bits, its spec, and items to run it on."""
+
+from __future__ import annotations
+
+import pytest
+
+from ahcq_plugin import quantize
+from ahcq_plugin.export import make_spec
+from ahcq_plugin.zoo.items import coco_items, scene_items
+from ahcq_plugin.zoo.predict import make_batch
+from ahcq_plugin.zoo.sam import box_forward, build_sam
+
+BOXES = 4
+
+
+def batches(sam, items, count: int):
+    """The first ``count`` items as batches of at most ``BOXES`` boxes."""
+    found = []
+    for item in items:
+        found.append(make_batch(sam, item.image, item.boxes[:BOXES]))
+        if len(found) == count:
+            break
+    return found
+
+
+@pytest.fixture(scope="session")
+def quantized():
+    """sam_tiny by the recipe ahcq with 4 bits: two reconstruction steps a unit."""
+    sam = build_sam("sam_tiny")
+    qmodel, _ = quantize(
+        sam, batches(sam, scene_items(8), 1), "ahcq", 4, 4, forward=box_forward, iterations=2, progress=False
+    )
+    return qmodel
+
+
+@pytest.fixture(scope="session")
+def spec(quantized):
+    return make_spec(quantized)
+
+
+@pytest.fixture(scope="session")
+def scenes(quantized):
+    """Items of two generated scenes that calibration has not seen."""
+    return batches(quantized, scene_items(8, seed=7), 2)
+
+
+@pytest.fixture(scope="session")
+def real_images(quantized, shared_data):
+    """Items of eight photographs."""
+    return batches(quantized, coco_items(shared_data / "coco_val"), 8)

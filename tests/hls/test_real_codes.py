@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every matmul of an encoder block and of a decoder layer of the packaged SAM, on the codes that it has on images."""
+
+from __future__ import annotations
+
+import pytest
+
+from ahcq_plugin.hls import HLSOptions, compile_generated, generate, select
+from ahcq_plugin.hls.check import check_on_model
+from ahcq_plugin.zoo.sam import box_forward
+
+UNITS = ("image_encoder.blocks.0", "mask_decoder.transformer.layers.0")
+OPTIONS = HLSOptions(lanes=64)
+
+
+@pytest.fixture(scope="module")
+def real_layers(spec, tmp_path_factory):
+    layers = select(spec, UNITS)
+    folder = generate(layers, tmp_path_factory.mktemp("real") / "layers", OPTIONS)
+    return layers, compile_generated(layers, folder, OPTIONS)
+
+
+@pytest.mark.parametrize("images", ["scenes", "real_images"])
+def test_every_matmul_of_two_units_is_equal(request, quantized, real_layers, images: str) -> None:
+    layers, compiled = real_layers
+    batches = request.getfixturevalue(images)
+    batches = batches[:1] if images == "scenes" else batches
+    found = check_on_model(quantized, layers, compiled, batches, box_forward)
+    assert len(found) == len(layers) == 26
+    assert {row.calls for row in found.values()} == {len(batches)}
+    assert all(row.outputs and row.accumulators for row in found.values())
+    assert {top: row.different for top, row in found.items()} == dict.fromkeys(found, 0)
+    families = {(layer.matmul.kind, layer.matmul.left.family) for layer in layers}
+    assert families == {
+        ("linear", "grouped"),
+        ("linear", "uniform"),
+        ("linear", "hluq"),
+        ("qk", "uniform"),
+        ("av", "table"),
+    }

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convert an official H-Deformable-DETR checkpoint (R50, Swin-T or Swin-L) to one for our config of that detector."""
+
+import argparse
+import sys
+import warnings
+
+with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
+    from ahcq_plugin.mm.convert_hdetr import convert_hdetr
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", help="a file of the releases of HDETR/H-Deformable-DETR, dp0_mqs_lft")
+    parser.add_argument("out", help="for example checkpoints/hdetr_r50.pth")
+    parser.add_argument(
+        "--config", default="mm_configs/_base_/detectors/hdetr_r50.py", help="our config (default: %(default)s)"
+    )
+    args = parser.parse_args()
+    try:
+        count = convert_hdetr(args.checkpoint, args.out, args.config)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.out}: {count} tensors from {args.checkpoint}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write the layer spec of a quantized SAM, for the golden model and for hardware; with --onnx its ONNX graphs too."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ahcq_plugin.export import export_onnx, export_spec
+from ahcq_plugin.ptq.checkpoint import load_checkpoint, load_file
+from ahcq_plugin.zoo.sam import build_sam, name_of_state
+
+ROW = "{:<50} {:<34} {:<7} {:<8} {:>5} {:>5} {:>5} {:>5} {:>8}"
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="quantized.pth of tools/ptq.py or of quantize()")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the spec")
+    parser.add_argument("--sam", help="sam_tiny, vit_b, vit_l or vit_h; default: as the checkpoint's shapes say")
+    parser.add_argument("--onnx", action="store_true", help="also image_encoder.onnx and mask_decoder.onnx")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        content = load_file(args.checkpoint)
+        name = args.sam or name_of_state(content.get("state_dict", {}) if isinstance(content, dict) else {})
+        model = load_checkpoint(args.checkpoint, build_sam(name, checkpoint=False))
+        spec = export_spec(model, args.out)
+        if args.onnx:
+            export_onnx(model, args.out)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(ROW.format("unit", "matmul", "kind", "left", "batch", "m", "k", "n", "acc bits"))
+    for unit, m in spec.matmuls():
+        shape = m.batch, m.m, m.k, m.n, m.accumulator_bits
+        print(ROW.format(unit.name, m.layer or m.name, m.kind, m.left.family, *shape))
+    for line in spec.left_out:
+        print(f"not exported: {line}")
+    print(f"written: {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

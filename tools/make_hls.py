@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generate HLS C++ from a layer spec; simulate it, and synthesise it where Vitis HLS is installed."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ahcq_plugin.export import SpecError, load_spec
+from ahcq_plugin.hls import HLSOptions, cosim, flow, generate, select, synth
+from ahcq_plugin.hls.csim import BuildError
+from ahcq_plugin.hls.vectors import make_vectors
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("spec", type=Path, help="folder that tools/export.py wrote")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the generated C++")
+    parser.add_argument("--layers", nargs="+", default=["*"], help="units or unit.matmul, with * and ?; default: all")
+    parser.add_argument("--lanes", type=int, default=128, help="processing elements (outputs at a time)")
+    parser.add_argument("--simd", type=int, default=8, help="inputs of a processing element per cycle")
+    parser.add_argument("--out-floats", type=int, default=4, help="float32 outputs a beat")
+    parser.add_argument("--part", default=HLSOptions.part)
+    parser.add_argument("--clock-mhz", type=int, default=HLSOptions.clock_mhz)
+    parser.add_argument("--csim", action="store_true", help="compile and run every test bench with g++")
+    parser.add_argument("--cosim", action="store_true", help="run every top behind its AXI ports (cocotb, Verilator)")
+    parser.add_argument("--synth", choices=synth.STEPS[1:], nargs="?", const="synth", help="run Vitis HLS that far")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    failed, results = False, {}
+    try:
+        if args.synth:
+            synth.find_vitis()
+        options = HLSOptions(args.lanes, args.simd, args.out_floats, args.part, args.clock_mhz)
+        layers = select(load_spec(args.spec), args.layers)
+        generate(layers, args.out, options)
+        print(f"written: {len(layers)} layers in {args.out}")
+        for layer in layers:
+            folder, found = args.out / layer.top, results.setdefault(layer.top, {})
+            if args.csim:
+                found["csim"], said = flow.run_testbench(args.out, layer.top)
+                print(f"csim   {layer.top}: {'equal' if found['csim'] else said}")
+            if args.cosim:
+                small = [make_vectors(layer.matmul, 2, 2, seed=1)]
+                cosim.write_bench(folder / "bench.npz", layer, options, small, [], folder / "registers.json")
+                cosim.build(layer.top, folder, args.out / "include")
+                result = cosim.run(layer.top, folder, folder / "bench.npz")
+                found["cosim"] = not result.failed
+                print(
+                    f"cosim  {layer.top}: {f'{len(result.passed)} tests passed' if found['cosim'] else result.failed}"
+                )
+            if args.synth:
+                report = synth.synthesize(folder, layer.top, args.synth)
+                found["synthesis"] = flow.synthesis_entry(report)
+                print(f"synth  {layer.top}: {report.used}, II {report.interval_cycles}, {report.estimated_ns} ns")
+            failed = failed or not all(found.get(step, True) for step in ("csim", "cosim"))
+        print(f"report: {flow.write_report(args.out, results)}")
+    except (SpecError, BuildError, synth.SynthesisError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Train a small SAM 2 from nothing on generated clips, on a CPU or a GPU. See docs/sam2_tiny.md."""
+
+import argparse
+import dataclasses
+import logging
+
+import torch
+
+from ahcq_plugin.zoo.training.clip_loop import SAM2_TINY, ClipTrainCfg, train_clips
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--coco", help="COCO folder with instances.json and images/: backgrounds and cut-outs")
+    data.add_argument("--scenes-only", action="store_true", help="generated shapes only; needs no data")
+    parser.add_argument("--out", required=True, help="folder for state.pth and model.pth")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make clips (useful with a GPU)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pth")
+    defaults = ClipTrainCfg()
+    for name in ("steps", "batch", "lr", "seed"):
+        value = getattr(defaults, name)
+        parser.add_argument(f"--{name}", type=type(value), default=value)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(args.threads)
+    cfg = dataclasses.replace(defaults, steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed)
+    print(train_clips(SAM2_TINY, cfg, args.out, args.coco, args.workers, args.device, args.resume))
+
+
+if __name__ == "__main__":
+    main()
