@@ -63,8 +63,18 @@ def make_dry_run(cfg: Config) -> list[str]:
 
 
 @torch.no_grad()
-def damp(detector: nn.Module) -> None:
-    """Halve the weights of all convolutions, in place: as drawn, those of deep detectors give infinite boxes."""
+def initialise(detector: nn.Module) -> None:
+    """Random weights for a detector, in place, without loading its backbone's.
+
+    Until ``init_weights`` some parameters of MMDetection's detectors (DETRs' level embeddings) are whatever the memory
+    held. The weights of convolutions are halved: as drawn, those of deep detectors give infinite boxes.
+    """
+    for module in detector.modules():
+        configs = getattr(module, "init_cfg", None) or ()
+        if any(c.get("type") == "Pretrained" for c in ([configs] if isinstance(configs, Mapping) else configs)):
+            module.init_cfg = None
+    if hasattr(detector, "init_weights"):
+        detector.init_weights()
     for module in detector.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.mul_(0.5)

@@ -16,7 +16,7 @@ from mmengine.dist import init_dist, is_main_process
 from mmengine.runner import Runner
 from rich.console import Console
 
-from ahcq_plugin.mm.dry_run import damp, make_dry_run
+from ahcq_plugin.mm.dry_run import initialise, make_dry_run
 from ahcq_plugin.mm.files import write_text
 from ahcq_plugin.mm.preflight import preflight
 from ahcq_plugin.mm.quantization_loop import PTQResult
@@ -61,7 +61,7 @@ def launch(
             console.print(f"dry run: {line}", highlight=False)
         runner = build_runner(cfg, random_weights=dry_run)
         if dry_run:
-            damp(runner.model)
+            initialise(runner.model)
     except (ValueError, FileNotFoundError) as error:
         _complain(console, f"error: {' '.join(str(error).split())}")
         return BAD_INPUT

@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 
 from ahcq_plugin.mm import BoxPromptedSAM
 from ahcq_plugin.mm.cache import Cache
-from ahcq_plugin.mm.dry_run import damp
+from ahcq_plugin.mm.dry_run import initialise
 from ahcq_plugin.mm.records import read_records
 
 DETECTORS = Path(__file__).resolve().parents[2] / "mm_configs" / "_base_" / "detectors"
@@ -59,7 +59,7 @@ def _detector(cfg):
     """With random weights that find boxes which differ from one another."""
     torch.manual_seed(0)
     detector = init_detector(cfg, device="cpu")
-    damp(detector)
+    initialise(detector)
     for name, parameter in detector.named_parameters():
         if any(part in name for part in ("fc_reg", "conv_reg", "conv_cls", "conv_obj", "reg_branches", "cls_branches")):
             torch.nn.init.normal_(parameter, std=0.05)

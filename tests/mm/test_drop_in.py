@@ -16,7 +16,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from ahcq_plugin.mm import quantization_loop
-from ahcq_plugin.mm.dry_run import damp
+from ahcq_plugin.mm.dry_run import initialise
 
 ROOT = Path(__file__).resolve().parents[2]
 MIM = Path(mmdet.__file__).parent / ".mim"
@@ -56,7 +56,7 @@ def test_mmdets_tool_runs_a_child_of_an_unmodified_config(parent, coco, tmp_path
     (tmp_path / "child.py").write_text(child)
     torch.manual_seed(0)
     detector = MODELS.build(Config.fromfile(MIM / "configs" / parent).model)
-    damp(detector)
+    initialise(detector)
     torch.save({"state_dict": detector.state_dict()}, tmp_path / "random.pth")
     options = [f"{part}_dataloader.dataset.data_root={coco}" for part in ("train", "test")]
     options += ["test_dataloader.num_workers=0", "test_dataloader.persistent_workers=False"]
