@@ -64,17 +64,14 @@ def make_dry_run(cfg: Config) -> list[str]:
 
 @torch.no_grad()
 def initialise(detector: nn.Module) -> None:
-    """Random weights for a detector, in place, without loading its backbone's.
+    """What a newly built detector without a checkpoint lacks to find boxes, in place.
 
-    Until ``init_weights`` some parameters of MMDetection's detectors (DETRs' level embeddings) are whatever the memory
-    held. The weights of convolutions are halved: as drawn, those of deep detectors give infinite boxes.
+    DETRs' level embeddings are what the memory held, until ``init_weights`` (which would load the backbone's published
+    weights). The weights of convolutions are halved: as drawn, those of deep detectors give infinite boxes.
     """
-    for module in detector.modules():
-        configs = getattr(module, "init_cfg", None) or ()
-        if any(c.get("type") == "Pretrained" for c in ([configs] if isinstance(configs, Mapping) else configs)):
-            module.init_cfg = None
-    if hasattr(detector, "init_weights"):
-        detector.init_weights()
+    for name, parameter in detector.named_parameters():
+        if name.endswith("level_embed"):
+            parameter.normal_()
     for module in detector.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.mul_(0.5)
