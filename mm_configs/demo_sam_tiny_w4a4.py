@@ -13,5 +13,5 @@ test_cfg = dict(
     type="PTQLoop",
     prompts="gt",
     calib=dict(dataset={{_base_.calib_dataset}}, num_images=16, max_boxes=16, seed=0),
-    cache_dir="work_dirs/cache",
-)  # floating-point results, for all runs
+    cache_dir="work_dirs/cache",  # floating-point results, for all runs
+)

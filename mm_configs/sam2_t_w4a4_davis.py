@@ -11,5 +11,5 @@ test_dataloader = dict(dataset={{_base_.eval_dataset}})
 test_cfg = dict(
     type="VideoPTQLoop",
     calib=dict(dataset={{_base_.calib_dataset}}, num_videos=8, num_frames=4, seed=0),
-    cache_dir="work_dirs/cache",
-)  # floating-point results, for all runs
+    cache_dir="work_dirs/cache",  # floating-point results, for all runs
+)

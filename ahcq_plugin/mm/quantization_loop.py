@@ -14,7 +14,7 @@ from mmengine.runner import BaseLoop
 from torch import nn
 
 from ahcq_plugin import QuantReport, quantize
-from ahcq_plugin.mm.cache import Cache, digest
+from ahcq_plugin.mm.cache import Cache
 from ahcq_plugin.mm.files import write_json
 from ahcq_plugin.mm.report import write_report
 from ahcq_plugin.mm.report_data import ReportData
@@ -22,6 +22,7 @@ from ahcq_plugin.mm.toolkits import unit_preparer
 from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.ptq.batches import Forward
 from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE, load_file
+from ahcq_plugin.ptq.digest import digest
 from ahcq_plugin.ptq.distributions import collect_distributions
 from ahcq_plugin.ptq.stages import Stages
 from ahcq_plugin.ptq.workers import Workers

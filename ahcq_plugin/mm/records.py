@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from ahcq_plugin.mm import masks
 from ahcq_plugin.mm.box_prompted_sam import BoxPromptedSAM
-from ahcq_plugin.mm.cache import Cache, digest
+from ahcq_plugin.mm.cache import Cache
 from ahcq_plugin.mm.images import original_image, read_rgb
 from ahcq_plugin.mm.prompts import BoxPrompts, prompts_from_annotations
+from ahcq_plugin.ptq.digest import digest
 from ahcq_plugin.ptq.workers import ALONE, Workers
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ahcq_plugin.mm.cache import digest
 from ahcq_plugin.mm.files import write_json
 from ahcq_plugin.mm.launch import launch, read_config
 from ahcq_plugin.ptq import Recipe
+from ahcq_plugin.ptq.digest import digest
 from ahcq_plugin.zoo.sam import default_checkpoint
 
 

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 import shutil
 import time
@@ -14,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from ahcq_plugin.ptq.batches import Forward, check_batches, default_forward
 from ahcq_plugin.ptq.checkpoint import load_file, save_atomic
+from ahcq_plugin.ptq.digest import digest
 from ahcq_plugin.ptq.loss import relative_error
 from ahcq_plugin.ptq.optimise import optimise
 from ahcq_plugin.ptq.prepare import original_weights, quantizers, set_quantization, weight_layers
@@ -50,24 +50,14 @@ class UnitReport:
 
 def fingerprint(model: nn.Module, batches: Sequence[Any], recipe: Recipe) -> str:
     """Hash of what determines the result: the model's state, the items, the recipe (not where caches live)."""
-    digest = hashlib.sha256()
     settings = {k: v for k, v in recipe.to_dict().items() if k != "cache_device"}
-    digest.update(json.dumps(settings, sort_keys=True).encode())
-    tensors = [*model.state_dict().items(), *((i, b) for i, b in enumerate(batches))]
-    for key, tree in tensors:
-        digest.update(str(key).encode())
-        for leaf in pytree.tree_leaves(tree):
-            digest.update(_bytes(leaf))
-    return digest.hexdigest()
+    return digest([settings, *(pytree.tree_map(_by_value, tree) for tree in (dict(model.state_dict()), list(batches)))])
 
 
-def _bytes(leaf: Any) -> bytes:
-    if isinstance(leaf, Tensor):
-        return leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    # The default repr of other objects holds their address, which differs from run to run.
-    return (
-        repr(leaf).encode() if isinstance(leaf, (int, float, str, bytes, type(None))) else type(leaf).__name__.encode()
-    )
+def _by_value(leaf: Any) -> Any:
+    """The leaf, or the name of its class: a hash of an object by its address would differ from run to run."""
+    known = isinstance(leaf, (Tensor, np.ndarray, int, float, str, bytes, type(None)))
+    return leaf if known else type(leaf).__name__
 
 
 def reconstruct(
