@@ -16,6 +16,7 @@ from ahcq_plugin.quantizers import (
     FakeQuantize,
     HLUQFakeQuantize,
     LNQFakeQuantize,
+    PowerOfTwoFakeQuantize,
     UniformFakeQuantize,
 )
 
@@ -74,6 +75,8 @@ def compose(q: FakeQuantize, x: Tensor) -> Tensor:
         return lnq(x, q.shape_factor, q.scale, q.quant_max)
     if isinstance(q, AGQFakeQuantize):
         return agq(x, q.scale, int(q.tau), q.quant_max)
+    if isinstance(q, PowerOfTwoFakeQuantize):
+        return agq(x - q.offset, q.scale, 1, q.quant_max) + q.offset
     raise TypeError(f"no composition of {type(q).__name__}")
 
 

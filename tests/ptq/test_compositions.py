@@ -10,10 +10,12 @@ from ahcq_plugin.ptq.timing import start_learning, step_seconds, unit_inputs
 from ahcq_plugin.zoo.sam import box_forward
 from tests.ptq.compositions import compose, composed
 
+POWERS = {"name": "qdrop", "families": {"post_act": "power_of_two", "softmax": "power_of_two"}}
 
-@pytest.mark.parametrize("name", ["ptq4sam", "ahcq"])
-def test_quantizers_and_their_compositions_agree(tiny_sam, tiny_items, name):
-    prepare(tiny_sam, Recipe.from_config(name))
+
+@pytest.mark.parametrize("recipe", ["ptq4sam", "ahcq", POWERS], ids=["ptq4sam", "ahcq", "powers of two"])
+def test_quantizers_and_their_compositions_agree(tiny_sam, tiny_items, recipe):
+    prepare(tiny_sam, Recipe.from_config(recipe))
     calibrate(tiny_sam, tiny_items, box_forward, progress=False)
     seen = {}
     hooks = [

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seconds of one quantizer in a reconstruction step, forward and backward with learned scales and random drops, beside
+the same as a chain of tensor operations (tests/ptq/compositions.py), family by family.
+
+    python tools/bench_quantizers.py [--shape 4096 3072] [--bits 4] [--device cuda]
+"""
+
+import argparse
+import runpy
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ahcq_plugin.ptq.timing import KEEP_PROBABILITY
+from ahcq_plugin.quantizers import ACTIVATION_FAMILIES, AvgMinMaxObserver
+
+COMPOSED = runpy.run_path(str(Path(__file__).parents[1] / "tests/ptq/compositions.py"))["composed"]
+
+
+def data(family: str, shape: list[int], device: str) -> Tensor:
+    """Values as the family meets them: after GELU, after softmax, or with a scale of its own for each channel."""
+    x = torch.randn(1, *shape, device=device)
+    if family in ("hluq", "power_of_two"):
+        return nn.functional.gelu(x)
+    if family in ("lnq", "agq"):
+        return (3 * x).softmax(-1)
+    return x * torch.randn(shape[-1], device=device).exp()
+
+
+def seconds(quantizer: nn.Module, x: Tensor) -> float:
+    """One step: CPU seconds of this process, on a GPU wall time."""
+    x = x.detach().requires_grad_()
+    clock = time.perf_counter if x.is_cuda else time.process_time
+    start = clock()
+    torch.autograd.grad(quantizer(x).square().sum(), [x, *quantizer.learnable_scales()])
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", type=int, nargs=2, default=[4096, 3072], help="rows and channels")
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeat", type=int, default=5)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    print(f"{'family':14}{'ours s':>10}{'composed s':>12}{'composed/ours':>15}")
+    for family, make in ACTIVATION_FAMILIES.items():
+        x = data(family, options.shape, options.device)
+        observer = {"observer": AvgMinMaxObserver} if family == "uniform" else {}
+        quantizer = make(**observer, quant_max=2**options.bits - 1).to(options.device)
+        quantizer.observe(x)
+        quantizer.commit()
+        if family == "cag":
+            quantizer.finish()  # its groups
+        quantizer.enable_fake_quant()
+        quantizer.prob = KEEP_PROBABILITY
+        chain = COMPOSED(quantizer)
+        times = [(seconds(quantizer, x), seconds(chain, x)) for _ in range(options.repeat + 1)][
+            1:
+        ]  # the first warms up
+        ours, theirs = (statistics.median(column) for column in zip(*times, strict=True))
+        print(f"{family:14}{ours:10.3f}{theirs:12.3f}{theirs / ours:15.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
