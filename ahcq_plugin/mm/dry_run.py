@@ -22,11 +22,11 @@ from ahcq_plugin.zoo.scenes import write_coco
 
 IMAGES, FRAMES, IMAGE_SIZE, BOXES, ITERATIONS = 2, 4, 64, 2, 1
 #: SAM's and the detector's input in a dry run; a ViT-B at 1024 pixels would take minutes per image on a CPU.
-INPUT_SIZE, DETECTOR_INPUT_SIZE = 128, 320
+INPUT_SIZE, DETECTOR_INPUT_SIZE = 128, 256
 #: Blocks of SAM's encoder: one with windows and one with global attention.
 DEPTH = 2
-#: Width and heads of the published encoders; half of them for the larger two, whose weights' singular values take long.
-_PUBLISHED = {"vit_b": (768, 12), "vit_l": (512, 8), "vit_h": (640, 8)}
+#: Width and heads of the published encoders; a quarter of them for the larger two, whose singular values take long.
+_PUBLISHED = {"vit_b": (768, 12), "vit_l": (256, 4), "vit_h": (320, 4)}
 
 
 def make_dry_run(cfg: Config) -> list[str]:

@@ -96,12 +96,12 @@ def test_a_dry_run_cuts_depth_inputs_and_the_width_of_the_larger_two(size, tmp_p
     name = cfg.sam.name
     cut = f"{name.image_size} pixels, its encoder has {name.depth} blocks of width {name.embed_dim} with"
     assert any(cut in note for note in notes)
-    assert any("detector's input is 320 pixels" in note for note in notes)
+    assert any("detector's input is 256 pixels" in note for note in notes)
     scales = [step.scale for step in cfg.test_dataloader.dataset.pipeline if "scale" in step]
-    assert scales == [(320, 320)]
+    assert scales == [(256, 256)]
     with torch.device("meta"):
         small, full = (build_sam(model, checkpoint=False) for model in (dict(name), f"vit_{size}"))
-    width = 1 if size == "b" else 2
+    width = 1 if size == "b" else 4
     blocks = [model.image_encoder.blocks[0] for model in (small, full)]
     assert blocks[0].attn.qkv.in_features * width == blocks[1].attn.qkv.in_features
     assert blocks[0].attn.num_heads * width == blocks[1].attn.num_heads
