@@ -85,7 +85,7 @@ def frozen_quantizer(family: str, bits: int, seed: int):
     return quantizer
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(list(ACTIVATION_FAMILIES)), st.integers(2, 8), st.integers(0, 2**32 - 1))
 def test_operands_give_the_codes_of_their_quantizers(family, bits, seed):
     """encode: the same codes everywhere, on boundaries and next to them; decode: the levels up to float32 rounding."""

@@ -44,7 +44,7 @@ def rational_output(matmul, left, right) -> tuple[list[list[Fraction]], list[lis
     return exact, sizes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(CASES, st.sampled_from(LEFT_FAMILIES))
 def test_linear_equals_exact_arithmetic(case, family):
     bits, k, n, seed = case
@@ -59,7 +59,7 @@ def test_linear_equals_exact_arithmetic(case, family):
             assert abs(Fraction(float(result.output[i, j])) - exact[i][j]) <= 12 * EPS * sizes[i][j]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(CASES, st.sampled_from([("qk", "uniform"), ("av", "uniform"), ("av", "table")]))
 def test_products_equal_exact_arithmetic(case, kind):
     bits, k, n, seed = case
@@ -78,7 +78,7 @@ def test_products_equal_exact_arithmetic(case, kind):
             assert abs(Fraction(float(result.output[i, j])) - exact[i][j]) <= 4 * EPS * abs(exact[i][j])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(CASES, st.sampled_from(LEFT_FAMILIES))
 def test_accumulators_reach_their_bound_and_no_register_leaves_it(case, family):
     bits, k, n, seed = case
@@ -108,7 +108,7 @@ def test_accumulators_reach_their_bound_and_no_register_leaves_it(case, family):
     assert (min(seen), max(seen)) == (lo, hi)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(CASES, st.sampled_from([("qk", "uniform"), ("av", "table")]))
 def test_two_sided_registers_reach_their_bound(case, kind):
     bits, k, n, seed = case

@@ -52,7 +52,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_round_trip_and_equal_bytes(seed, tmp_path_factory):
     folder, spec = tmp_path_factory.mktemp("spec"), make_spec(seed)

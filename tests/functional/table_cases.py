@@ -5,7 +5,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from ahcq_plugin.functional import agq, hluq, lnq, power_of_two
@@ -13,7 +12,6 @@ from ahcq_plugin.functional import agq, hluq, lnq, power_of_two
 FAMILIES = {"hluq": hluq, "lnq": lnq, "power_of_two": power_of_two, "agq": agq}
 scales = st.floats(1e-3, 1e3)
 no_offset = st.just(0.0)
-relaxed = settings(deadline=None, derandomize=True)
 
 
 @dataclass

@@ -51,7 +51,7 @@ def test_points_describe_the_values():
     assert one[0].tolist() == [-3.0] + [2.0] * 13 + [5.0] and one[1].tolist() == [-1.0] * 15
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**31), st.sampled_from([2, 4, 8]))
 def test_groups_are_valid_quantizers_and_none_is_empty(n, count, seed, bits):
     labels, groups = cluster(*draw(n, seed), count, bits)
@@ -63,7 +63,7 @@ def test_groups_are_valid_quantizers_and_none_is_empty(n, count, seed, bits):
     assert bool((groups.zero_point >= 0).all()) and bool((groups.zero_point < 2**bits).all())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(2, 30), st.integers(1, 6), st.integers(0, 2**31))
 def test_result_is_deterministic_and_independent_of_the_order(n, count, seed):
     points, weights = draw(n, seed)

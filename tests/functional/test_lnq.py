@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ahcq_plugin.functional import lnq
 from ahcq_plugin.functional.lnq import LNQParams
 
-relaxed = settings(deadline=None, derandomize=True)
 shapes = st.sampled_from([0.001, 0.1, 1.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0])
 
 
@@ -15,7 +14,6 @@ def params_of(shape_factor, clip):
     return LNQParams(torch.tensor([shape_factor]), torch.tensor([clip]))
 
 
-@relaxed
 @given(shapes, st.floats(1e-8, 1.0), st.integers(2, 8))
 def test_ends_are_zero_and_the_clip(shape, clip, bits):
     params = params_of(shape, clip)
@@ -32,7 +30,6 @@ def test_a_small_shape_factor_is_nearly_uniform_and_a_large_one_fine_near_zero()
     assert steep[1] < 0.003 and bool((steep.diff().diff() > 0).all())
 
 
-@relaxed
 @given(shapes, st.floats(1e-8, 1.0), st.integers(2, 8), st.integers(8, 24))
 def test_integer_levels_are_the_levels_rounded(shape, clip, bits, fraction_bits):
     params = params_of(shape, clip)
@@ -41,7 +38,6 @@ def test_integer_levels_are_the_levels_rounded(shape, clip, bits, fraction_bits)
     assert bool(((integers - exact).abs() <= 0.5 + 1e-6 * exact).all())
 
 
-@relaxed
 @given(shapes, st.floats(1e-8, 1.0), st.integers(2, 8))
 def test_rounded_levels_keep_their_codes(shape, clip, bits):
     params = params_of(shape, clip)

@@ -86,7 +86,7 @@ def test_no_channel_is_worse_than_its_best_candidate(bits: int, count: int) -> N
     assert [(KINDS[row // 2], float(ours[row]), float(best[row])) for row in worse] == []
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(st.integers(1, 5), st.integers(1, 90)),
     kind=st.sampled_from(KINDS),
@@ -100,7 +100,7 @@ def test_no_channel_is_worse_for_any_shape_and_power(shape, kind, seed, bits, p,
     assert bool((ours <= best * (1 + 1e-9)).all()), (ours, best)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     x=st.integers(1, 6).flatmap(
         lambda n: st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=n, max_size=n), min_size=1, max_size=3)

@@ -5,12 +5,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ahcq_plugin.functional import tables
 
-relaxed = settings(deadline=None, derandomize=True)
 LARGE = 2**14  # from here on CPUs look levels up by buckets instead of searching them
 
 
@@ -24,7 +23,6 @@ def random_table(seed: int, count: int, spread: float, offset: float = 0.0) -> t
     return tables.make_table(boundaries, levels, codes, levels[-1:], torch.tensor([offset]))
 
 
-@relaxed
 @given(
     st.integers(0, 2**31),
     st.sampled_from([4, 16, 256]),
@@ -53,7 +51,6 @@ def test_most_tables_do_take_the_bucket_path():
     assert tables._buckets(random_table(0, 256, 20.0)) is None
 
 
-@relaxed
 @given(st.integers(0, 2**31), st.floats(1e-9, 1e-6))
 def test_levels_closer_than_float32_keep_their_codes(seed, step):
     """Steps below the resolution of float32: a rounded boundary must not take a level's own value from it."""

@@ -43,7 +43,6 @@ ONE = st.fixed_dictionaries(
 # Compilation dominates: six specs are compiled together, and a failure is shown as it is, not shrunk.
 @settings(
     max_examples=5,
-    deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )

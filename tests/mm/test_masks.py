@@ -12,7 +12,7 @@ def random_masks(seed, n, height, width):
     return torch.from_numpy(np.random.default_rng(seed).random((n, height, width)) < 0.4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 99), st.integers(0, 4), st.integers(1, 9), st.integers(1, 9))
 def test_encode_and_decode_are_inverse(seed, n, height, width):
     some = random_masks(seed, n, height, width)

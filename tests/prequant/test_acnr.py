@@ -40,7 +40,7 @@ def test_equals_the_definition_over_200_steps(shape, scale):
     assert relative(ours, weight) > 1e-3  # there was something to compare
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     shape=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     seed=st.integers(0, 2**20),
@@ -73,7 +73,7 @@ def test_values_that_overtake_one_another_take_their_errors_along():
 # --- properties
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     seed=st.integers(0, 2**20),
@@ -93,7 +93,7 @@ def test_the_condition_number_never_rises_and_no_value_falls(shape, seed, scale,
         torch.testing.assert_close(torch.linalg.svdvals(matrix.double()), report, rtol=0, atol=noise * float(report[0]))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     values=st.lists(st.floats(0, 1e3), min_size=1, max_size=12),
     energy=st.floats(0, 1),
@@ -125,7 +125,7 @@ SEPARATE = [100.0, 80.0, 5.0, 4.0, 2.0, 1.0, 0.1, 0.01]  # the first two are pro
 
 
 @pytest.mark.parametrize("steps", [1, 100])
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(errors=st.lists(st.floats(0, 1e3), min_size=8, max_size=8), which=st.integers(2, 7), more=st.floats(0.1, 1e3))
 def test_a_larger_error_means_a_smaller_rise(steps, errors, which, more):
     values, errors = (torch.tensor(numbers, dtype=torch.float64) for numbers in (SEPARATE, errors))

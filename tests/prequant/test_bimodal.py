@@ -61,7 +61,7 @@ def test_the_verdict_is_that_of_scipy_on_all_values(name):
     assert np.abs(ours - y).max() < 0.02 * y.max()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     gap=st.floats(0, 12),
     share=st.floats(0, 1),
@@ -84,7 +84,7 @@ def test_the_sample_does_not_follow_the_channels():
     assert is_bimodal(values) and not is_bimodal(values[:, ::64])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.sampled_from(["two modes", "three modes", "unequal modes", "skewed"]), st.integers(0, 2**20))
 def test_order_sign_and_units_do_not_matter(name, seed):
     values, expected = CASES[name]
@@ -124,7 +124,7 @@ def random_attention(seed: int, heads: int, width: int, bias: bool) -> tuple[lis
     return tensors, (torch.rand(channels, generator=torch.Generator().manual_seed(seed)) < 0.5) * 2.0 - 1
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**20),
     heads=st.integers(1, 4),

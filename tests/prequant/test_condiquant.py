@@ -26,7 +26,7 @@ def step_by_step(weight: Tensor, lam: float, steps: int) -> Tensor:
     return weight
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     seed=st.integers(0, 2**20),
@@ -47,7 +47,7 @@ def test_equals_the_definition_over_200_steps():
     assert float((ours - weight).norm() / weight.norm()) > 0.3
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(st.integers(2, 12), st.integers(2, 12)),
     seed=st.integers(0, 2**20),

@@ -42,7 +42,7 @@ def grouped(channels=48, groups=4, bits=4, count=None):
     return quantizer
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from([3, 4, 8]),
     st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),

@@ -62,7 +62,7 @@ def test_the_ends_do_not_count_and_overlaps_are_allowed():
         score_sequence(masks[:2], truth[:2])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1))
 def test_label_maps_score_as_in_the_public_benchmark(seed):
     evaluator = pytest.importorskip("vos_benchmark.evaluator", reason="needs the vos-benchmark package")
