@@ -84,10 +84,7 @@ class GroupedOperand:
                 f"`boundaries` must ascend strictly from 0 to {channels}, the number of channels, got "
                 f"{_shown(self.boundaries)}"
             )
-        check_array("scales", self.scales, np.float32, (groups,))
-        check_positive("scales", self.scales)
-        check_array("zero_points", self.zero_points, np.int64, (groups,))
-        check_range("zero_points", self.zero_points, 0, top(self.bits))
+        check_grids(self, groups)
 
     @property
     def channels(self) -> int:
@@ -210,10 +207,7 @@ class WeightOperand:
         if not self.codes.size:
             raise SpecError(f"`codes` of a weight must not be empty, got {self.codes.shape}")
         check_range("codes", self.codes, 0, top(self.bits))
-        check_array("scales", self.scales, np.float32, (len(self.codes),))
-        check_positive("scales", self.scales)
-        check_array("zero_points", self.zero_points, np.int64, (len(self.codes),))
-        check_range("zero_points", self.zero_points, 0, top(self.bits))
+        check_grids(self, len(self.codes))
 
     def signed(self) -> np.ndarray:
         """int64 (N, K) ``codes - zero_points``: the operand of the multipliers, bits + 1 bits signed."""
@@ -241,6 +235,14 @@ def check_int(name: str, value: int, least: int, most: int) -> None:
     """SpecError unless ``value`` is a Python integer in [least, most]."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise SpecError(f"`{name}` must be an integer in [{least}, {most}], got {value!r}")
+
+
+def check_grids(operand: GroupedOperand | WeightOperand, count: int) -> None:
+    """Raise SpecError unless ``scales`` and ``zero_points`` are those of ``count`` uniform grids."""
+    check_array("scales", operand.scales, np.float32, (count,))
+    check_positive("scales", operand.scales)
+    check_array("zero_points", operand.zero_points, np.int64, (count,))
+    check_range("zero_points", operand.zero_points, 0, top(operand.bits))
 
 
 def check_scalar(name: str, value: np.float32, positive: bool = False) -> None:
