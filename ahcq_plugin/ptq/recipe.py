@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ahcq_plugin.graph import ROLES
-from ahcq_plugin.quantizers import ACTIVATION_FAMILIES, RangeSearchObserver
+from ahcq_plugin.quantizers import ACTIVATION_FAMILIES, RangeSearchObserver, SearchObserver
 
 _CHOICES = {
     "granularity": ("none", "layer", "unit"),
@@ -75,8 +75,8 @@ class Recipe:
         lnq: logarithmic non-linear quantizer for ``softmax`` (AHCQ-SAM).
         agq: adaptive granularity quantizer for ``softmax`` (PTQ4SAM).
         big: fold the signs of bimodal keys into the projections of queries and keys (PTQ4SAM).
-        range_search: uniform activation quantizers get the range of least |error|^2.4, averaged over items, instead of
-            the mean minimum and maximum of the published methods.
+        range_search: uniform and HLUQ activation quantizers search their range by the error of the product behind the
+            tensor, instead of taking the mean minimum and maximum of the published methods.
         without: one of ``cag``, ``hluq``, ``lnq``, ``agq`` -> globs of the units that do without it.
         families: role -> family of its quantizer; goes before all of the above.
         share_inputs: Linears fed by one tensor share one activation quantizer.
@@ -206,11 +206,15 @@ class Recipe:
 
     def quantizer_options(self, role: str, unit: str = "") -> dict[str, Any]:
         """Further arguments of the quantizer of ``role`` in the unit of that name."""
-        if self.family(role, unit) == "cag":
+        family = self.family(role, unit)
+        if family == "cag":
             return {"groups": self.cag_groups}
-        # PTQ4SAM: the keys, of one mode once folded, get a searched range
-        searched = self.family(role, unit) == "uniform" and (self.range_search or (self.big and role == "k"))
-        return {"observer": RangeSearchObserver} if searched else {}
+        if family == "hluq":
+            return {"search_range": True} if self.range_search else {}
+        if family == "uniform" and self.range_search:
+            return {"observer": SearchObserver}
+        # PTQ4SAM: the keys, of one mode once folded, get the range of the least error of their own
+        return {"observer": RangeSearchObserver} if family == "uniform" and self.big and role == "k" else {}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; ``Recipe.from_config(recipe.to_dict()) == recipe``."""

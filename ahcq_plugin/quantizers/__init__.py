@@ -10,6 +10,7 @@ from ahcq_plugin.quantizers.layers import QuantConv2d, QuantLinear, quantize_lay
 from ahcq_plugin.quantizers.lnq import LNQFakeQuantize
 from ahcq_plugin.quantizers.observers import AvgMinMaxObserver, RangeSearchObserver
 from ahcq_plugin.quantizers.power_of_two import PowerOfTwoFakeQuantize
+from ahcq_plugin.quantizers.search import SearchObserver
 from ahcq_plugin.quantizers.uniform import UniformFakeQuantize
 
 #: Families of activation quantizers that a recipe can give a role.
@@ -38,6 +39,7 @@ __all__ = [
     "QuantConv2d",
     "QuantLinear",
     "RangeSearchObserver",
+    "SearchObserver",
     "UniformFakeQuantize",
     "quantize_layer",
 ]

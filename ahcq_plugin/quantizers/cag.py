@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from ahcq_plugin.functional import grouping, uniform
 from ahcq_plugin.quantizers.base import MILESTONES, FakeQuantize
 from ahcq_plugin.quantizers.observers import AvgMinMaxObserver
-from ahcq_plugin.quantizers.search import halvings, strided
-from ahcq_plugin.quantizers.uniform import MIN_SCALE
+from ahcq_plugin.quantizers.search import MIN_SCALE, halvings, strided
 
 SAMPLED_PER_CALL = 2**8
 SAMPLED = 2**11

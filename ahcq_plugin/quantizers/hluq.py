@@ -3,14 +3,23 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import nn
 
 from ahcq_plugin.functional import hluq
-from ahcq_plugin.quantizers.search import MIN_SCALE, LearnedScaleMixin, SearchedFakeQuantize, SearchObserver
+from ahcq_plugin.quantizers.search import (
+    MIN_SCALE,
+    LearnedScaleMixin,
+    SearchedFakeQuantize,
+    SearchObserver,
+    geometric,
+)
 
 RANGE_SHARES = (0.1, 0.3, 0.5)
 LEVEL_DIVISORS = (8, 4, 2)
+SEARCHED_RANGES = geometric(1.0, 0.1, 14)
 MIN_RANGE = 1e-8
 
 
@@ -19,14 +28,27 @@ class HLUQFakeQuantize(LearnedScaleMixin, SearchedFakeQuantize):
 
     The offset is the mean minimum. scale_log is a share 0.1, 0.3 or 0.5 of the range, the number of log levels an
     eighth, a quarter or half of the codes (1 to 16): the pair with the least squared output error wins.
+
+    Args:
+        search_range: besides the range from mean minimum to mean maximum, try shares of it down to 0.1.
     """
 
     family = "hluq"
     functional = hluq
     output_error_power = 2
 
-    def __init__(self, observer=SearchObserver, quant_min=0, quant_max=255, ch_axis=-1, role="", **observer_kwargs):
+    def __init__(
+        self,
+        observer=SearchObserver,
+        quant_min=0,
+        quant_max=255,
+        ch_axis=-1,
+        role="",
+        search_range=False,
+        **observer_kwargs,
+    ):
         super().__init__(observer, quant_min, quant_max, ch_axis, role, **observer_kwargs)
+        self.ranges = SEARCHED_RANGES if search_range else (1.0,)
         self.scale = nn.Parameter(torch.ones(2))
         self.register_buffer("offset", torch.zeros(1))
         self.register_buffer("log_levels", torch.ones(1, dtype=torch.int32))
@@ -39,11 +61,11 @@ class HLUQFakeQuantize(LearnedScaleMixin, SearchedFakeQuantize):
         span = (hi - lo).clamp(min=MIN_RANGE)
         codes = 2**self.bits
         found = []
-        for share in RANGE_SHARES:
-            for levels in sorted({min(max(codes // d, 1), hluq.MAX_LOG_LEVELS) for d in LEVEL_DIVISORS}):
-                steps = (codes - 1) * (1 - levels / codes)
-                scales = [(span * s).clamp(min=MIN_SCALE) for s in (share, (1 - share) / steps)]
-                found.append(hluq.HLUQParams(lo, *scales, torch.full_like(lo, levels, dtype=torch.int32)))
+        level_numbers = sorted({min(max(codes // d, 1), hluq.MAX_LOG_LEVELS) for d in LEVEL_DIVISORS})
+        for part, share, levels in itertools.product(self.ranges, RANGE_SHARES, level_numbers):
+            steps = (codes - 1) * (1 - levels / codes)
+            scales = [(span * part * s).clamp(min=MIN_SCALE) for s in (share, (1 - share) / steps)]
+            found.append(hluq.HLUQParams(lo, *scales, torch.full_like(lo, levels, dtype=torch.int32)))
         return found
 
     def take(self, params: hluq.HLUQParams) -> None:

@@ -142,38 +142,16 @@ def spread_rows(x: Tensor) -> Tensor:
     return x.index_select(-2, rows.sort().values)
 
 
-class SearchedFakeQuantize(FakeQuantize):
-    """Frame of the per-tensor families whose parameters are searched among candidates.
+class OutputErrorSearch:
+    """Chooses a fake quantizer's parameters among candidates; its observer must be a ``SearchObserver``.
 
     With a second calibration pass the candidate with the least error of the product behind the tensor wins, without one
     the candidate with the least mean |x_hat - x|^2.4 on the observer's sample. A subclass names its functional module
-    and implements ``params``, ``candidates`` and ``take``.
-
-    Raises:
-        ValueError: ``ch_axis`` other than -1, or bits that the family does not offer.
-        TypeError: an observer that is not a ``SearchObserver``.
+    and implements ``candidates`` and ``take``.
     """
 
     functional: ModuleType
     output_error_power = 2.4
-
-    def __init__(self, observer=SearchObserver, quant_min=0, quant_max=255, ch_axis=-1, role="", **observer_kwargs):
-        super().__init__(observer, quant_min, quant_max, ch_axis, role, **observer_kwargs)
-        self.check_bits()
-        if ch_axis != -1:
-            raise ValueError(f"the family {self.family} is per tensor: `ch_axis` must be -1, got {ch_axis!r}")
-        if not isinstance(self.activation_post_process, SearchObserver):
-            raise TypeError(
-                f"the family {self.family} needs a SearchObserver, got {type(self.activation_post_process).__name__}"
-            )
-
-    def check_bits(self) -> None:
-        """ValueError unless the family offers ``self.bits``."""
-        check_table_bits(self.bits)
-
-    def params(self) -> Any:
-        """Current parameters, for the functions of ``functional``."""
-        raise NotImplementedError
 
     def candidates(self) -> list[Any]:
         """Parameters to choose from, made from the observer's statistics."""
@@ -182,16 +160,6 @@ class SearchedFakeQuantize(FakeQuantize):
     def take(self, params: Any) -> None:
         """Make ``params`` the current parameters."""
         raise NotImplementedError
-
-    def encode(self, x: Tensor) -> Tensor:
-        return self.functional.encode(x, self.params(), self.bits)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        return self.functional.decode(codes, self.params(), self.bits)
-
-    def quantize(self, x: Tensor) -> Tensor:
-        grad_factor = (max(x.numel(), 1) * self.quant_max) ** -0.5
-        return self.functional.fake_quantize(x, self.params(), self.bits, grad_factor)
 
     def _scores(self, power: float) -> Scores:
         return Scores(self.candidates(), lambda x, params: self.functional.fake_quantize(x, params, self.bits), power)
@@ -222,6 +190,49 @@ class SearchedFakeQuantize(FakeQuantize):
         self.take(scores.best())
         observer.scores = None
         self.keep_valid()
+
+    def check_tensor_wide(self) -> None:
+        """ValueError if ``ch_axis`` asks for parameters per channel."""
+        if self.ch_axis != -1:
+            raise ValueError(
+                f"the search of family {self.family} is per tensor: `ch_axis` must be -1, got {self.ch_axis!r}"
+            )
+
+
+class SearchedFakeQuantize(OutputErrorSearch, FakeQuantize):
+    """Frame of the families that are always per tensor and searched. A subclass implements ``params`` besides.
+
+    Raises:
+        ValueError: ``ch_axis`` other than -1, or bits that the family does not offer.
+        TypeError: an observer that is not a ``SearchObserver``.
+    """
+
+    def __init__(self, observer=SearchObserver, quant_min=0, quant_max=255, ch_axis=-1, role="", **observer_kwargs):
+        super().__init__(observer, quant_min, quant_max, ch_axis, role, **observer_kwargs)
+        self.check_bits()
+        self.check_tensor_wide()
+        if not isinstance(self.activation_post_process, SearchObserver):
+            raise TypeError(
+                f"the family {self.family} needs a SearchObserver, got {type(self.activation_post_process).__name__}"
+            )
+
+    def check_bits(self) -> None:
+        """ValueError unless the family offers ``self.bits``."""
+        check_table_bits(self.bits)
+
+    def params(self) -> Any:
+        """Current parameters, for the functions of ``functional``."""
+        raise NotImplementedError
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.functional.encode(x, self.params(), self.bits)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return self.functional.decode(codes, self.params(), self.bits)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        grad_factor = (max(x.numel(), 1) * self.quant_max) ** -0.5
+        return self.functional.fake_quantize(x, self.params(), self.bits, grad_factor)
 
     def calculate_qparams(self):
         return self.scale, torch.zeros_like(self.scale, dtype=torch.int32)

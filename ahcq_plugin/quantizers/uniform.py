@@ -9,17 +9,29 @@ from torch import Tensor, nn
 from ahcq_plugin.functional import uniform
 from ahcq_plugin.quantizers.base import FakeQuantize, per_channel
 from ahcq_plugin.quantizers.observers import AvgMinMaxObserver
+from ahcq_plugin.quantizers.search import LearnedScaleMixin, OutputErrorSearch, SearchObserver, geometric
 
-MIN_SCALE = torch.finfo(torch.float32).eps
+END_SHARES = geometric(1.0, 0.2, 9)
 
 
-class UniformFakeQuantize(FakeQuantize):
-    """Asymmetric uniform quantization, per tensor (``ch_axis=-1``) or per channel; forward is decode(encode(x))."""
+class UniformFakeQuantize(LearnedScaleMixin, OutputErrorSearch, FakeQuantize):
+    """Asymmetric uniform quantization, per tensor (``ch_axis=-1``) or per channel; forward is decode(encode(x)).
+
+    With a ``SearchObserver`` the range is searched by the squared error of the product behind the tensor: shares 1 to
+    0.2 of the mean minimum with shares of the mean maximum. With any other observer it is the observer's range.
+
+    Raises:
+        ValueError: a ``SearchObserver`` with ``ch_axis`` other than -1.
+    """
 
     family = "uniform"
+    functional = uniform
+    output_error_power = 2
 
     def __init__(self, observer=AvgMinMaxObserver, quant_min=0, quant_max=255, ch_axis=-1, role="", **observer_kwargs):
         super().__init__(observer, quant_min, quant_max, ch_axis, role, **observer_kwargs)
+        if self.searches:
+            self.check_tensor_wide()
         self.scale = nn.Parameter(torch.ones(1))
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
 
@@ -39,15 +51,25 @@ class UniformFakeQuantize(FakeQuantize):
         grad_factor = (max(x.numel() // self.scale.numel(), 1) * self.quant_max) ** -0.5
         return uniform.fake_quantize(x, self.params(x.ndim), self.bits, grad_factor)
 
+    @property
+    def searches(self) -> bool:
+        """Whether the range is searched by output error."""
+        return isinstance(self.activation_post_process, SearchObserver)
+
+    def begin_search(self) -> bool:
+        return self.searches and super().begin_search()
+
+    def candidates(self) -> list[uniform.UniformParams]:
+        lo, hi, _ = self.activation_post_process.statistics()
+        lows, highs = (END_SHARES if end else (1.0,) for end in (float(lo) < 0, float(hi) > 0))
+        return [uniform.qparams_from_range(lo * low, hi * high, self.bits) for low in lows for high in highs]
+
+    def take(self, params: uniform.UniformParams) -> None:
+        self.scale.data, self.zero_point = params.scale.clone(), params.zero_point.clone()
+
     def commit(self) -> None:
-        params = self.activation_post_process.uniform_params()
-        self.scale.data = params.scale.clone()
-        self.zero_point = params.zero_point.clone()
-        self.keep_valid()
-
-    def learnable_scales(self) -> list[nn.Parameter]:
-        return [self.scale]
-
-    @torch.no_grad()
-    def keep_valid(self) -> None:
-        self.scale.abs_().clamp_(min=MIN_SCALE)
+        if self.searches:
+            super().commit()
+        else:
+            self.take(self.activation_post_process.uniform_params())
+            self.keep_valid()

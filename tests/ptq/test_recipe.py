@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from ahcq_plugin.graph import ROLES
 from ahcq_plugin.ptq import Recipe
+from ahcq_plugin.quantizers import SearchObserver
 
 
 @given(st.sampled_from(Recipe.names()), st.integers(2, 8), st.integers(2, 8), st.integers(1, 20000))
@@ -26,16 +27,20 @@ def test_integers_are_taken_for_floats():
     assert Recipe.from_config({"name": "qdrop", "warmup": 0}).warmup == 0.0
 
 
-def test_searched_ranges_are_for_uniform_activations_only():
-    """PTQ4SAM searches the keys' ranges alone."""
+def test_who_searches_ranges():
+    """PTQ4SAM: the keys alone. ``range_search``: all uniform activations, and HLUQ; groups and softmax always do."""
 
-    def searched(**keys):
+    def options(**keys):
         recipe = Recipe.from_config("ahcq", **keys)
-        return {role for role in ROLES if "observer" in recipe.quantizer_options(role)}
+        found = {role: recipe.quantizer_options(role) for role in ROLES}
+        return {role: {k: v for k, v in o.items() if k != "groups"} for role, o in found.items()}
 
-    assert searched() == set() and searched(big=True) == {"k"}
-    families = {"qkv_in", "mlp_in", "post_act", "softmax"}  # those have a range of their own kind
-    assert searched(range_search=True) == set(ROLES) - families
+    assert not any(options().values())
+    assert {role for role, found in options(big=True).items() if found} == {"k"}
+    searched = options(range_search=True, big=True)
+    assert searched.pop("post_act") == {"search_range": True}
+    own = {role: searched.pop(role) for role in ("qkv_in", "mlp_in", "softmax")}
+    assert not any(own.values()) and all(found == {"observer": SearchObserver} for found in searched.values())
 
 
 def test_a_component_may_be_kept_to_some_units():

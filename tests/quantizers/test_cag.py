@@ -12,7 +12,8 @@ from ahcq_plugin.functional.uniform import UniformParams
 from ahcq_plugin.quantizers.base import MILESTONES
 from ahcq_plugin.quantizers.cag import SAMPLED, CAGFakeQuantize, ChannelObserver
 from ahcq_plugin.quantizers.observers import AvgMinMaxObserver
-from ahcq_plugin.quantizers.uniform import MIN_SCALE, UniformFakeQuantize
+from ahcq_plugin.quantizers.search import MIN_SCALE
+from ahcq_plugin.quantizers.uniform import UniformFakeQuantize
 
 
 def tokens(*shape, seed=0):

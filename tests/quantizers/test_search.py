@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ahcq_plugin.functional import uniform
 from ahcq_plugin.quantizers.agq import AGQFakeQuantize
 from ahcq_plugin.quantizers.hluq import HLUQFakeQuantize
 from ahcq_plugin.quantizers.lnq import LNQFakeQuantize
@@ -19,6 +20,7 @@ from ahcq_plugin.quantizers.search import (
     SearchObserver,
     spread_rows,
 )
+from ahcq_plugin.quantizers.uniform import UniformFakeQuantize
 
 _SPEC = importlib.util.spec_from_file_location("table_helpers", Path(__file__).with_name("table_helpers.py"))
 _helpers = importlib.util.module_from_spec(_SPEC)
@@ -98,6 +100,79 @@ def test_candidates_are_the_published_ones():
         for b in (4, 7, 8)
     }
     assert taus == {4: {1, 2, 4}, 7: {2, 4}, 8: {4}}
+
+
+def searched_uniform(items, product=None, bits=4):
+    quantizer = observe(UniformFakeQuantize(SearchObserver, quant_max=2**bits - 1), items)
+    if product is not None:
+        quantizer.begin_search()
+        for x in items:
+            quantizer.score(x, product)
+    quantizer.commit()
+    return quantizer
+
+
+def squared_output_error(params, items, weight, bits=4):
+    decoded = [uniform.decode(uniform.encode(x, params, bits), params, bits).double() for x in items]
+    return sum(float(((d - x) @ weight.double()).square().mean()) for d, x in zip(decoded, items, strict=True))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 6])
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_a_uniform_range_is_searched_by_the_output_error(bits, shift):
+    """Columns with outliers hardly reach the output: ranges that saturate them win over the mean ends."""
+    items = [randn(50, 8, seed=k) * torch.tensor([1.0] * 7 + [6.0]) + shift for k in range(3)]
+    weight = randn(8, 5, seed=9) * torch.tensor([1.0] * 7 + [0.001])[:, None]
+    lo, hi = (sum(float(end(x)) for x in items) / 3 for end in (torch.min, torch.max))
+    shares = [0.2 ** (k / 8) for k in range(9)]
+    tried = {
+        (i, j): uniform.qparams_from_range(torch.tensor([lo * low]), torch.tensor([hi * high]), bits)
+        for i, low in enumerate(shares)
+        for j, high in enumerate(shares)
+    }
+    errors = {key: squared_output_error(params, items, weight, bits) for key, params in tried.items()}
+    quantizer = searched_uniform(items, lambda t: t @ weight, bits)
+    found = squared_output_error(quantizer.params(), items, weight, bits)
+    assert found == pytest.approx(min(errors.values()), rel=1e-4) and found < 0.7 * errors[0, 0]
+    assert torch.equal(quantizer.calculate_qparams()[1], quantizer.zero_point)
+    assert quantizer.learnable_scales() == [quantizer.scale]
+
+
+def test_a_uniform_range_of_one_sign_has_one_end_to_search():
+    quantizer = observe(UniformFakeQuantize(SearchObserver, quant_max=15), [rand(4, 6)])
+    assert len(quantizer.candidates()) == 9 and all(p.zero_point.item() == 0 for p in quantizer.candidates())
+    constant = searched_uniform([torch.zeros(3, 3)], lambda t: t)
+    constant.enable_fake_quant()
+    assert torch.equal(constant(torch.zeros(2, 3)), torch.zeros(2, 3))
+
+
+def test_a_uniform_search_is_per_tensor_and_needs_two_passes_for_products():
+    with pytest.raises(ValueError, match="family uniform is per tensor: `ch_axis` must be -1, got 2"):
+        UniformFakeQuantize(SearchObserver, quant_max=15, ch_axis=2)
+    assert UniformFakeQuantize(quant_max=15).begin_search() is False
+    heavy = [torch.cat([randn(4000, seed=2), torch.tensor([40.0])]).view(1, -1)]
+    own = searched_uniform(heavy)
+    assert float(own.scale) < 0.7 * float(uniform.qparams_from_range(heavy[0].min(), heavy[0].max(), 4).scale)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_hluq_with_a_searched_range_tries_the_published_candidates_first(bits):
+    items = [torch.nn.functional.gelu(randn(60, 12, seed=k) * torch.linspace(0.3, 8, 12)) for k in range(2)]
+    weight = 0.1 ** torch.arange(12.0)[:, None]  # large values hardly count
+    plain, searched = (
+        observe(HLUQFakeQuantize(quant_max=2**bits - 1, search_range=flag), items) for flag in (False, True)
+    )
+    published = plain.candidates()
+    assert all(same(a, b) for a, b in zip(published, searched.candidates(), strict=False))
+    assert len(searched.candidates()) == 14 * len(published)
+    errors = []
+    for quantizer in (plain, searched):
+        quantizer.begin_search()
+        for x in items:
+            quantizer.score(x, lambda t: t @ weight)
+        errors.append(float(quantizer.activation_post_process.scores.errors.min()))
+        quantizer.commit()
+    assert errors[1] < errors[0]
 
 
 @all_families
