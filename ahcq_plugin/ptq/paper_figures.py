@@ -77,11 +77,11 @@ def draw(
     channels = [t for t in found if isinstance(t.quantizer, CAGFakeQuantize)]
     _ranges(panels[1, 0], channels)
     _scores(panels[1, 1], [t for t in found if t.quantizer.role == "softmax"])
-    _save(figure, Path(folder) / "figure1.png")
+    save_figure(figure, Path(folder) / "figure1.png")
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     numbers = {"similarity": _similarity(left, channels)} | _storage(right, channels, bits)
-    _save(figure, Path(folder) / "channels.png")
+    save_figure(figure, Path(folder) / "channels.png")
     return numbers
 
 
@@ -89,7 +89,7 @@ def record(model: nn.Module, batches: Sequence[Any], forward: Forward) -> list[T
     """What enters every quantizer of a role that the paper draws, in the model's order."""
     found = [
         Tensors(quantizer, kind)
-        for quantizer, kind in _kinds(model)
+        for quantizer, kind in named_quantizers(model)
         if quantizer.role in ("qkv_in", "mlp_in", "post_act", "softmax")
     ]
     hooks = [t.quantizer.register_forward_pre_hook(lambda _, inputs, t=t: t.add(inputs[0])) for t in found]
@@ -102,7 +102,7 @@ def record(model: nn.Module, batches: Sequence[Any], forward: Forward) -> list[T
     return found
 
 
-def _kinds(model: nn.Module) -> list[tuple[FakeQuantize, str]]:
+def named_quantizers(model: nn.Module) -> list[tuple[FakeQuantize, str]]:
     """(quantizer, name of what it belongs to): the layers that it feeds, or the attention whose scores it takes."""
     named = []
     for unit_name, unit in prepared_units(model).items():
@@ -209,6 +209,7 @@ def _storage(axes: Axes, tensors: Sequence[Tensors], bits: int) -> dict[str, flo
     }
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write ``figure`` as PNG, atomically."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

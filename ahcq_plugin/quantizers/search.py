@@ -17,6 +17,7 @@ from ahcq_plugin.quantizers.observers import AvgMinMaxObserver
 
 MIN_SCALE = torch.finfo(torch.float32).eps
 SCORED_ELEMENTS = 2**16
+SCORED_OUTPUTS = 2**19
 SAMPLED_PER_CALL = 2**12
 SAMPLED = 2**16
 OWN_ERROR_POWER = 2.4
@@ -93,8 +94,14 @@ class Scores:
 
     @torch.no_grad()
     def judge(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-        """Every candidate's error on an item that is not empty, float64 (candidates,)."""
+        """Every candidate's error on an item that is not empty, float64 (candidates,).
+
+        Where the product is much larger than x (a query times all keys) fewer rows are judged.
+        """
         wanted = product(x).double()
+        if wanted.numel() > SCORED_OUTPUTS:
+            x = spread_rows(x, x.numel() * SCORED_OUTPUTS // wanted.numel())
+            wanted = product(x).double()
         errors = []
         for candidate in self.candidates:
             error = product(self.quantize(x, candidate)).double().sub_(wanted).abs_()
@@ -130,12 +137,12 @@ def coprime_step(length: int, least: int) -> int:
     return step
 
 
-def spread_rows(x: Tensor) -> Tensor:
-    """Evenly spread rows ``x[..., rows, :]`` of at most ``SCORED_ELEMENTS`` elements in all, but at least one row."""
-    if x.ndim < 2 or x.numel() <= SCORED_ELEMENTS:
+def spread_rows(x: Tensor, most: int = SCORED_ELEMENTS) -> Tensor:
+    """Evenly spread rows ``x[..., rows, :]`` of at most ``most`` elements in all, but at least one row."""
+    if x.ndim < 2 or x.numel() <= most:
         return x
     length = x.shape[-2]
-    count = max(1, SCORED_ELEMENTS // (x.numel() // length))
+    count = max(1, most // (x.numel() // length))
     if count >= length:
         return x
     rows = (torch.arange(count, device=x.device) * coprime_step(length, length // count) + length // 2) % length

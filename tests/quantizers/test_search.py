@@ -189,6 +189,13 @@ def test_only_spread_rows_of_large_tensors_are_scored(family):
     assert len(seen) == 1 + len(quantizer.candidates())
 
 
+def test_fewer_rows_are_scored_where_the_product_is_large():
+    seen = []
+    x, keys = randn(2, 1024, 16), randn(2, 16, 2048, seed=1)
+    searched_uniform([x], lambda t: (seen.append(t.shape[1]), t @ keys)[1])
+    assert seen == [1024] + [128] * 82  # 2 x 128 x 2048 outputs are 2^19; the wanted product and 81 candidates
+
+
 @pytest.mark.parametrize(
     "shape", [(3, 5), (2**10, 2**10), (300, 196, 196), (2, 196, 4096), (4, 1, 2**18), (2**19,), (64, 64, 3072)]
 )
