@@ -6,7 +6,7 @@ _base_ = [
     "./_base_/quant/ahcq_w4a4_short.py",
     "./_base_/runtime/video.py",
 ]
-recipe = dict(iterations=100)
+recipe = dict(iterations=100, scale_lr=4e-4)
 test_dataloader = dict(dataset={{_base_.eval_dataset}})
 test_cfg = dict(
     type="VideoPTQLoop",

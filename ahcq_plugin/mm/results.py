@@ -55,8 +55,10 @@ def cell_key(config: str, cell: Cell) -> str:
     loop = {k: v for k, v in cfg.test_cfg.items() if k not in ("cache_dir", "resume", "device")}
     loop["calib"] = {k: v for k, v in loop.get("calib", {}).items() if k != "dataset"}
     weights = Path(cfg.sam.get("checkpoint") or default_checkpoint(cfg.sam["name"]))
+    recipe = Recipe.from_config(cfg.recipe)
+    unused = () if recipe.learn_scales else ("scale_lr",)
     content = [
-        Recipe.from_config(cfg.recipe).to_dict(),
+        {k: v for k, v in recipe.to_dict().items() if k not in unused},
         loop,
         dict(cfg.sam),
         hashlib.sha256(weights.read_bytes()).hexdigest(),

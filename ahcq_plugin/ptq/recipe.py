@@ -58,8 +58,8 @@ class Recipe:
         input_mix: share of a unit's input elements taken from the quantized model, the rest from floating point.
         iterations: optimizer steps per unit (per layer with granularity ``layer``).
         batch_size: items (images) per step.
-        rounding_lr, scale_lr: Adam learning rates; the rounding's is constant, the scales' follows a cosine to 0 and is
-            at most 0.5 % of the scale.
+        rounding_lr, scale_lr: Adam learning rates; the rounding's is constant, the scales' follows a cosine to 0 and
+            moves a scale by at most 2 % of itself.
         rounding_weight: factor of the rounding regulariser.
         exponent_start, exponent_end: the regulariser's exponent, linear after the warm-up.
         warmup: share of the iterations without regulariser.

@@ -88,6 +88,14 @@ def test_every_run_has_a_name_and_a_key_of_its_own():
     assert len({cell_key(CONFIG, cell) for cell in cells}) == len(cells)
 
 
+def test_a_learning_rate_that_a_recipe_does_not_use_is_no_part_of_its_key():
+    def keys(recipe):
+        return {cell_key(CONFIG, Cell(recipe, 4, (("scale_lr", rate),))) for rate in (1e-3, 2e-3)}
+
+    assert len(keys("qdrop")) == len(keys("ahcq")) == 2
+    assert len(keys("rtn")) == len(keys("adaround")) == len(keys("brecq")) == 1
+
+
 def test_names_of_runs():
     assert Cell("ahcq", 4, seed=2).name == "ahcq_w4a4-s2"
     assert (
