@@ -3,7 +3,7 @@
 
 Uniform in ``ln(1 + a x) / ln(1 + a S)`` on [0, S]: with N = 2^bits - 1, code q has the level
 ``expm1(q / N * log1p(a S)) / a`` (q = 0: exactly 0, q = N: S), and the boundary between q - 1 and q is the same with
-q - 1/2. The shape factor a goes from nearly uniform (0.001) to nearly logarithmic (200).
+q - 1/2. The shape factor a goes from nearly uniform (0.001) to nearly logarithmic (thousands).
 """
 
 from __future__ import annotations

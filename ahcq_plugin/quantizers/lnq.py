@@ -9,7 +9,9 @@ from torch import Tensor
 from ahcq_plugin.functional import lnq
 from ahcq_plugin.quantizers.search import SearchedFakeQuantize, SearchObserver, geometric
 
-SHAPE_FACTORS = (0.001, 0.1, 1.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
+#: The paper's, and three for attention that is spread over hundreds or thousands of tokens: with probabilities near
+#: 1 / 4096 even a = 200 gives an almost uniform grid, most of whose levels lie above all values.
+SHAPE_FACTORS = (0.001, 0.1, 1.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 2000.0, 5000.0)
 CLIP_SHARES = geometric(1.0, 0.05, 14)
 MIN_CLIP = 1e-8
 
@@ -44,11 +46,13 @@ class LNQFakeQuantize(SearchedFakeQuantize):
 
     def candidates(self) -> list[lnq.LNQParams]:
         largest = self.activation_post_process.statistics()[2].clamp(min=MIN_CLIP)
-        return [
+        found = [
             lnq.LNQParams(torch.full_like(largest, shape), largest * share)
             for shape in SHAPE_FACTORS
             for share in CLIP_SHARES
         ]
+        # at 8 bits the smallest levels of a steep table would be one in hardware
+        return [p for p in found if int(lnq.integer_levels(p, self.bits).diff().min()) > 0]
 
     def take(self, params: lnq.LNQParams) -> None:
         self.scale, self.shape_factor = params.clip.clone(), params.shape_factor.clone()

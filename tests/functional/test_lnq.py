@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ahcq_plugin.functional import lnq
 from ahcq_plugin.functional.lnq import LNQParams
 
-shapes = st.sampled_from([0.001, 0.1, 1.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0])
+shapes = st.sampled_from([0.001, 0.1, 1.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 2000.0, 5000.0])
 
 
 def params_of(shape_factor, clip):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ahcq_plugin.functional import uniform
+from ahcq_plugin.functional import lnq, uniform
 from ahcq_plugin.quantizers.agq import AGQFakeQuantize
 from ahcq_plugin.quantizers.hluq import HLUQFakeQuantize
 from ahcq_plugin.quantizers.lnq import LNQFakeQuantize
@@ -81,7 +81,7 @@ def test_candidates_are_the_published_ones():
     quantizer = observe(LNQFakeQuantize(quant_max=15), [torch.tensor([[0.0, 0.5]]), torch.tensor([[0.0, 0.2]])])
     params = quantizer.candidates()
     shapes = sorted({p.shape_factor.item() for p in params})
-    assert shapes == pytest.approx([0.001, 0.1, 1, 5, 10, 20, 50, 100, 200])
+    assert shapes == pytest.approx([0.001, 0.1, 1, 5, 10, 20, 50, 100, 200, 500, 2000, 5000])
     clips = sorted({p.clip.item() for p in params})
     assert clips[0] == pytest.approx(0.025) and clips[-1] == 0.5 and len(params) == len(shapes) * len(clips)
     quantizer = observe(
@@ -173,6 +173,26 @@ def test_hluq_with_a_searched_range_tries_the_published_candidates_first(bits):
         errors.append(float(quantizer.activation_post_process.scores.errors.min()))
         quantizer.commit()
     assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_lnq_follows_attention_over_thousands_of_tokens(bits):
+    """Probabilities near 1 / 4096 among a few large ones: the paper's steepest factor, 200, is not steep enough; at 8
+    bits no candidate has levels that the hardware's table could not tell apart."""
+    scores = 1.5 * randn(4, 16, 4096)
+    scores[:, ::5, 7] += 12
+    attention, values = scores.softmax(-1), randn(4, 4096, 8, seed=1)
+    quantizer = observe(LNQFakeQuantize(quant_max=2**bits - 1), [attention])
+    quantizer.begin_search()
+    quantizer.score(attention, lambda t: t @ values)
+    pairs = list(zip(quantizer.candidates(), quantizer.activation_post_process.scores.errors.tolist(), strict=True))
+    published, all_of_them = (
+        min(error for params, error in pairs if params.shape_factor.item() <= most) for most in (200, math.inf)
+    )
+    assert all_of_them < (0.5 if bits == 4 else 1.01) * published
+    for params, _ in pairs:
+        assert len(lnq.integer_levels(params, bits).unique()) == 2**bits
+    assert (len(pairs) < 12 * 14) == (bits == 8)
 
 
 @all_families
