@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 SCALE_EPS = 1e-8
+_PIECE = 2**15  # elements worked on at a time per CPU thread: they stay in its cache
 
 
 @dataclass(frozen=True)
@@ -90,28 +91,67 @@ class _FakeQuantizeUniform(torch.autograd.Function):
     d x_hat / d scale = round(x/s) - x/s inside, (saturated code - zero_point) outside (Esser et al., LSQ, eq. 3).
     """
 
-    # In place, on few temporaries, with 0/1 masks as floats: on CPUs the time goes into memory, not arithmetic.
+    # On CPUs the time goes into memory, not arithmetic: pieces that stay in the cache, in place, masks as floats.
 
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int, grad_factor: float | Tensor) -> Tensor:
+        x = x if is_dense(x) else x.contiguous()
         ctx.save_for_backward(x, scale, zero_point)
         ctx.qmax, ctx.grad_factor = qmax, grad_factor
-        ratio = x.float() / scale
-        return _levels(ratio, zero_point, qmax, out=ratio).mul_(scale).to(x.dtype)
+        scale, zero_point = _along_rows(scale), _along_rows(zero_point)
+        out = torch.empty_like(x)
+        for piece, target in zip(_pieces(x, scale), _pieces(out, scale), strict=True):
+            ratio = piece.float() / scale
+            target.copy_(_levels(ratio, zero_point, qmax, out=ratio).mul_(scale))
+        return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, scale, zero_point = ctx.saved_tensors
-        ratio = x.float() / scale
-        levels = _levels(ratio, zero_point, ctx.qmax, out=torch.empty_like(ratio))
-        inside = torch.sub(ratio, levels).abs_().le_(0.5)
-        if grad.dtype != torch.float32 or grad.stride() != ratio.stride():  # attention permutes: one layout for all
-            grad = torch.empty_like(ratio).copy_(grad)
-        grad_scale = None
+        shape, scale, zero_point = scale.shape, _along_rows(scale), _along_rows(zero_point)
+        if grad.dtype != torch.float32 or grad.stride() != x.stride():  # attention permutes: one layout for all
+            grad = torch.empty_like(x, dtype=torch.float32).copy_(grad)
+        grad_x, grad_scale = torch.empty_like(x), None
         if ctx.needs_input_grad[1]:
-            slope = levels.addcmul_(inside, ratio, value=-1)  # d x_hat / d scale
-            grad_scale = _sum_of_product(grad, slope, scale) * ctx.grad_factor
-        return inside.mul_(grad).to(x.dtype), grad_scale, None, None, None
+            grad_scale = torch.zeros(scale.shape, dtype=torch.float64, device=scale.device)
+        for piece, above, target in zip(*(_pieces(t, scale) for t in (x, grad, grad_x)), strict=True):
+            ratio = piece.float() / scale
+            levels = _levels(ratio, zero_point, ctx.qmax, out=torch.empty_like(ratio))
+            inside = torch.sub(ratio, levels).abs_().le_(0.5)
+            if grad_scale is not None:
+                slope = levels.addcmul_(inside, ratio, value=-1)  # d x_hat / d scale
+                grad_scale += _sum_of_product(above, slope, scale)
+            target.copy_(inside.mul_(above))
+        if grad_scale is not None:
+            grad_scale = (grad_scale.view(shape) * ctx.grad_factor).to(scale.dtype)
+        return grad_x, grad_scale, None, None, None
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether the elements of x fill a stretch of memory, each once: as stored, or with axes permuted."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _along_rows(params: Tensor) -> Tensor:
+    """Parameters that differ along the last axis alone as (channels,), others as they are."""
+    return params.reshape(-1) if params.numel() == params.shape[-1] else params
+
+
+def _pieces(x: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+    """A dense x in pieces that ``scale`` broadcasts against, in the order of memory; on a GPU x as it is."""
+    if x.device.type != "cpu" or not x.numel():
+        return (x,)
+    size = _PIECE * max(2, torch.get_num_threads())
+    if scale.numel() == 1:
+        return x.as_strided((x.numel(),), (1,)).split(size)
+    if scale.numel() == scale.shape[-1] == x.shape[-1] and x.is_contiguous():
+        return x.view(-1, x.shape[-1]).split(max(1, size // x.shape[-1]))
+    return (x,)
 
 
 def _levels(ratio: Tensor, zero_point: Tensor, qmax: int, out: Tensor) -> Tensor:
@@ -120,10 +160,9 @@ def _levels(ratio: Tensor, zero_point: Tensor, qmax: int, out: Tensor) -> Tensor
 
 
 def _sum_of_product(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """Sum of a * b, of one dense layout, down to the shape of ``like``."""
-    if like.numel() == 1:
-        flat = (a.numel(),), (1,)
-        return torch.dot(a.as_strided(*flat), b.as_strided(*flat)).view(like.shape)
+    """Sum of a * b, of one shape, down to the shape of ``like``."""
+    if like.numel() == 1 and a.ndim == 1:
+        return torch.dot(a, b).view(like.shape)
     return (a * b).sum_to_size(like.shape)
 
 

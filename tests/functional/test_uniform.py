@@ -100,3 +100,46 @@ def test_errors_name_the_value():
         UniformParams(torch.ones(2), torch.zeros(3))
     with pytest.raises(ValueError, match=r"codes must lie in \[0, 15\] for 4 bits, got \[0, 16\]"):
         uniform.decode(torch.tensor([0, 16]), params_of(-1, 1, 4), 4)
+
+
+LAYOUTS = {
+    "as stored": lambda x: x,
+    "permuted": lambda x: x.permute(2, 0, 1),
+    "sliced": lambda x: x[:, 1:, ::2],
+    "expanded": lambda x: x[:, :1].expand(-1, 3, -1),
+    "one axis of one": lambda x: x[:, None, 0],
+    "empty": lambda x: x[:, :0],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pieces_change_nothing(monkeypatch, layout, per_channel, dtype):
+    """Pieces of a few elements: values and gradients are those of the definition, whatever the layout in memory."""
+    monkeypatch.setattr(uniform, "_PIECE", 5)
+    generator = torch.Generator().manual_seed(3)
+    x = LAYOUTS[layout](torch.randn(4, 6, 8, generator=generator, dtype=torch.float64).to(dtype))
+    channels = x.shape[-1] if per_channel else 1
+    scale = torch.linspace(0.1, 0.4, channels).requires_grad_()
+    zero_point = torch.arange(channels, dtype=torch.int32) % 16
+    params = uniform.UniformParams(scale, zero_point)
+    upstream = torch.randn(x.shape, generator=generator).to(dtype)
+    leaf = x.detach().requires_grad_()
+    out = uniform.fake_quantize(leaf, params, 4, 0.5)
+    assert out.shape == x.shape and out.dtype == dtype
+    with torch.no_grad():
+        assert torch.equal(out, uniform.decode(uniform.encode(x, params, 4), params, 4).to(dtype))
+    grad, grad_scale = torch.autograd.grad(out, [leaf, scale], upstream)
+    ratio = x.float() / scale.detach()
+    levels = (ratio.round() + zero_point).clamp(0, 15) - zero_point
+    inside = (ratio - levels).abs() <= 0.5
+    assert torch.equal(grad, (upstream.float() * inside).to(dtype))
+    slope = torch.where(inside, levels - ratio, levels) * upstream.float()
+    torch.testing.assert_close(grad_scale, 0.5 * slope.double().sum_to_size(scale.shape).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_dense_layouts():
+    x = torch.zeros(4, 6, 8)
+    assert uniform.is_dense(x) and uniform.is_dense(x.permute(2, 0, 1)) and uniform.is_dense(x[:, :1, :1][:1])
+    assert not uniform.is_dense(x[:, 1:]) and not uniform.is_dense(x[:, :1].expand(-1, 3, -1))
