@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+
+import torch
+
+from ahcq_plugin.ptq import Recipe, calibrate, prepare, quantizers
+from ahcq_plugin.ptq.sensitivity import role_sensitivity
+from ahcq_plugin.zoo.sam import box_forward
+
+
+def agreement(out, reference):
+    """1 for equal logits, less the more they differ."""
+    return 1 / (1 + (out[0] - reference[0]).square().mean((-2, -1)))
+
+
+def test_each_role_alone_against_quantizers_switched_by_hand(tiny_sam, tiny_items):
+    again = copy.deepcopy(tiny_sam)
+    recipe = Recipe.from_config("qdrop", w_bits=4, a_bits=4)
+    found = role_sensitivity(tiny_sam, tiny_items, tiny_items, recipe, agreement, box_forward, progress=False)
+    assert not any(quantizer.quantizing for _, quantizer in quantizers(tiny_sam))
+    parts = {"image_encoder", "mask_decoder"}
+    roles = {"qkv_in", "q", "k", "v", "softmax", "attn_out", "mlp_in", "post_act", "weight"}
+    assert set(found) == {f"{p} {r}" for p in parts for r in roles} | {"image_encoder conv_in", "everything"}
+    with torch.no_grad():
+        expected = [box_forward(again, item) for item in tiny_items]
+        prepare(again, recipe)
+        calibrate(again, tiny_items, box_forward, progress=False)
+        for name, quantizer in quantizers(again):
+            quantizer.enable_fake_quant(name.startswith("mask_decoder") and quantizer.role == "k")
+        values = [agreement(box_forward(again, item), out) for item, out in zip(tiny_items, expected, strict=True)]
+    assert found["mask_decoder k"] == float(torch.cat([v.reshape(-1) for v in values]).mean())
+    assert found["everything"] < min(value for group, value in found.items() if group != "everything")
+    assert all(0 < value <= 1 for value in found.values()) and found["mask_decoder k"] < 1
