@@ -143,13 +143,11 @@ def _along_rows(params: Tensor) -> Tensor:
 
 
 def _pieces(x: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-    """A dense x in pieces that ``scale`` broadcasts against, in the order of memory; on a GPU x as it is."""
-    if x.device.type != "cpu" or not x.numel():
-        return (x,)
-    size = _PIECE * max(2, torch.get_num_threads())
+    """A dense x in pieces that ``scale`` broadcasts against, in the order of memory; on a GPU there is one."""
+    size = _PIECE * max(2, torch.get_num_threads()) if x.device.type == "cpu" else max(x.numel(), 1)
     if scale.numel() == 1:
         return x.as_strided((x.numel(),), (1,)).split(size)
-    if scale.numel() == scale.shape[-1] == x.shape[-1] and x.is_contiguous():
+    if x.numel() and scale.numel() == scale.shape[-1] == x.shape[-1] and x.is_contiguous():
         return x.view(-1, x.shape[-1]).split(max(1, size // x.shape[-1]))
     return (x,)
 
@@ -160,8 +158,8 @@ def _levels(ratio: Tensor, zero_point: Tensor, qmax: int, out: Tensor) -> Tensor
 
 
 def _sum_of_product(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """Sum of a * b, of one shape, down to the shape of ``like``."""
-    if like.numel() == 1 and a.ndim == 1:
+    """Sum of pieces a * b down to the shape of ``like``."""
+    if like.numel() == 1:
         return torch.dot(a, b).view(like.shape)
     return (a * b).sum_to_size(like.shape)
 
