@@ -139,7 +139,7 @@ def is_dense(x: Tensor) -> bool:
 
 def _along_rows(params: Tensor) -> Tensor:
     """Parameters that differ along the last axis alone as (channels,), others as they are."""
-    return params.reshape(-1) if params.numel() == params.shape[-1] else params
+    return params.reshape(-1) if params.ndim > 1 and params.numel() == params.shape[-1] else params
 
 
 def _pieces(x: Tensor, scale: Tensor) -> tuple[Tensor, ...]:

@@ -139,6 +139,17 @@ def test_pieces_change_nothing(monkeypatch, layout, per_channel, dtype):
     torch.testing.assert_close(grad_scale, 0.5 * slope.double().sum_to_size(scale.shape).float(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 8)])
+def test_parameters_of_any_shape_that_broadcasts(shape):
+    x = torch.linspace(-4, 4, 4 * 6 * 8).view(4, 6, 8).requires_grad_()
+    scale = torch.full(shape, 0.3).requires_grad_()
+    params = uniform.UniformParams(scale, torch.full(shape, 7))
+    out = uniform.fake_quantize(x, params, 4)
+    assert torch.equal(out, uniform.decode(uniform.encode(x, params, 4), params, 4))
+    out.sum().backward()
+    assert scale.grad.shape == shape and x.grad.shape == x.shape
+
+
 def test_dense_layouts():
     x = torch.zeros(4, 6, 8)
     assert uniform.is_dense(x) and uniform.is_dense(x.permute(2, 0, 1)) and uniform.is_dense(x[:, :1, :1][:1])
