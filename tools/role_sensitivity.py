@@ -8,20 +8,14 @@ Example: python tools/role_sensitivity.py --coco COCO_FOLDER --recipe ahcq
 import argparse
 from itertools import islice
 
-import torch
+from torch import Tensor
 
+from ahcq_plugin.export.compare import mask_overlap
 from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.ptq.sensitivity import role_sensitivity
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.predict import make_batch
 from ahcq_plugin.zoo.sam import box_forward, build_sam
-
-
-def mask_agreement(out: tuple, reference: tuple) -> torch.Tensor:
-    """IoU of each box's mask; two empty masks agree."""
-    masks, wanted = (logits[0] > 0 for logits in (out, reference))
-    union = (masks | wanted).flatten(-2).sum(-1)
-    return torch.where(union == 0, 1.0, (masks & wanted).flatten(-2).sum(-1) / union.clamp(min=1))
 
 
 def main() -> None:
@@ -42,7 +36,15 @@ def main() -> None:
     batches = [make_batch(sam, item.image, item.boxes[: args.boxes]) for item in items]
     recipe = Recipe.from_config(args.recipe, w_bits=args.bits, a_bits=args.bits)
     calibration, held_out = batches[: args.calibration], batches[args.calibration :]
-    for group, iou in role_sensitivity(sam, calibration, held_out, recipe, mask_agreement, box_forward).items():
+    if not held_out:
+        parser.error(
+            f"no image is left to compare: got {len(batches)}, of which --calibration takes {args.calibration}"
+        )
+
+    def agreement(out: tuple, reference: tuple) -> Tensor:
+        return mask_overlap(reference[0], out[0])[0]
+
+    for group, iou in role_sensitivity(sam, calibration, held_out, recipe, agreement, box_forward).items():
         print(f"| {group} | {iou:.3f} |")
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CHUNK = 2**15  # elements worked on at a time per CPU thread: they stay in its cache
+from .pieces import flat_pieces
+
 _BUCKETS_FROM = 2**14  # elements; for fewer a binary search is faster than making the buckets
 _MAX_BUCKETS = 2**16
 MAX_EXPONENT = 64  # levels reach down to 2^-64 of the scale: normal float32 numbers for any scale above 1e-18
@@ -156,7 +157,7 @@ class _FakeQuantizeTable(torch.autograd.Function):
         ctx.ends, ctx.slopes = [band.end for band in bands], [band.slope for band in bands]
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         find = _level_finder(table, x)
-        for part, target in zip(_chunks(x), _chunks(out), strict=True):
+        for part, target in zip(flat_pieces(x.contiguous()), flat_pieces(out), strict=True):
             values = part.float()
             levels = find(values)
             if x.device.type != "cpu" or math.isnan(float(values.sum())):
@@ -172,7 +173,8 @@ class _FakeQuantizeTable(torch.autograd.Function):
         grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         sums = torch.zeros(len(scales) + 1, dtype=torch.float64, device=x.device)
         find = _level_finder(table, x) if learned else None
-        for part, out_grad, target in zip(_chunks(x), _chunks(grad), _chunks(grad_x), strict=True):
+        tensors = (x.contiguous(), grad.contiguous(), grad_x)
+        for part, out_grad, target in zip(*map(flat_pieces, tensors), strict=True):
             values, out_grad = part.float(), out_grad.float()
             inside = torch.minimum(torch.maximum(values, table.bottom), table.top)
             # Masks are floats: on CPUs this is several times faster than bool and where.
@@ -191,11 +193,6 @@ class _FakeQuantizeTable(torch.autograd.Function):
             for total, scale, slope in zip(sums, scales, ctx.slopes, strict=False)
         ]
         return grad_x, None, None, None, *scale_grads
-
-
-def _chunks(x: Tensor) -> tuple[Tensor, ...]:
-    flat = x.reshape(-1).contiguous()
-    return flat.split(_CHUNK * max(2, torch.get_num_threads())) if flat.device.type == "cpu" else (flat,)
 
 
 def _level_finder(table: Table, x: Tensor) -> Callable[[Tensor], Tensor]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .pieces import flat_pieces, is_dense, piece_size
+
 SCALE_EPS = 1e-8
-_PIECE = 2**15  # elements worked on at a time per CPU thread: they stay in its cache
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class _FakeQuantizeUniform(torch.autograd.Function):
     d x_hat / d scale = round(x/s) - x/s inside, (saturated code - zero_point) outside (Esser et al., LSQ, eq. 3).
     """
 
-    # On CPUs the time goes into memory, not arithmetic: pieces that stay in the cache, in place, masks as floats.
+    # In pieces, in place, with 0/1 masks as floats: on CPUs the time goes into memory, not arithmetic.
 
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int, grad_factor: float | Tensor) -> Tensor:
@@ -127,28 +128,17 @@ class _FakeQuantizeUniform(torch.autograd.Function):
         return grad_x, grad_scale, None, None, None
 
 
-def is_dense(x: Tensor) -> bool:
-    """Whether the elements of x fill a stretch of memory, each once: as stored, or with axes permuted."""
-    expected = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
-
-
 def _along_rows(params: Tensor) -> Tensor:
     """Parameters that differ along the last axis alone as (channels,), others as they are."""
     return params.reshape(-1) if params.ndim > 1 and params.numel() == params.shape[-1] else params
 
 
 def _pieces(x: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-    """A dense x in pieces that ``scale`` broadcasts against, in the order of memory; on a GPU there is one."""
-    size = _PIECE * max(2, torch.get_num_threads()) if x.device.type == "cpu" else max(x.numel(), 1)
+    """A dense x in pieces that ``scale`` broadcasts against, in the order of memory."""
     if scale.numel() == 1:
-        return x.as_strided((x.numel(),), (1,)).split(size)
+        return flat_pieces(x)
     if x.numel() and scale.numel() == scale.shape[-1] == x.shape[-1] and x.is_contiguous():
-        return x.view(-1, x.shape[-1]).split(max(1, size // x.shape[-1]))
+        return x.view(-1, x.shape[-1]).split(max(1, piece_size(x) // x.shape[-1]))
     return (x,)
 
 

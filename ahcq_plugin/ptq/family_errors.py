@@ -4,24 +4,24 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.ptq.batches import Forward, default_forward, model_device, to_device
-from ahcq_plugin.ptq.calibrate import intercepted
-from ahcq_plugin.ptq.paper_figures import named_quantizers, save_figure
-from ahcq_plugin.ptq.prepare import prepare
+from ahcq_plugin.ptq.batches import Forward
+from ahcq_plugin.ptq.calibrate import activation_quantizers, calibrate_activations
+from ahcq_plugin.ptq.paper_figures import save_figure
+from ahcq_plugin.ptq.prepare import prepare, prepare_unit
 from ahcq_plugin.ptq.recipe import Recipe
-from ahcq_plugin.ptq.score import ProductRunner
 from ahcq_plugin.quantizers import (
+    ACTIVATION_FAMILIES,
     AGQFakeQuantize,
+    AvgMinMaxObserver,
     FakeQuantize,
     HLUQFakeQuantize,
     LNQFakeQuantize,
@@ -30,6 +30,7 @@ from ahcq_plugin.quantizers import (
     UniformFakeQuantize,
 )
 from ahcq_plugin.quantizers.hluq import SEARCHED_RANGES
+from ahcq_plugin.quantizers.lnq import PUBLISHED_FACTORS
 from ahcq_plugin.quantizers.search import spread_rows
 
 TITLES = {"post_act": "(a) after GELU and ReLU", "softmax": "(b) after softmax"}
@@ -37,59 +38,58 @@ TITLES = {"post_act": "(a) after GELU and ReLU", "softmax": "(b) after softmax"}
 Errors = dict[str, dict[str, list[float]]]
 
 
-class Contest:
-    """Quantizers of all families that fit one place, judged by the squared error of the product behind it."""
+class Contest(FakeQuantize):
+    """Takes a quantizer's place during calibration and lets one of every family that fits there go through both passes,
+    judged by the squared error of the product behind the tensor.
 
-    def __init__(self, role: str, bits: int):
-        options: dict[str, Any] = dict(observer=SearchObserver, quant_max=2**bits - 1)
-        self._uniform = UniformFakeQuantize(**options)
-        self._hluq = HLUQFakeQuantize(search_range=True, **options)
-        self._others = {"power of two": PowerOfTwoFakeQuantize(**options)}
+    Attributes:
+        errors: label -> squared error of the product by its squared size; filled by ``commit``.
+    """
+
+    def __init__(self, quant_max: int = 255, role: str = ""):
+        super().__init__(AvgMinMaxObserver, quant_max=quant_max, role=role)
+        options: dict[str, Any] = dict(observer=SearchObserver, quant_max=quant_max)
+        # in a dict, so no modules of the model: calibration would treat those as quantizers of their own
+        self.rivals = {
+            "uniform": UniformFakeQuantize(**options),
+            "power of two": PowerOfTwoFakeQuantize(**options),
+            "HLUQ": HLUQFakeQuantize(search_range=True, **options),
+        }
         if role == "softmax":
-            self._others |= {"AGQ": AGQFakeQuantize(**options), "LNQ": LNQFakeQuantize(**options)}
+            self.rivals |= {"AGQ": AGQFakeQuantize(**options), "LNQ": LNQFakeQuantize(**options)}
+        for rival in self.rivals.values():
+            rival.output_error_power = 2
+        self.errors: dict[str, float] = {}
         self._signal = 0.0
-        for quantizer in self._all():
-            quantizer.output_error_power = 2
-
-    def _all(self) -> list[FakeQuantize]:
-        return [self._uniform, self._hluq, *self._others.values()]
 
     def observe(self, x: Tensor) -> None:
-        """First pass."""
-        for quantizer in self._all():
-            quantizer.observe(x)
+        for rival in self.rivals.values():
+            rival.observe(x)
 
-    def begin(self) -> None:
-        """Between the passes."""
-        for quantizer in self._all():
-            quantizer.begin_search()
+    def begin_search(self) -> bool:
+        started = [rival.begin_search() for rival in self.rivals.values()]
+        return all(started)
 
-    def score(self, x: Tensor, product: Any) -> None:
-        """Second pass; arguments of ``FakeQuantize.score``."""
+    def score(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> None:
         if x.numel():
             self._signal += float(product(spread_rows(x)).double().square().mean())
-        for quantizer in self._all():
-            quantizer.score(x, product)
+        for rival in self.rivals.values():
+            rival.score(x, product)
 
-    def errors(self) -> dict[str, float]:
-        """label -> squared error of the product by its squared size. Without "searched": on the range from the mean
-        minimum to the mean maximum, which comes first among the candidates."""
-
-        def least(quantizer: FakeQuantize, ranges: int = 1) -> float:
-            found = quantizer.activation_post_process.scores.errors
-            return float(found[: len(found) // ranges].min()) / max(self._signal, 1e-300)
-
-        uniform = self._uniform.activation_post_process.scores.errors
-        return {
-            "uniform": least(self._uniform, len(uniform)),
-            "uniform, searched range": least(self._uniform),
-            **{label: least(quantizer) for label, quantizer in self._others.items()},
-            "HLUQ": least(self._hluq, len(SEARCHED_RANGES)),
-            "HLUQ, searched range": least(self._hluq),
-        }
+    def commit(self) -> None:
+        """Take the errors. The published candidates come first; what is ours besides has a label of its own."""
+        scores = {label: rival.activation_post_process.scores for label, rival in self.rivals.items()}
+        published = {"uniform": 1, "HLUQ": len(scores["HLUQ"].candidates) // len(SEARCHED_RANGES)}
+        ours = {"uniform": "uniform, searched range", "HLUQ": "HLUQ, searched range", "LNQ": "LNQ, steeper tables"}
+        if "LNQ" in scores:
+            steepest = max(PUBLISHED_FACTORS)
+            published["LNQ"] = sum(float(p.shape_factor) <= steepest for p in scores["LNQ"].candidates)
+        for label, found in scores.items():
+            self.errors[label] = float(found.errors[: published.get(label)].min()) / max(self._signal, 1e-300)
+            if label in ours:
+                self.errors[ours[label]] = float(found.errors.min()) / max(self._signal, 1e-300)
 
 
-@torch.no_grad()
 def family_errors(model: nn.Module, batches: Sequence[Any], forward: Forward | None = None, bits: int = 4) -> Errors:
     """Relative squared error of the product behind every tensor of the roles ``post_act`` and ``softmax``, one tensor
     quantized at a time, everything else in floating point.
@@ -97,27 +97,15 @@ def family_errors(model: nn.Module, batches: Sequence[Any], forward: Forward | N
     Args:
         model: floating point; prepared in place. batches, forward: as for ``calibrate``.
     """
-    forward = forward or default_forward
-    prepare(model, Recipe.from_config("rtn", w_bits=bits, a_bits=bits))
-    contests = {q: Contest(q.role, bits) for q, _ in named_quantizers(model) if q.role in TITLES}
-    hooks = [q.register_forward_pre_hook(lambda _, x, c=c: c.observe(x[0])) for q, c in contests.items()]
-    for batch in batches:
-        forward(model, to_device(batch, model_device(model)))
-    for hook in hooks:
-        hook.remove()
-    units = prepared_units(model)
-    runners = {name: ProductRunner(unit, contests) for name, unit in units.items()}
-    for quantizer, contest in contests.items():
-        contest.begin()
-        quantizer.score = contest.score
-    with intercepted(units, lambda name, _, args, kwargs: runners[name](*args, **kwargs)):
-        for batch in batches:
-            forward(model, to_device(batch, model_device(model)))
+    families = {**ACTIVATION_FAMILIES, "hluq": Contest, "lnq": Contest}
+    recipe = Recipe.from_config("rtn", w_bits=bits, a_bits=bits, hluq=True, lnq=True)
+    prepare(model, recipe, prepare_unit=partial(prepare_unit, families=families))
+    calibrate_activations(model, batches, forward)
     found: Errors = {role: {} for role in TITLES}
-    for quantizer, contest in contests.items():
-        del quantizer.score
-        for label, error in contest.errors().items():
-            found[quantizer.role].setdefault(label, []).append(error)
+    for _, contest in activation_quantizers(model):
+        if isinstance(contest, Contest):
+            for label, error in contest.errors.items():
+                found[contest.role].setdefault(label, []).append(error)
     return found
 
 

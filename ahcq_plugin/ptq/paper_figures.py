@@ -89,7 +89,7 @@ def record(model: nn.Module, batches: Sequence[Any], forward: Forward) -> list[T
     """What enters every quantizer of a role that the paper draws, in the model's order."""
     found = [
         Tensors(quantizer, kind)
-        for quantizer, kind in named_quantizers(model)
+        for quantizer, kind in _kinds(model)
         if quantizer.role in ("qkv_in", "mlp_in", "post_act", "softmax")
     ]
     hooks = [t.quantizer.register_forward_pre_hook(lambda _, inputs, t=t: t.add(inputs[0])) for t in found]
@@ -102,7 +102,7 @@ def record(model: nn.Module, batches: Sequence[Any], forward: Forward) -> list[T
     return found
 
 
-def named_quantizers(model: nn.Module) -> list[tuple[FakeQuantize, str]]:
+def _kinds(model: nn.Module) -> list[tuple[FakeQuantize, str]]:
     """(quantizer, name of what it belongs to): the layers that it feeds, or the attention whose scores it takes."""
     named = []
     for unit_name, unit in prepared_units(model).items():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ahcq_plugin.functional import grouping, uniform
 from ahcq_plugin.quantizers.base import MILESTONES, FakeQuantize
 from ahcq_plugin.quantizers.observers import AvgMinMaxObserver
-from ahcq_plugin.quantizers.search import MIN_SCALE, halvings, strided
+from ahcq_plugin.quantizers.search import LearnedScaleMixin, halvings, strided
 
 SAMPLED_PER_CALL = 2**8
 SAMPLED = 2**11
@@ -64,7 +64,7 @@ class ChannelObserver(AvgMinMaxObserver):
         return found
 
 
-class CAGFakeQuantize(FakeQuantize):
+class CAGFakeQuantize(LearnedScaleMixin, FakeQuantize):
     """Uniform quantization with parameters per group of channels; channels lie on the last axis.
 
     Calibration gives every channel the range of least error. At the milestones of reconstruction the channels are
@@ -178,13 +178,6 @@ class CAGFakeQuantize(FakeQuantize):
         if self.groups and self.scale.numel() > self.groups:
             return [f"it has {self.scale.numel()} groups of channels, allowed are {self.groups}"]
         return []
-
-    def learnable_scales(self) -> list[nn.Parameter]:
-        return [self.scale]
-
-    @torch.no_grad()
-    def keep_valid(self) -> None:
-        self.scale.abs_().clamp_(min=MIN_SCALE)
 
     def permutation(self) -> Tensor:
         """int64 (C,): order of the channels that makes groups contiguous, stable within a group."""

@@ -9,9 +9,10 @@ from torch import Tensor
 from ahcq_plugin.functional import lnq
 from ahcq_plugin.quantizers.search import SearchedFakeQuantize, SearchObserver, geometric
 
-#: The paper's, and three for attention that is spread over hundreds or thousands of tokens: with probabilities near
+PUBLISHED_FACTORS = (0.001, 0.1, 1.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
+#: The last three are for attention that is spread over hundreds or thousands of tokens: with probabilities near
 #: 1 / 4096 even a = 200 gives an almost uniform grid, most of whose levels lie above all values.
-SHAPE_FACTORS = (0.001, 0.1, 1.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 2000.0, 5000.0)
+SHAPE_FACTORS = (*PUBLISHED_FACTORS, 500.0, 2000.0, 5000.0)
 CLIP_SHARES = geometric(1.0, 0.05, 14)
 MIN_CLIP = 1e-8
 

@@ -98,11 +98,11 @@ class Scores:
 
         Where the product is much larger than x (a query times all keys) fewer rows are judged.
         """
-        wanted = product(x).double()
+        wanted = product(x)
         if wanted.numel() > SCORED_OUTPUTS:
             x = spread_rows(x, x.numel() * SCORED_OUTPUTS // wanted.numel())
-            wanted = product(x).double()
-        errors = []
+            wanted = product(x)
+        wanted, errors = wanted.double(), []
         for candidate in self.candidates:
             error = product(self.quantize(x, candidate)).double().sub_(wanted).abs_()
             # exp(p log e) is several times faster than pow on a CPU, and 0 stays 0

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ahcq_plugin.functional import uniform
+from ahcq_plugin.functional import pieces, uniform
 from ahcq_plugin.functional.uniform import UniformParams
 
 bits_strategy = st.integers(2, 8)
@@ -117,7 +117,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pieces_change_nothing(monkeypatch, layout, per_channel, dtype):
     """Pieces of a few elements: values and gradients are those of the definition, whatever the layout in memory."""
-    monkeypatch.setattr(uniform, "_PIECE", 5)
+    monkeypatch.setattr(pieces, "SIZE", 5)
     generator = torch.Generator().manual_seed(3)
     x = LAYOUTS[layout](torch.randn(4, 6, 8, generator=generator, dtype=torch.float64).to(dtype))
     channels = x.shape[-1] if per_channel else 1
@@ -152,5 +152,5 @@ def test_parameters_of_any_shape_that_broadcasts(shape):
 
 def test_dense_layouts():
     x = torch.zeros(4, 6, 8)
-    assert uniform.is_dense(x) and uniform.is_dense(x.permute(2, 0, 1)) and uniform.is_dense(x[:, :1, :1][:1])
-    assert not uniform.is_dense(x[:, 1:]) and not uniform.is_dense(x[:, :1].expand(-1, 3, -1))
+    assert pieces.is_dense(x) and pieces.is_dense(x.permute(2, 0, 1)) and pieces.is_dense(x[:, :1, :1][:1])
+    assert not pieces.is_dense(x[:, 1:]) and not pieces.is_dense(x[:, :1].expand(-1, 3, -1))

@@ -2,7 +2,7 @@
 import torch
 
 from ahcq_plugin.ptq import Recipe, prepare
-from ahcq_plugin.ptq.paper_figures import Tensors, draw, named_quantizers
+from ahcq_plugin.ptq.paper_figures import Tensors, _kinds, draw
 from ahcq_plugin.quantizers import CAGFakeQuantize
 from ahcq_plugin.zoo.sam import box_forward
 
@@ -21,7 +21,7 @@ def test_pictures_and_storage(tiny_sam, tiny_items, tmp_path):
 
 def test_attentions_are_told_apart(tiny_sam):
     prepare(tiny_sam, Recipe.from_config("ahcq"))
-    kinds = {kind for quantizer, kind in named_quantizers(tiny_sam) if quantizer.role == "softmax"}
+    kinds = {kind for quantizer, kind in _kinds(tiny_sam) if quantizer.role == "softmax"}
     assert kinds == {
         "attn",
         "self_attn",
