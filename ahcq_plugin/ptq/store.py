@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps nested tensors per item on a device or on disk: rows that repeat once, very large tensors in half precision."""
+"""Keeps nested tensors per item on a device or on disk: rows that repeat once, very large tensors in half precision,
+and where two of these differ by a row that repeats, one of them and the row."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +19,48 @@ from torch.utils import _pytree as pytree
 #: for every box (16 x 4096 x 256), not those of one image. Rounding by 2^-11 is far below any quantizer's step.
 HALF_FROM = 2**23
 _HALF_MAX = torch.finfo(torch.float16).max
+#: Largest deviation of a difference's rows, as a share of the largest value: what float32 additions leave.
+_ROUNDING = 2**-20
 
 
 @dataclass(frozen=True)
 class Repeated:
     """A tensor of equal rows: one row, and how often (SAM repeats the image tokens for every box)."""
 
-    row: Tensor
+    tensor: Tensor
     count: int
-
-    def expand(self) -> Tensor:
-        """The full tensor, without copying the rows."""
-        return self.row.expand(self.count, *self.row.shape[1:])
 
 
 @dataclass(frozen=True)
 class Halved:
     """A float32 tensor in half precision."""
 
-    half: Tensor
-
-    def expand(self) -> Tensor:
-        """The tensor in float32."""
-        return self.half.float()
+    tensor: Tensor
 
 
-def _pack(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
+@dataclass(frozen=True)
+class Shifted:
+    """A halved tensor plus equal rows: one row, and the place of the halved one among the leaves of the tree.
+
+    SAM's final attention reads every box's image tokens twice: as values, and with the positions added as keys.
+    """
+
+    tensor: Tensor
+    place: int
+
+
+Packed = (Repeated, Halved, Shifted)
+
+
+def _pack_tree(tree: Any) -> Any:
+    leaves, spec = pytree.tree_flatten(tree)
+    packed: list[Any] = []
+    for leaf in leaves:
+        packed.append(_shifted(leaf, leaves, packed) or _pack(leaf) if isinstance(leaf, Tensor) else leaf)
+    return pytree.tree_unflatten(packed, spec)
+
+
+def _pack(value: Tensor) -> Tensor | Repeated | Halved:
     value = value.detach()
     if value.ndim > 1 and value.shape[0] > 1 and bool((value[1:] == value[:1]).all()):
         return Repeated(value[:1].clone(), value.shape[0])
@@ -55,12 +70,36 @@ def _pack(value: Any) -> Any:
     return value.clone() if value.untyped_storage().nbytes() > value.numel() * value.element_size() else value
 
 
-def _move(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, Repeated):
-        return Repeated(value.row.to(device), value.count)
-    if isinstance(value, Halved):
-        return Halved(value.half.to(device))
-    return value.to(device) if isinstance(value, Tensor) else value
+def _shifted(value: Tensor, leaves: list[Any], packed: list[Any]) -> Shifted | None:
+    """``value`` as an earlier halved leaf plus equal rows, if it is that."""
+    for place, kept in enumerate(packed):
+        other = leaves[place]
+        if isinstance(kept, Halved) and other.shape == value.shape and len(value) > 1 and value.dtype == other.dtype:
+            row = (value[:1] - other[:1]).detach()
+            largest = max(float(value.abs().max()), float(other.abs().max()))
+            apart = (float((v - o - row[0]).abs().max()) for v, o in zip(value, other, strict=True))
+            if all(distance <= _ROUNDING * largest for distance in apart):
+                return Shifted(row, place)
+    return None
+
+
+def _unpack_tree(tree: Any) -> Any:
+    leaves, spec = pytree.tree_flatten(tree)
+    return pytree.tree_unflatten([_unpack(leaf, leaves) for leaf in leaves], spec)
+
+
+def _unpack(leaf: Any, leaves: list[Any]) -> Any:
+    if isinstance(leaf, Repeated):
+        return leaf.tensor.expand(leaf.count, *leaf.tensor.shape[1:])
+    if isinstance(leaf, Halved):
+        return leaf.tensor.float()
+    return leaves[leaf.place].tensor + leaf.tensor if isinstance(leaf, Shifted) else leaf
+
+
+def _move(leaf: Any, device: torch.device | str) -> Any:
+    if isinstance(leaf, Packed):
+        return replace(leaf, tensor=leaf.tensor.to(device))
+    return leaf.to(device) if isinstance(leaf, Tensor) else leaf
 
 
 class Store:
@@ -84,7 +123,7 @@ class Store:
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.discard(key)
-        packed = pytree.tree_map(_pack, value)
+        packed = _pack_tree(value)
         if self._folder is None:
             self._items[key] = pytree.tree_map(lambda v: _move(v, self._device), packed)
             return
@@ -103,15 +142,14 @@ class Store:
         """The nested tensors of ``key`` on ``device``; repeated rows are expanded views: do not write to them."""
         item = self._items[key]
         if self._folder is not None:
-            # Written by this process a moment ago; holds our own dataclass.
+            # Written by this process a moment ago; holds our own dataclasses.
             item = torch.load(item, map_location="cpu", weights_only=False)
-        moved = pytree.tree_map(lambda v: _move(v, device), item)
-        return pytree.tree_map(lambda v: v.expand() if isinstance(v, (Repeated, Halved)) else v, moved)
+        return _unpack_tree(pytree.tree_map(lambda v: _move(v, device), item))
 
     def nbytes(self) -> int:
         """Bytes of all tensors kept in memory (0 for ``disk``); shared storage counts each time."""
-        kept = {Repeated: lambda v: v.row, Halved: lambda v: v.half}
-        leaves = (kept.get(type(leaf), lambda v: v)(leaf) for leaf in pytree.tree_leaves(list(self._items.values())))
+        leaves = pytree.tree_leaves(list(self._items.values()))
+        leaves = (leaf.tensor if isinstance(leaf, Packed) else leaf for leaf in leaves)
         return sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor))
 
     def discard(self, key: Any) -> None:

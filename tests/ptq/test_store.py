@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
 
 from ahcq_plugin.ptq import store as store_module
 from ahcq_plugin.ptq.store import Store
@@ -55,6 +56,34 @@ def test_large_tensors_are_kept_in_half_precision(monkeypatch, tmp_path, device)
     assert torch.equal(got[4], large.long()) and torch.equal(got[5], large[:1].expand(99, 8))
     kept = 64 * 2 + 63 * 4 + 2 * 64 * 4 + 64 * 8 + 8 * 4
     assert store.nbytes() == (kept if device == "cpu" else 0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "disk"])
+def test_keys_and_values_of_the_same_tokens_are_stored_once(monkeypatch, tmp_path, device):
+    """SAM's final attention: keys are values plus one row of positions; nothing else that looks alike is."""
+    monkeypatch.setattr(store_module, "HALF_FROM", 64)
+    generator = torch.Generator().manual_seed(0)
+    values, row = torch.randn(4, 6, 5, generator=generator), torch.randn(1, 6, 5, generator=generator)
+    other = values + row + 1e-3 * torch.randn(4, 6, 5, generator=generator)
+    tree = {"k": values + row, "v": values, "other": [other, values.reshape(4, 5, 6)]}
+    store = Store(device, tmp_path)
+    store["x"] = tree
+    got = store.get("x", CPU)
+    for found, wanted in zip(pytree.tree_leaves(got), pytree.tree_leaves(tree), strict=True):
+        assert found.dtype == torch.float32
+        assert bool(((found - wanted).abs() <= 2**-11 * (wanted.abs() + row.abs().max()) + 2**-20).all())
+    assert torch.allclose(got["k"] - got["v"], row.expand(4, 6, 5), atol=2**-20)
+    if device == "cpu":
+        assert store.nbytes() == (3 * 120) * 2 + 30 * 4
+
+
+def test_inputs_of_sam_bs_decoder_fit_into_three_gigabytes():
+    """32 images, the 16 boxes drawn by default, both streams: the second two-way layer, then the final attention."""
+    tokens, positions, queries = torch.randn(16, 4096, 256), torch.randn(1, 4096, 256), torch.randn(16, 7, 256)
+    layer, final = Store("cpu"), Store("cpu")
+    layer["x"] = queries, tokens, queries, positions.expand(16, 4096, 256)
+    final["x"] = queries, tokens + positions, tokens
+    assert 2 * 32 * layer.nbytes() < 3e9 and 2 * 32 * final.nbytes() < 3e9
 
 
 def test_disk_leaves_nothing_behind(tmp_path):
