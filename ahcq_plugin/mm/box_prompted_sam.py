@@ -13,11 +13,11 @@ from mmdet.models.detectors.base import BaseDetector
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
 
 from ahcq_plugin.mm.images import original_image
 from ahcq_plugin.mm.prompts import BoxPrompts, Detections, ground_truth_prompts
+from ahcq_plugin.zoo.predict import input_boxes, input_image
 from ahcq_plugin.zoo.sam import build_sam
 
 
@@ -113,7 +113,7 @@ class BoxPromptedSAM(BaseDetector):
     @torch.no_grad()
     def encode(self, image: np.ndarray) -> ImageEmbedding:
         """Run the image encoder. ``image``: uint8 (H, W, 3) RGB, original pixels."""
-        pixels, size = self._input_image(image)
+        pixels, size = input_image(self.sam, image)
         return ImageEmbedding(self.sam.image_encoder(pixels), image.shape[:2], size)
 
     @torch.no_grad()
@@ -159,7 +159,7 @@ class BoxPromptedSAM(BaseDetector):
         """
         if len(boxes) > max_boxes:
             boxes = boxes[torch.randperm(len(boxes), generator=generator)[:max_boxes].sort().values]
-        pixels, _ = self._input_image(image)
+        pixels, _ = input_image(self.sam, image)
         return {"image": pixels, "boxes": self._input_boxes(boxes, image.shape[:2])}
 
     def prompt(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> list[BoxPrompts]:
@@ -203,21 +203,10 @@ class BoxPromptedSAM(BaseDetector):
     def _forward(self, batch_inputs, batch_data_samples=None):
         raise NotImplementedError("BoxPromptedSAM has mode='predict' only")
 
-    @property
-    def _input_side(self) -> int:
-        return self.sam.image_encoder.img_size
-
-    def _input_image(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
-        """float32 (1, 3, S, S) on SAM's device, and (height, width) without the padding."""
-        resized = ResizeLongestSide(self._input_side).apply_image(image)
-        pixels = torch.as_tensor(resized, device=self.device).permute(2, 0, 1)[None]
-        return self.sam.preprocess(pixels), resized.shape[:2]
-
     def _input_boxes(self, boxes: Tensor, original_size: tuple[int, int]) -> Tensor:
         """float32 (N, 4) in input pixels on SAM's device; clipped to the image first."""
-        boxes = clip_boxes(boxes.detach().to("cpu", torch.float32), original_size)
-        scaled = ResizeLongestSide(self._input_side).apply_boxes_torch(boxes, original_size)
-        return scaled.reshape(-1, 4).to(self.device)
+        clipped = clip_boxes(boxes.detach().to("cpu", torch.float32), original_size)
+        return input_boxes(self.sam, clipped, original_size)
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -12,27 +12,34 @@ from torch import Tensor
 from ahcq_plugin.zoo.sam import box_forward
 
 
-def make_batch(sam: Sam, image: np.ndarray, boxes: np.ndarray) -> dict[str, Tensor]:
-    """The input of :func:`~ahcq_plugin.zoo.sam.box_forward` for an image (H, W, 3) uint8 RGB and boxes (N, 4) xyxy.
+def input_image(sam: Sam, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
+    """What SAM's image encoder takes for an image (H, W, 3) uint8 RGB: resized so that the longer side fills the input,
+    normalised, zero-padded at the bottom and the right.
 
-    Resized so that the longer side fills the model's input, normalised, zero-padded at the bottom and the right.
+    Returns: float32 (1, 3, S, S) on SAM's device, and (height, width) without the padding.
     """
-    resize = ResizeLongestSide(sam.image_encoder.img_size)
-    pixels = torch.from_numpy(np.ascontiguousarray(resize.apply_image(image))).permute(2, 0, 1)
-    scaled = resize.apply_boxes(np.asarray(boxes, np.float32).reshape(-1, 4), image.shape[:2])
-    return {
-        "image": sam.preprocess(pixels[None].to(sam.device).float()),
-        "boxes": torch.from_numpy(scaled.astype(np.float32)).to(sam.device),
-    }
+    resized = ResizeLongestSide(sam.image_encoder.img_size).apply_image(image)
+    pixels = torch.as_tensor(resized, device=sam.device).permute(2, 0, 1)[None]
+    return sam.preprocess(pixels), resized.shape[:2]
+
+
+def input_boxes(sam: Sam, boxes: Tensor, original_size: tuple[int, int]) -> Tensor:
+    """Boxes (N, 4) xyxy of an image of ``original_size`` (height, width) in pixels of SAM's input: float32 (N, 4)."""
+    scaled = ResizeLongestSide(sam.image_encoder.img_size).apply_boxes_torch(boxes, original_size)
+    return scaled.reshape(-1, 4).to(sam.device)
+
+
+def make_batch(sam: Sam, image: np.ndarray, boxes: np.ndarray) -> dict[str, Tensor]:
+    """The input of :func:`~ahcq_plugin.zoo.sam.box_forward` for an image (H, W, 3) uint8 RGB and boxes (N, 4) xyxy."""
+    corners = torch.from_numpy(np.asarray(boxes, np.float32).reshape(-1, 4))
+    return {"image": input_image(sam, image)[0], "boxes": input_boxes(sam, corners, image.shape[:2])}
 
 
 @torch.no_grad()
 def predict_masks(sam: Sam, image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """One mask per box: bool (N, H, W) and the predicted IoU (N,), for arguments as in :func:`make_batch`."""
-    batch = make_batch(sam, image, boxes)
-    logits, quality = box_forward(sam, batch)
-    scale = sam.image_encoder.img_size / max(image.shape[:2])
-    shown = (int(image.shape[0] * scale + 0.5), int(image.shape[1] * scale + 0.5))
+    logits, quality = box_forward(sam, make_batch(sam, image, boxes))
+    shown = ResizeLongestSide.get_preprocess_shape(*image.shape[:2], sam.image_encoder.img_size)
     full = sam.postprocess_masks(logits.float(), shown, image.shape[:2])[:, 0]
     return (full > sam.mask_threshold).cpu().numpy(), quality[:, 0].float().cpu().numpy()
 
