@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import tables
+from .dropping import Drop
 from .tables import Band, Table
 
 #: More powers of two would coincide next to a non-zero offset and need long shifts in hardware.
@@ -70,7 +71,9 @@ def decode(codes: Tensor, params: HLUQParams, bits: int) -> Tensor:
     return tables.decode(codes, table(params, bits))
 
 
-def fake_quantize(x: Tensor, params: HLUQParams, bits: int, grad_factor: float = 1.0) -> Tensor:
+def fake_quantize(
+    x: Tensor, params: HLUQParams, bits: int, grad_factor: float = 1.0, drop: Drop | None = None
+) -> Tensor:
     """``decode(encode(x))`` bit for bit, in x's dtype, differentiable in x and both scales.
 
     Straight through: d x_hat / dx = 1 for 0 <= y <= top level + scale_uniform / 2, else 0. The scales:
@@ -89,7 +92,7 @@ def fake_quantize(x: Tensor, params: HLUQParams, bits: int, grad_factor: float =
         Band(tables.scalar("scale_log", params.scale_log), values.boundaries[split], 1.0),
         Band(tables.scalar("scale_uniform", params.scale_uniform), values.top, 2**bits - 1 - split),
     )
-    return tables.fake_quantize(x, values, bands, grad_factor)
+    return tables.fake_quantize(x, values, bands, grad_factor, drop)
 
 
 def _log_levels(params: HLUQParams, bits: int) -> Tensor:

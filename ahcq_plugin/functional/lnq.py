@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import tables
+from .dropping import Drop
 from .tables import Table
 
 #: Fraction bits, relative to the clip, of the decode table that hardware multiplies with.
@@ -75,12 +76,14 @@ def decode(codes: Tensor, params: LNQParams, bits: int, levels: Tensor | None = 
     return tables.decode(codes, table(params, bits, levels))
 
 
-def fake_quantize(x: Tensor, params: LNQParams, bits: int, levels: Tensor | None = None) -> Tensor:
+def fake_quantize(
+    x: Tensor, params: LNQParams, bits: int, levels: Tensor | None = None, drop: Drop | None = None
+) -> Tensor:
     """``decode(encode(x))`` bit for bit, in x's dtype, differentiable in x.
 
     Straight through: d x_hat / dx = 1 for 0 <= x <= clip, else 0. The parameters have no gradient: LNQ is static.
     """
-    return tables.fake_quantize(x, table(params, bits, levels))
+    return tables.fake_quantize(x, table(params, bits, levels), drop=drop)
 
 
 def _inverse(params: LNQParams, clip: Tensor, share: Tensor) -> Tensor:

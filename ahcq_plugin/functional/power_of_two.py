@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import tables
+from .dropping import Drop
 from .tables import Band, Table
 
 MAX_BITS = 6
@@ -64,11 +65,14 @@ def decode(codes: Tensor, params: PowerOfTwoParams, bits: int) -> Tensor:
     return tables.decode(codes, table(params, bits))
 
 
-def fake_quantize(x: Tensor, params: PowerOfTwoParams, bits: int, grad_factor: float = 1.0) -> Tensor:
+def fake_quantize(
+    x: Tensor, params: PowerOfTwoParams, bits: int, grad_factor: float = 1.0, drop: Drop | None = None
+) -> Tensor:
     """``decode(encode(x))`` bit for bit, in x's dtype, differentiable in x and ``scale``.
 
     Straight through: d x_hat / dx = 1 for 0 <= y <= scale, else 0. d x_hat / d scale = (x_hat - x) / scale there, 1
     above and 0 below, times ``grad_factor``.
     """
     values = table(params, bits)
-    return tables.fake_quantize(x, values, [Band(tables.scalar("scale", params.scale), values.top, 1.0)], grad_factor)
+    band = Band(tables.scalar("scale", params.scale), values.top, 1.0)
+    return tables.fake_quantize(x, values, [band], grad_factor, drop)

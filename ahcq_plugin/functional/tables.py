@@ -8,7 +8,7 @@ float32. Comparisons, unlike logarithms, give the same bits in every library and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .dropping import Drop, mask
 from .pieces import flat_pieces
 
 _BUCKETS_FROM = 2**14  # elements; for fewer a binary search is faster than making the buckets
@@ -137,62 +138,78 @@ def decode(codes: Tensor, table: Table) -> Tensor:
     return torch.empty_like(table.levels).scatter_(0, table.codes, table.levels)[codes.long()]
 
 
-def fake_quantize(x: Tensor, table: Table, bands: Sequence[Band] = (), grad_factor: float = 1.0) -> Tensor:
+def fake_quantize(
+    x: Tensor, table: Table, bands: Sequence[Band] = (), grad_factor: float = 1.0, drop: Drop | None = None
+) -> Tensor:
     """``decode(encode(x))`` bit for bit in x's dtype and shape, differentiable in x and the scales of ``bands``.
 
     Straight through: d x_hat / dx = 1 for bottom <= x <= top, else 0. Levels above ``bottom`` are homogeneous in the
     scales: within its band d x_hat / d scale = (x_hat - x) / scale; above ``top`` it is ``slope``, below ``bottom`` 0.
-    The gradients of the scales are multiplied by ``grad_factor``. NaN stays NaN, so that a broken model shows.
+    The gradients of the scales are multiplied by ``grad_factor``. NaN stays NaN, so that a broken model shows. With
+    ``drop`` the elements that it chooses are quantized, the others are x.
     """
-    return _FakeQuantizeTable.apply(x, table, tuple(bands), float(grad_factor), *(band.scale for band in bands))
+    return _FakeQuantizeTable.apply(x, table, tuple(bands), float(grad_factor), drop, *(band.scale for band in bands))
 
 
 class _FakeQuantizeTable(torch.autograd.Function):
     # Nothing but x is kept for the backward pass: to find the levels again costs less than to store them.
 
     @staticmethod
-    def forward(ctx, x: Tensor, table: Table, bands: tuple[Band, ...], grad_factor: float, *scales: Tensor):
-        ctx.save_for_backward(x, *scales)
-        ctx.table, ctx.grad_factor = table, grad_factor
+    def forward(ctx, x: Tensor, table: Table, bands: tuple[Band, ...], grad_factor: float, drop: Drop | None, *scales):
+        x = x.contiguous()
+        dice = None if drop is None else drop.dice_like(x)
+        ctx.save_for_backward(x, dice, *scales)
+        ctx.table, ctx.grad_factor, ctx.threshold = table, grad_factor, drop and drop.threshold
         ctx.ends, ctx.slopes = [band.end for band in bands], [band.slope for band in bands]
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         find = _level_finder(table, x)
-        for part, target in zip(flat_pieces(x.contiguous()), flat_pieces(out), strict=True):
+        for part, target, thrown in zip(flat_pieces(x), flat_pieces(out), _dice(dice, x), strict=True):
             values = part.float()
             levels = find(values)
             if x.device.type != "cpu" or math.isnan(float(values.sum())):
                 levels = torch.where(values.isnan(), values, levels)
+            if drop is not None:
+                levels = torch.lerp(values, levels, mask(thrown, drop.threshold), out=levels)
             target.copy_(levels)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        x, *scales = ctx.saved_tensors
-        table, learned = ctx.table, any(ctx.needs_input_grad[4:])
+        x, dice, *scales = ctx.saved_tensors
+        table, learned = ctx.table, any(ctx.needs_input_grad[5:])
         grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         sums = torch.zeros(len(scales) + 1, dtype=torch.float64, device=x.device)
         find = _level_finder(table, x) if learned else None
-        tensors = (x.contiguous(), grad.contiguous(), grad_x)
-        for part, out_grad, target in zip(*map(flat_pieces, tensors), strict=True):
+        tensors = (x, grad.contiguous(), grad_x)
+        for part, out_grad, target, thrown in zip(*map(flat_pieces, tensors), _dice(dice, x), strict=True):
             values, out_grad = part.float(), out_grad.float()
+            passed = None
+            if dice is not None:  # what was not quantized passes
+                quantized = mask(thrown, ctx.threshold).mul_(out_grad)
+                passed, out_grad = out_grad - quantized, quantized
             inside = torch.minimum(torch.maximum(values, table.bottom), table.top)
             # Masks are floats: on CPUs this is several times faster than bool and where.
-            mask = torch.eq(values, inside, out=torch.empty_like(values))
-            straight = out_grad * mask
-            target.copy_(straight)
+            inner = torch.eq(values, inside, out=torch.empty_like(values))
+            straight = out_grad * inner
+            target.copy_(straight if passed is None else passed.add_(straight))
             if learned:
                 product = find(inside).sub_(inside).mul_(straight)
                 for k, end in enumerate(ctx.ends[:-1]):
-                    sums[k] += torch.dot(product, torch.lt(values, end, out=mask))
-                    product.mul_(torch.ge(values, end, out=mask))
+                    sums[k] += torch.dot(product, torch.lt(values, end, out=inner))
+                    product.mul_(torch.ge(values, end, out=inner))
                 sums[-2] += product.sum()
-                sums[-1] += torch.dot(out_grad, torch.gt(values, table.top, out=mask))
+                sums[-1] += torch.dot(out_grad, torch.gt(values, table.top, out=inner))
         scale_grads = [
             ((total / scale + slope * sums[-1]) * ctx.grad_factor).to(scale.dtype) if learned else None
             for total, scale, slope in zip(sums, scales, ctx.slopes, strict=False)
         ]
-        return grad_x, None, None, None, *scale_grads
+        return grad_x, None, None, None, None, *scale_grads
+
+
+def _dice(dice: Tensor | None, x: Tensor) -> Iterable[Tensor | None]:
+    """The dice of every piece of x."""
+    return (None for _ in flat_pieces(x)) if dice is None else flat_pieces(dice)
 
 
 def _level_finder(table: Table, x: Tensor) -> Callable[[Tensor], Tensor]:

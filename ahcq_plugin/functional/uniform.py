@@ -7,11 +7,13 @@ even, arithmetic in float32. The range always contains 0, so zero padding and ma
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .dropping import Drop, mask
 from .pieces import flat_pieces, is_dense, piece_size
 
 SCALE_EPS = 1e-8
@@ -95,37 +97,49 @@ class _FakeQuantizeUniform(torch.autograd.Function):
     # In pieces, in place, with 0/1 masks as floats: on CPUs the time goes into memory, not arithmetic.
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int, grad_factor: float | Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int, grad_factor, drop: Drop | None) -> Tensor:
         x = x if is_dense(x) else x.contiguous()
-        ctx.save_for_backward(x, scale, zero_point)
-        ctx.qmax, ctx.grad_factor = qmax, grad_factor
+        dice = None if drop is None else drop.dice_like(x)
+        ctx.save_for_backward(x, scale, zero_point, dice)
+        ctx.qmax, ctx.grad_factor, ctx.threshold = qmax, grad_factor, drop and drop.threshold
         scale, zero_point = _along_rows(scale), _along_rows(zero_point)
         out = torch.empty_like(x)
-        for piece, target in zip(_pieces(x, scale), _pieces(out, scale), strict=True):
-            ratio = piece.float() / scale
-            target.copy_(_levels(ratio, zero_point, qmax, out=ratio).mul_(scale))
+        for piece, target, thrown in zip(*(_pieces(t, scale) for t in (x, out)), _dice(dice, x, scale), strict=True):
+            values = piece.float()
+            work = target if target.dtype == torch.float32 else torch.empty_like(values)
+            _levels(torch.div(values, scale, out=work), zero_point, qmax, out=work).mul_(scale)
+            if drop is not None:
+                torch.lerp(values, work, mask(thrown, drop.threshold), out=work)
+            if work is not target:
+                target.copy_(work)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, scale, zero_point = ctx.saved_tensors
+        x, scale, zero_point, dice = ctx.saved_tensors
         shape, scale, zero_point = scale.shape, _along_rows(scale), _along_rows(zero_point)
         if grad.dtype != torch.float32 or grad.stride() != x.stride():  # attention permutes: one layout for all
             grad = torch.empty_like(x, dtype=torch.float32).copy_(grad)
         grad_x, grad_scale = torch.empty_like(x), None
         if ctx.needs_input_grad[1]:
             grad_scale = torch.zeros(scale.shape, dtype=torch.float64, device=scale.device)
-        for piece, above, target in zip(*(_pieces(t, scale) for t in (x, grad, grad_x)), strict=True):
+        for piece, above, target, thrown in zip(
+            *(_pieces(t, scale) for t in (x, grad, grad_x)), _dice(dice, x, scale), strict=True
+        ):
             ratio = piece.float() / scale
             levels = _levels(ratio, zero_point, ctx.qmax, out=torch.empty_like(ratio))
             inside = torch.sub(ratio, levels).abs_().le_(0.5)
+            slope = levels.addcmul_(inside, ratio, value=-1)  # d x_hat / d scale
+            if dice is not None:
+                chosen = mask(thrown, ctx.threshold)
+                slope.mul_(chosen)
+                inside.sub_(1).mul_(chosen).add_(1)  # what was not quantized passes
             if grad_scale is not None:
-                slope = levels.addcmul_(inside, ratio, value=-1)  # d x_hat / d scale
                 grad_scale += _sum_of_product(above, slope, scale)
             target.copy_(inside.mul_(above))
         if grad_scale is not None:
             grad_scale = (grad_scale.view(shape) * ctx.grad_factor).to(scale.dtype)
-        return grad_x, grad_scale, None, None, None
+        return grad_x, grad_scale, None, None, None, None
 
 
 def _along_rows(params: Tensor) -> Tensor:
@@ -142,6 +156,11 @@ def _pieces(x: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
     return (x,)
 
 
+def _dice(dice: Tensor | None, x: Tensor, scale: Tensor) -> Iterable[Tensor | None]:
+    """The dice of every piece of x."""
+    return (None for _ in _pieces(x, scale)) if dice is None else _pieces(dice, scale)
+
+
 def _levels(ratio: Tensor, zero_point: Tensor, qmax: int, out: Tensor) -> Tensor:
     """code - zero_point of ``ratio = x / scale``, written to ``out``."""
     return torch.round(ratio, out=out).add_(zero_point).clamp_(0, qmax).sub_(zero_point)
@@ -154,11 +173,15 @@ def _sum_of_product(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
     return (a * b).sum_to_size(like.shape)
 
 
-def fake_quantize(x: Tensor, params: UniformParams, bits: int, grad_factor: float | Tensor = 1.0) -> Tensor:
+def fake_quantize(
+    x: Tensor, params: UniformParams, bits: int, grad_factor: float | Tensor = 1.0, drop: Drop | None = None
+) -> Tensor:
     """``decode(encode(x))`` bit for bit, in x's dtype, differentiable in ``x`` and ``params.scale``.
 
     Args:
         x: floats that ``params`` broadcasts against (x is not expanded: its shape is the result's shape).
         grad_factor: multiplies the gradient of the scale (LSQ uses 1 / sqrt(numel * qmax)); a tensor has its shape.
+        drop: quantizes the elements that it chooses, the others are x; None: all.
     """
-    return _FakeQuantizeUniform.apply(x, params.scale, params.zero_point.to(torch.float32), 2**bits - 1, grad_factor)
+    zero_point = params.zero_point.to(torch.float32)
+    return _FakeQuantizeUniform.apply(x, params.scale, zero_point, 2**bits - 1, grad_factor, drop)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ahcq_plugin import quantizers
 from ahcq_plugin.functional import adaround
+from ahcq_plugin.functional.dropping import Drop
 from ahcq_plugin.mqbench.onnx_form import quantize_dequantize
 from ahcq_plugin.quantizers import cag
 from ahcq_plugin.quantizers.observers import AvgMinMaxObserver, RangeObserver, RangeSearchObserver
@@ -120,12 +121,12 @@ class _MQBenchFakeQuantize:
         super().commit()
         self.pending = False
 
-    def quantize(self, x: Tensor) -> Tensor:
+    def quantize(self, x: Tensor, drop: Drop | None = None) -> Tensor:
         if torch.onnx.is_in_onnx_export():
             return quantize_dequantize(self, x)
         if torch.is_grad_enabled() and self.scale.requires_grad and bool((self.scale < MIN_SCALE).any()):
             self.keep_valid()  # MQBench's optimizer may carry a small scale below zero
-        return super().quantize(x)
+        return super().quantize(x, drop)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.pending = False  # what is loaded counts
@@ -196,10 +197,10 @@ class AdaRoundFakeQuantize(_MQBenchFakeQuantize, quantizers.AdaRoundFakeQuantize
         self.follows_input = round_mode is not None
         super().init(weight)
 
-    def quantize(self, x: Tensor) -> Tensor:
+    def quantize(self, x: Tensor, drop: Drop | None = None) -> Tensor:
         if self.adaround and self.follows_input:
             self._base = adaround.floor_base(x.detach(), self.params(x.ndim))
-        return super().quantize(x)
+        return super().quantize(x, drop)
 
 
 #: Names in MQBench's ``ObserverDict``.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ahcq_plugin.functional.adaround import rounding_regularizer
-from ahcq_plugin.functional.dropping import random_mask
+from ahcq_plugin.functional.dropping import Drop
 from ahcq_plugin.ptq.freeze import harden
 from ahcq_plugin.ptq.loss import channel_axis, output_error, rounding_exponent
 from ahcq_plugin.ptq.prepare import is_weight, quantizers, set_quantization, weight_layers
@@ -41,9 +41,8 @@ def mix(quantized: Any, floating: Any, share: float) -> Any:
     """Element-wise random mixture: ``share`` of the elements from ``quantized``, the rest from ``floating``."""
 
     def pick(q: Any, f: Any) -> Any:
-        if not isinstance(q, Tensor) or not q.is_floating_point() or share == 1.0:
-            return q
-        return torch.lerp(f, q, random_mask(q, share))
+        drop = Drop.draw(q, share) if isinstance(q, Tensor) and q.is_floating_point() else None
+        return q if drop is None else drop.apply(f, q)
 
     return pytree.tree_map(pick, quantized, floating)
 

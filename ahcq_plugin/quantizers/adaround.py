@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ahcq_plugin.functional import adaround, uniform
+from ahcq_plugin.functional.dropping import Drop
 from ahcq_plugin.quantizers.base import FakeQuantize, per_channel
 from ahcq_plugin.quantizers.observers import RangeSearchObserver
 
@@ -73,11 +74,12 @@ class AdaRoundFakeQuantize(FakeQuantize):
     def decode(self, codes: Tensor) -> Tensor:
         return uniform.decode(codes, self.params(codes.ndim), self.bits)
 
-    def quantize(self, x: Tensor) -> Tensor:
+    def quantize(self, x: Tensor, drop: Drop | None = None) -> Tensor:
         params = self.params(x.ndim)
         if not self.adaround:
-            return uniform.fake_quantize(x, params, self.bits)
-        return adaround.soft_weight(self._base, self.alpha, params, self.bits).to(x.dtype)
+            return uniform.fake_quantize(x, params, self.bits, drop=drop)
+        soft = adaround.soft_weight(self._base, self.alpha, params, self.bits).to(x.dtype)
+        return soft if drop is None else drop.apply(x, soft)
 
     def commit(self) -> None:
         params = self.activation_post_process.uniform_params()

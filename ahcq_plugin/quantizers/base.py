@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantizeBase
 
-from ahcq_plugin.functional.dropping import random_mask
+from ahcq_plugin.functional.dropping import Drop
 from ahcq_plugin.functional.uniform import check_bits
 
 #: Shares of a reconstruction's iterations at which quantizers may change their form.
@@ -96,8 +96,8 @@ class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
         """float32 values of the codes."""
         raise NotImplementedError
 
-    def quantize(self, x: Tensor) -> Tensor:
-        """``decode(encode(x))`` with straight-through gradients."""
+    def quantize(self, x: Tensor, drop: Drop | None = None) -> Tensor:
+        """``decode(encode(x))`` with straight-through gradients; with ``drop``, of the elements that it chooses."""
         raise NotImplementedError
 
     def observe(self, x: Tensor) -> None:
@@ -158,11 +158,7 @@ class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
             self.observe(x.detach())
         if not self.quantizing:
             return x
-        out = self.quantize(x)
-        if self.prob < 1.0:
-            # lerp is exact at both ends and, on CPUs, an order of magnitude faster than where.
-            out = torch.lerp(x, out, random_mask(x, self.prob))
-        return out
+        return self.quantize(x, Drop.draw(x, self.prob))
 
     def extra_repr(self) -> str:
         return f"{self.family}, bits={self.bits}, role={self.role!r}, ch_axis={self.ch_axis}"

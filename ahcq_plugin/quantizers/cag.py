@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ahcq_plugin.functional import grouping, uniform
+from ahcq_plugin.functional.dropping import Drop
 from ahcq_plugin.quantizers.base import MILESTONES, FakeQuantize
 from ahcq_plugin.quantizers.observers import AvgMinMaxObserver
 from ahcq_plugin.quantizers.search import LearnedScaleMixin, halvings, strided
@@ -127,11 +128,12 @@ class CAGFakeQuantize(LearnedScaleMixin, FakeQuantize):
     def decode(self, codes: Tensor) -> Tensor:
         return uniform.decode(codes, self.params(), self.bits)
 
-    def quantize(self, x: Tensor) -> Tensor:
+    def quantize(self, x: Tensor, drop: Drop | None = None) -> Tensor:
         # LSQ's factor of the gradient, from the number of values that share a scale.
         channels = torch.zeros_like(self.scale).index_add_(0, self.labels, torch.ones_like(self.per_scale))
         values = (channels * (x.numel() // len(self.labels))).clamp(min=1)
-        return uniform.fake_quantize(x, self.params(), self.bits, (values * self.quant_max).rsqrt()[self.labels])
+        grad_factor = (values * self.quant_max).rsqrt()[self.labels]
+        return uniform.fake_quantize(x, self.params(), self.bits, grad_factor, drop)
 
     @torch.no_grad()
     def commit(self) -> None:

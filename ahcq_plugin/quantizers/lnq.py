@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ahcq_plugin.functional import lnq
+from ahcq_plugin.functional.dropping import Drop
 from ahcq_plugin.quantizers.search import SearchedFakeQuantize, SearchObserver, geometric
 
 PUBLISHED_FACTORS = (0.001, 0.1, 1.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
@@ -42,8 +43,8 @@ class LNQFakeQuantize(SearchedFakeQuantize):
     def decode(self, codes: Tensor) -> Tensor:
         return lnq.decode(codes, self.params(), self.bits, self._levels())
 
-    def quantize(self, x: Tensor) -> Tensor:
-        return lnq.fake_quantize(x, self.params(), self.bits, self._levels())
+    def quantize(self, x: Tensor, drop: Drop | None = None) -> Tensor:
+        return lnq.fake_quantize(x, self.params(), self.bits, self._levels(), drop)
 
     def candidates(self) -> list[lnq.LNQParams]:
         largest = self.activation_post_process.statistics()[2].clamp(min=MIN_CLIP)

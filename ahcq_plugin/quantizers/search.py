@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ahcq_plugin.functional.dropping import Drop
 from ahcq_plugin.functional.tables import check_table_bits
 from ahcq_plugin.quantizers.base import FakeQuantize
 from ahcq_plugin.quantizers.observers import AvgMinMaxObserver
@@ -237,9 +238,9 @@ class SearchedFakeQuantize(OutputErrorSearch, FakeQuantize):
     def decode(self, codes: Tensor) -> Tensor:
         return self.functional.decode(codes, self.params(), self.bits)
 
-    def quantize(self, x: Tensor) -> Tensor:
+    def quantize(self, x: Tensor, drop: Drop | None = None) -> Tensor:
         grad_factor = (max(x.numel(), 1) * self.quant_max) ** -0.5
-        return self.functional.fake_quantize(x, self.params(), self.bits, grad_factor)
+        return self.functional.fake_quantize(x, self.params(), self.bits, grad_factor, drop)
 
     def calculate_qparams(self):
         return self.scale, torch.zeros_like(self.scale, dtype=torch.int32)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ahcq_plugin.functional import uniform
+from ahcq_plugin.functional.dropping import Drop
 from ahcq_plugin.quantizers.base import FakeQuantize, per_channel
 from ahcq_plugin.quantizers.observers import AvgMinMaxObserver
 from ahcq_plugin.quantizers.search import LearnedScaleMixin, OutputErrorSearch, SearchObserver, geometric
@@ -47,9 +48,9 @@ class UniformFakeQuantize(LearnedScaleMixin, OutputErrorSearch, FakeQuantize):
     def decode(self, codes: Tensor) -> Tensor:
         return uniform.decode(codes, self.params(codes.ndim), self.bits)
 
-    def quantize(self, x: Tensor) -> Tensor:
+    def quantize(self, x: Tensor, drop: Drop | None = None) -> Tensor:
         grad_factor = (max(x.numel() // self.scale.numel(), 1) * self.quant_max) ** -0.5
-        return uniform.fake_quantize(x, self.params(x.ndim), self.bits, grad_factor)
+        return uniform.fake_quantize(x, self.params(x.ndim), self.bits, grad_factor, drop)
 
     @property
     def searches(self) -> bool:
