@@ -136,7 +136,10 @@ class _FakeQuantizeUniform(torch.autograd.Function):
                 inside.sub_(1).mul_(chosen).add_(1)  # what was not quantized passes
             if grad_scale is not None:
                 grad_scale += _sum_of_product(above, slope, scale)
-            target.copy_(inside.mul_(above))
+            if target.dtype == torch.float32:
+                torch.mul(inside, above, out=target)
+            else:
+                target.copy_(inside.mul_(above))
         if grad_scale is not None:
             grad_scale = (grad_scale.view(shape) * ctx.grad_factor).to(scale.dtype)
         return grad_x, grad_scale, None, None, None, None
