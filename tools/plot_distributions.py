@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Draw what makes a SAM hard to quantize, as figures 1, 4 and 6 of the AHCQ-SAM paper do, and what each family loses.
+"""Draw what makes a SAM hard to quantize, as figures 1, 4 and 6 of the AHCQ-SAM paper do, what ACNR does to the layers
+that it changes, and what each family loses.
 
 Example: python tools/plot_distributions.py --coco COCO_FOLDER --out docs/results
 """
@@ -9,6 +10,7 @@ import argparse
 import json
 from itertools import islice
 
+from ahcq_plugin.ptq.conditioning_errors import draw_conditioning
 from ahcq_plugin.ptq.family_errors import draw_families
 from ahcq_plugin.ptq.paper_figures import draw
 from ahcq_plugin.zoo.items import coco_items, scene_items
@@ -25,12 +27,13 @@ def main() -> None:
     parser.add_argument("--boxes", type=int, default=16, help="at most so many boxes an image")
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", default="docs/results", help="folder for figure1.png, channels.png and families.png")
+    parser.add_argument("--out", default="docs/results", help="folder for the pictures")
     args = parser.parse_args()
     sam, again = (build_sam(args.model, args.weights).to(args.device) for _ in range(2))
     items = coco_items(args.coco) if args.coco else scene_items(size=sam.image_encoder.img_size)
     batches = [make_batch(sam, item.image, item.boxes[: args.boxes]) for item in islice(items, args.images)]
     figures = draw(sam, batches, args.out, args.bits, box_forward)
+    figures |= draw_conditioning(sam, batches, args.out, box_forward)
     figures |= draw_families(again, batches, args.out, args.bits, box_forward)
     print(json.dumps(figures, indent=1))
 
