@@ -8,7 +8,7 @@ from torch import nn
 
 from ahcq_plugin import quantize
 from ahcq_plugin.ptq import AuditError, audit, calibrate, quantizers
-from ahcq_plugin.ptq.calibrate import observing
+from ahcq_plugin.ptq.calibrate import activation_quantizers, observing
 from ahcq_plugin.ptq.prepare import prepare, set_quantization
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.zoo.sam import box_forward
@@ -64,7 +64,8 @@ def test_failed_calibration_commits_nothing_and_restores_modes(tiny_sam, tiny_it
     prepare(tiny_sam, Recipe.from_config("rtn"))
     calibrate(tiny_sam, tiny_items, box_forward, progress=False)
     scales = {n: q.scale.clone() for n, q in quantizers(tiny_sam)}
-    with pytest.raises(ZeroDivisionError), observing(tiny_sam):
+    observed = [quantizer for _, quantizer in activation_quantizers(tiny_sam)]
+    with pytest.raises(ZeroDivisionError), observing(tiny_sam, observed):
         box_forward(tiny_sam, {**tiny_items[0], "image": tiny_items[0]["image"] * 100})
         raise ZeroDivisionError
     for name, quantizer in quantizers(tiny_sam):

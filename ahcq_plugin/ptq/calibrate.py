@@ -21,13 +21,13 @@ from ahcq_plugin.quantizers import FakeQuantize
 
 
 @contextmanager
-def observing(model: nn.Module) -> Iterator[None]:
-    """Quantization off, activation observers fresh and on; the modes are restored at the end."""
+def observing(model: nn.Module, observed: Sequence[FakeQuantize]) -> Iterator[None]:
+    """Quantization off, the observers of ``observed`` fresh and on; the modes are restored at the end."""
     saved = [(q, q.observing, q.quantizing) for _, q in quantizers(model)]
     try:
         for _, quantizer in quantizers(model):
             quantizer.enable_fake_quant(False)
-        for _, quantizer in activation_quantizers(model):
+        for quantizer in observed:
             quantizer.activation_post_process.reset()
             quantizer.enable_observer()
         yield
@@ -142,9 +142,11 @@ def calibrate_activations(
     forward: Forward | None = None,
     progress: bool = True,
     workers: Workers = ALONE,
+    wanted: Callable[[FakeQuantize], bool] = lambda quantizer: True,
 ) -> None:
-    """The part of ``calibrate`` that sets the activation quantizers."""
+    """The part of ``calibrate`` that sets the activation quantizers; those not ``wanted`` stay as they are."""
     forward = forward or default_forward
+    chosen = {quantizer: name for name, quantizer in activation_quantizers(model) if wanted(quantizer)}
     device = model_device(model)
 
     def run(what: str) -> None:
@@ -153,15 +155,15 @@ def calibrate_activations(
                 next_item()
                 forward(model, to_device(batches[item], device))
 
-    with observing(model):
+    with observing(model, list(chosen)):
         run("calibrate activations")
-        searching = {q for name, q in activation_quantizers(model) if _named(name, q.begin_search)}
-        for _, quantizer in activation_quantizers(model):
+        searching = {quantizer for quantizer, name in chosen.items() if _named(name, quantizer.begin_search)}
+        for quantizer in chosen:
             quantizer.enable_observer(False)
         if searching:
             units = prepared_units(model)
             runners = {name: ProductRunner(unit, searching) for name, unit in units.items()}
             with intercepted(units, lambda name, _, args, kwargs: runners[name](*args, **kwargs)):
                 run("search parameters")
-        for name, quantizer in activation_quantizers(model):
+        for quantizer, name in chosen.items():
             _named(name, quantizer.commit)

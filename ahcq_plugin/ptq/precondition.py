@@ -58,8 +58,11 @@ def precondition(
     layers = {name: layer for name, layer in weight_layers(model).items() if isinstance(layer, nn.Linear)}
     grams: dict[nn.Module, Tensor] = {}
     if recipe.acnr:
-        calibrate_activations(model, batches, forward, progress, workers)
-        grams = error_grams(model, batches, forward, recipe.acnr_error == "accumulated", progress)
+        accumulated = recipe.acnr_error == "accumulated"
+        # the errors of one input alone need no other quantizer, and LNQ's search takes longest
+        wanted = (lambda _: True) if accumulated else _feeds_linears
+        calibrate_activations(model, batches, forward, progress, workers, wanted)
+        grams = error_grams(model, batches, forward, accumulated, progress)
     names, mine = list(layers), []
     for position in tqdm(workers.share(len(names)), desc="condition weights", unit="layer", disable=not progress):
         layer = layers[names[position]]
@@ -136,13 +139,17 @@ def error_grams(
     return {layer: mean for quantizer, mean in means.items() for layer in quantizer.consumers}
 
 
+def _feeds_linears(quantizer: FakeQuantize) -> bool:
+    return bool(quantizer.consumers) and all(isinstance(layer, nn.Linear) for layer in quantizer.consumers)
+
+
 @contextmanager
 def _inputs_of_linears(model: nn.Module, handle: Callable[[FakeQuantize, Tensor], None]) -> Iterator[None]:
     """Within the context, ``handle(quantizer, x)`` is called before every quantizer that feeds Linear layers."""
     hooks = [
         quantizer.register_forward_pre_hook(lambda module, inputs: handle(module, inputs[0]))
         for _, quantizer in activation_quantizers(model)
-        if quantizer.consumers and all(isinstance(layer, nn.Linear) for layer in quantizer.consumers)
+        if _feeds_linears(quantizer)
     ]
     try:
         yield

@@ -10,7 +10,7 @@ from ahcq_plugin.prequant.acnr import reduce_condition_number
 from ahcq_plugin.ptq import Recipe, calibrate, precondition, prepare, quantizers, set_quantization
 from ahcq_plugin.ptq.fold import _separate_projections, fold_bimodal_keys
 from ahcq_plugin.ptq.precondition import error_grams
-from ahcq_plugin.ptq.prepare import original_weights, weight_layers
+from ahcq_plugin.ptq.prepare import is_weight, original_weights, weight_layers
 from ahcq_plugin.ptq.stream import UnitStream
 from ahcq_plugin.zoo.sam import box_forward
 
@@ -61,6 +61,8 @@ def test_weights_are_those_of_the_function_on_its_own(tiny_sam, tiny_items):
         expected = reduce_condition_number(before[name], grams[reference.get_submodule(name)])
         assert torch.equal(layer.weight, expected)
         assert torch.equal(layer.original_weight, before[name])
+    unseen = {q.role for _, q in quantizers(model) if not is_weight(q) and not int(q.activation_post_process.count)}
+    assert unseen == {"softmax", "q", "k", "v", "conv_in"}  # what feeds no Linear is not calibrated for nothing
 
 
 def test_local_errors_are_those_of_each_input(tiny_sam, tiny_items):
