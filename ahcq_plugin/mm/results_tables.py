@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of results and ablations: which runs make a row, and how rows become Markdown and bar charts."""
+"""The tables of results and ablations: which runs make a row, and how rows become Markdown and charts."""
 
 from __future__ import annotations
 
@@ -144,14 +144,14 @@ TABLES = (
 
 @dataclass(frozen=True)
 class Suite:
-    """Tables of the runs of one config. ``folder`` keeps the figures of each run; ``key`` is what charts show; ``note``
-    says how the figures are made."""
+    """Tables of the runs of one config. ``folder`` keeps the figures of each run; ``keys`` are what charts show;
+    ``note`` says how the figures are made."""
 
     config: str
     folder: Path
     columns: tuple[tuple[str, str, str], ...]
     tables: tuple[Table, ...]
-    key: str
+    keys: tuple[str, ...]
     note: str
 
 
@@ -165,7 +165,7 @@ SUITES = {
         Path("docs/results"),
         COLUMNS,
         TABLES,
-        "mIoU",
+        ("mIoU", "IoU_fp"),
         "how the figures are made stands in the README.",
     ),
     "clips": Suite(
@@ -173,7 +173,7 @@ SUITES = {
         Path("docs/results_clips"),
         VIDEO_COLUMNS,
         (Table("recipes", "SAM 2 tiny, 16 generated clips of 12 frames", _video_recipes(3)),),
-        "J&F",
+        ("J&F", "J_fp"),
         VIDEO_NOTE,
     ),
     "davis": Suite(
@@ -181,7 +181,7 @@ SUITES = {
         Path("docs/results_davis"),
         VIDEO_COLUMNS,
         (Table("recipes", "SAM 2 tiny, four DAVIS sequences, every fourth frame", _video_recipes(1)),),
-        "J&F",
+        ("J&F", "J_fp"),
         VIDEO_NOTE,
     ),
 }
@@ -256,23 +256,40 @@ def stages_table(config: str, folder: Path, cell: Cell) -> str:
     return "\n".join(lines)
 
 
-def bar_chart(config: str, folder: Path, table: Table, path: Path, key: str = "mIoU") -> bool:
-    """Bars of ``key`` with the floating-point value as a line and the spread over seeds, as PNG; False without data."""
-    figures = [row for row in collect(config, folder, table.rows) if row.values(key)]
+def chart(
+    config: str,
+    folder: Path,
+    table: Table,
+    path: Path,
+    keys: Sequence[str] = ("mIoU", "IoU_fp"),
+    columns: Columns = COLUMNS,
+) -> bool:
+    """A panel per key with a dot a row, the spread over seeds and floating point as a line, as PNG; False without data.
+
+    Dots instead of bars, because bars would have to start at 0, where the differences cannot be seen.
+    """
+    figures = [row for row in collect(config, folder, table.rows) if row.values(keys[0])]
     if not figures:
         return False
-    figure = Figure(figsize=(1.2 + 0.55 * len(figures), 3.6), layout="constrained")
-    axes = figure.subplots()
-    means = [statistics.mean(row.values(key)) for row in figures]
-    spread = [statistics.stdev(v) if len(v := row.values(key)) > 1 else 0.0 for row in figures]
+    figure = Figure(figsize=(4.5 * len(keys), 1.3 + 0.3 * len(figures)), layout="constrained")
     several = len({row.row.cell.bits for row in figures}) > 1
-    labels = [f"{row.row.label} W{row.row.cell.bits}" if several else row.row.label for row in figures]
-    axes.bar(range(len(means)), means, yerr=spread, color="#4878a8", capsize=3)
-    axes.axhline(figures[0].runs[0]["fp"][key], color="black", linewidth=1, label="floating point")
-    axes.set_xticks(range(len(means)), labels, rotation=60, ha="right")
-    axes.set_ylabel(key)
-    axes.set_title(table.title, fontsize=10)
-    axes.legend(loc="lower right", fontsize=8)
+    places = range(len(figures))
+    titles = {key: title for title, key, _ in columns}
+    for axes, key in zip(figure.subplots(1, len(keys), sharey=True, squeeze=False)[0], keys, strict=True):
+        values = [row.values(key) for row in figures]
+        spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+        axes.errorbar([statistics.mean(v) for v in values], places, xerr=spread, fmt="o", color="#4878a8", capsize=3)
+        floating = figures[0].runs[0]["fp"]
+        if key in floating:
+            axes.axvline(floating[key], color="black", linewidth=1, label="floating point")
+            axes.legend(loc="best", fontsize=8)
+        axes.set_yticks(places, [f"{r.row.label} W{r.row.cell.bits}" if several else r.row.label for r in figures])
+        axes.set_xlabel(titles[key])
+        axes.locator_params(axis="x", nbins=6)
+        axes.grid(axis="x", linewidth=0.4)
+        axes.margins(y=0.15 if len(figures) < 6 else 0.05)
+    axes.invert_yaxis()  # shared: the first row on top
+    figure.suptitle(table.title, fontsize=10)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     return True
@@ -286,7 +303,7 @@ def page(suite: Suite) -> str:
         text = markdown(suite.config, folder, table.rows, columns=suite.columns)
         parts.append(f"## {table.title}\n\n{text}\n")
         picture = folder / f"{table.name}.png"
-        if bar_chart(suite.config, folder, table, picture, suite.key):
+        if chart(suite.config, folder, table, picture, suite.keys, suite.columns):
             parts.append(f"![{table.title}]({folder.name}/{picture.name})\n")
     return "\n".join(parts)
 

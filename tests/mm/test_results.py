@@ -6,7 +6,7 @@ import pytest
 from ahcq_plugin.mm import results, results_tables
 from ahcq_plugin.mm.quantization_loop import STAGES
 from ahcq_plugin.mm.results import Cell, cell_key, fill, read_cell
-from ahcq_plugin.mm.results_tables import BEGIN, END, SUITES, TABLES, Row, Table, bar_chart, markdown, update_readme
+from ahcq_plugin.mm.results_tables import BEGIN, END, SUITES, TABLES, Row, Table, chart, markdown, update_readme
 
 CONFIG = "mm_configs/sam_tiny_w4a4_yolox_nano_coco.py"
 ROWS = (Row("rtn", Cell("rtn", 8)), Row("qdrop, 3 seeds", Cell("qdrop", 4), 3))
@@ -67,9 +67,9 @@ def test_stages_of_a_cell(tmp_path):
 
 def test_a_chart_needs_figures(tmp_path):
     table, picture = Table("t", "Title", ROWS), tmp_path / "t.png"
-    assert not bar_chart(CONFIG, tmp_path / "cells", table, picture) and not picture.exists()
+    assert not chart(CONFIG, tmp_path / "cells", table, picture) and not picture.exists()
     fill(CONFIG, tmp_path / "cells", tmp_path / "work", CELLS, Runs())
-    assert bar_chart(CONFIG, tmp_path / "cells", table, picture)
+    assert chart(CONFIG, tmp_path / "cells", table, picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
