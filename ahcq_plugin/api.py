@@ -15,14 +15,14 @@ from torch import nn
 from ahcq_plugin.graph import RoleTable, describe
 from ahcq_plugin.ptq import audit, calibrate, freeze, precondition, prepare, reconstruct
 from ahcq_plugin.ptq.audit import AuditError, AuditReport
-from ahcq_plugin.ptq.batches import Forward, check_batches, default_forward, model_device
 from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE, load_file, save_atomic, save_checkpoint
 from ahcq_plugin.ptq.precondition import ConditionReport, original_tensors, restore_originals
 from ahcq_plugin.ptq.prepare import UnitPreparer, prepare_unit
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.reconstruct import UnitReport, fingerprint
-from ahcq_plugin.ptq.stages import Stages
-from ahcq_plugin.ptq.workers import ALONE, Workers
+from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device
+from ahcq_plugin.support.stopwatch import Stopwatch
+from ahcq_plugin.support.workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def quantize(
     if device is not None:
         model.to(device)
     device = model_device(model)
-    stages = Stages()
+    stages = Stopwatch()
     with stages("prepare", device):
         prepare(model, recipe, units, prepare_unit)
     progress = progress and workers.is_first
@@ -130,7 +130,7 @@ def quantize(
 
 
 def _calibrate(
-    model, batches, recipe: Recipe, forward, work_dir, resume: bool, progress: bool, stages: Stages, workers: Workers
+    model, batches, recipe: Recipe, forward, work_dir, resume: bool, progress: bool, stages: Stopwatch, workers: Workers
 ) -> list[ConditionReport]:
     """Precondition and calibrate, or load what the interrupted run had (``reconstruct`` checks that it fits)."""
     device = model_device(model)

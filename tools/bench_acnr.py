@@ -9,15 +9,14 @@ are one chunk, used over and over.
 
 import argparse
 import json
-import runpy
 import time
 from pathlib import Path
 
 import torch
 
 from ahcq_plugin.prequant.acnr import ErrorGram, condition_weight
+from ahcq_plugin.studies.reference.acnr import reduce_step_by_step
 
-REFERENCE = runpy.run_path(str(Path(__file__).parents[1] / "tests/prequant/reference_acnr.py"))
 STEPS, ROWS = 200, 4096
 
 
@@ -44,7 +43,7 @@ def measure(out: int, inputs: int, chunks: int, steps: int) -> dict:
     row |= {"condition_before": result.condition_before, "condition_after": result.condition_after}
     for dtype in (torch.float32, torch.float64):
         rows = [errors.to(dtype)] * chunks
-        expected, seconds = timed(REFERENCE["reduce_step_by_step"], weight.to(dtype), rows, steps=steps)
+        expected, seconds = timed(reduce_step_by_step, weight.to(dtype), rows, steps=steps)
         seconds *= STEPS / steps
         row |= {f"definition_{dtype}_s": seconds, f"ratio_{dtype}": seconds / (gram_s + svd_s)}
     ours = condition_weight(weight.double(), gram.mean(), steps=steps).weight

@@ -11,10 +11,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
 from ahcq_plugin.ptq import Recipe, calibrate, prepare, set_quantization
-from ahcq_plugin.ptq.batches import to_device
-from ahcq_plugin.ptq.stages import Stages
 from ahcq_plugin.ptq.store import Store
-from ahcq_plugin.ptq.timing import start_learning, unit_inputs
+from ahcq_plugin.studies.timing import start_learning, unit_inputs
+from ahcq_plugin.support.batches import to_device
+from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.zoo.sam import build_sam
 
 MIB, EXTRAPOLATED = 2**20, (100, 300)
@@ -39,7 +39,7 @@ def measure(sam, boxes: int, device: str) -> dict[str, tuple[float, float, float
     item = {"embedding": torch.randn(1, 256, 64, 64), "boxes": torch.cat([corners, corners + 300], 1)}
     inputs, found = unit_inputs(sam, to_device(item, device), UNITS, decode), {}
     for name in UNITS:
-        unit, (args, kwargs), stages, store = sam.get_submodule(name), inputs[name], Stages(), Store("cpu")
+        unit, (args, kwargs), stages, store = sam.get_submodule(name), inputs[name], Stopwatch(), Store("cpu")
         store["quantized"], store["floating"] = (args, kwargs), (args, kwargs)
         with torch.no_grad():
             store["target"] = unit(*args, **kwargs)

@@ -6,18 +6,15 @@ the same as a chain of tensor operations (tests/ptq/compositions.py), family by 
 """
 
 import argparse
-import runpy
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ahcq_plugin.ptq.timing import KEEP_PROBABILITY
 from ahcq_plugin.quantizers import ACTIVATION_FAMILIES, AvgMinMaxObserver
-
-COMPOSED = runpy.run_path(str(Path(__file__).parents[1] / "tests/ptq/compositions.py"))["composed"]
+from ahcq_plugin.studies.reference.compositions import composed
+from ahcq_plugin.studies.timing import KEEP_PROBABILITY
 
 
 def data(family: str, shape: list[int], device: str) -> Tensor:
@@ -60,7 +57,7 @@ def main() -> None:
             quantizer.finish()  # its groups
         quantizer.enable_fake_quant()
         quantizer.prob = KEEP_PROBABILITY
-        chain = COMPOSED(quantizer)
+        chain = composed(quantizer)
         upstream = torch.randn_like(x)
         times = [tuple(seconds(q, x, upstream) for q in (quantizer, chain)) for _ in range(options.repeat + 1)]
         times = times[1:]  # the first warms up

@@ -8,15 +8,14 @@ At 4 bits the reference runs in full; else 64 candidates are timed (~: extrapola
 import argparse
 import itertools
 import json
-import runpy
 import time
 from pathlib import Path
 
 import torch
 
 from ahcq_plugin.functional.range_search import range_error, search_range
+from ahcq_plugin.studies.reference.range_search import search_one_by_one
 
-REFERENCE = runpy.run_path(str(Path(__file__).parents[1] / "tests/functional/reference_range_search.py"))
 STEPS, TIMED, SAMPLE = 100, 64, 16
 
 
@@ -38,7 +37,7 @@ def timed(function, *args, **kwargs):
 def measure(channels: int, values: int, bits: int) -> dict:
     x = weights(channels, values)
     ours, seconds = sorted((timed(search_range, x, bits) for _ in range(3)), key=lambda run: run[1])[1]  # the median
-    search, full = REFERENCE["search_one_by_one"], bits == 4
+    search, full = search_one_by_one, bits == 4
     best, reference_seconds = timed(search, x, bits, first=None if full else TIMED)
     if not full:
         reference_seconds *= STEPS * 2**bits / TIMED

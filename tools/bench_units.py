@@ -6,18 +6,16 @@ floating point, quantized by us, and quantized by chains of tensor operations (t
 """
 
 import argparse
-import runpy
-from pathlib import Path
 
 import torch
 
 from ahcq_plugin.ptq import Recipe, calibrate, prepare, set_quantization
-from ahcq_plugin.ptq.batches import to_device
 from ahcq_plugin.ptq.prepare import weight_layers
-from ahcq_plugin.ptq.timing import start_learning, step_seconds, unit_inputs
+from ahcq_plugin.studies.reference.compositions import composed
+from ahcq_plugin.studies.timing import start_learning, step_seconds, unit_inputs
+from ahcq_plugin.support.batches import to_device
 from ahcq_plugin.zoo.sam import box_forward, build_sam
 
-COMPOSED = runpy.run_path(str(Path(__file__).parents[1] / "tests/ptq/compositions.py"))["composed"]
 UNITS = {
     "windowed block": "image_encoder.blocks.0",
     "global block": "image_encoder.blocks.2",
@@ -49,7 +47,7 @@ def main() -> None:
             set_quantization(unit, True)
             learned = start_learning(unit)
             times.append(step_seconds(unit, args, kwargs, learned))
-            chained = COMPOSED(unit)
+            chained = composed(unit)
             times.append(step_seconds(chained, args, kwargs, start_learning(chained)))
             ratios = [times[1] / times[0], times[2] / times[1]]
             print(f"{title:16}{recipe:9}" + "".join(f"{x:14.3f}" for x in times + ratios), flush=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ahcq_plugin.ptq import Recipe, calibrate, freeze, prepare
-from ahcq_plugin.ptq.stages import Stages
+from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.zoo.sam2 import build_sam2
 from ahcq_plugin.zoo.track import clip_forward, track
 
@@ -30,7 +30,7 @@ def make_clip(size: int, frames: int, objects: int) -> dict[str, Tensor]:
 
 def measure(model: nn.Module, clip: dict[str, Tensor]) -> tuple[float, float, float]:
     """(seconds per tracked frame, CPU seconds per tracked frame, peak in GB)."""
-    stages, device = Stages(), next(model.parameters()).device
+    stages, device = Stopwatch(), next(model.parameters()).device
     list(track(model, clip["frames"][:2], clip["masks"]))  # warm-up
     with stages("track", device):
         run = track(model, clip["frames"], clip["masks"])

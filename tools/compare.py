@@ -8,7 +8,7 @@ import warnings
 with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
     import torch
 
-    from ahcq_plugin.mm.compare import compare, draw, read_boxes
+    from ahcq_plugin.mm.report.compare import compare, draw, read_boxes
 
 
 def main() -> int:

@@ -6,18 +6,15 @@ of (scale, zero point), `ends` k-means of range ends, `error` ours (tests/functi
 """
 
 import argparse
-import runpy
 from collections import defaultdict
 from itertools import islice
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from ahcq_plugin.functional import grouping, uniform
+from ahcq_plugin.studies.reference import clusterings
 from ahcq_plugin.zoo.items import coco_items, scene_items
-
-SHARED = runpy.run_path(str(Path(__file__).parents[1] / "tests/functional/clusterings.py"))
 
 
 @torch.no_grad()
@@ -29,14 +26,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=12, help="two thirds calibrate, the others are measured")
     args = parser.parse_args()
     items = list(islice(coco_items(args.coco) if args.coco else scene_items(), args.images))
-    sites = [*SHARED["sam_inputs"](items, args.images * 2 // 3), *SHARED["synthetic_inputs"]()]
+    sites = [*clusterings.sam_inputs(items, args.images * 2 // 3), *clusterings.synthetic_inputs()]
     errors = defaultdict(list)
     for part, lo, hi, points, x, weight in tqdm(sites, unit="input"):
         importance, gram = weight.square().sum(0), weight.T @ weight
         for bits in args.bits:
             tried = {
-                (w, n): SHARED["grouped"](w, lo, hi, points, importance, n, bits)
-                for w in SHARED["WAYS"]
+                (w, n): clusterings.grouped(w, lo, hi, points, importance, n, bits)
+                for w in clusterings.WAYS
                 for n in args.groups
             }
             tried["channel", 0] = grouping.fit(points, bits)

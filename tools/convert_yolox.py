@@ -6,7 +6,7 @@ import sys
 import warnings
 
 with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
-    from ahcq_plugin.mm.convert_yolox import NANO_CONFIG, convert_yolox
+    from ahcq_plugin.mm.detectors.convert_yolox import NANO_CONFIG, convert_yolox
 
 
 def main() -> int:

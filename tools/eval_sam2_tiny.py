@@ -12,9 +12,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in ptq.py
 
 import torch
 
-from ahcq_plugin.mm.files import write_json
-from ahcq_plugin.mm.jf_metric import JFMetric
-from ahcq_plugin.mm.video_evaluation import evaluate_videos, keep_first_masks
+from ahcq_plugin.mm.evaluation.jf_metric import JFMetric
+from ahcq_plugin.mm.evaluation.video_evaluation import evaluate_videos, keep_first_masks
+from ahcq_plugin.support.files import write_json
 from ahcq_plugin.zoo.sam2 import build_sam2, packaged_config
 from ahcq_plugin.zoo.videos import DAVIS, read_videos, write_clips
 

@@ -7,9 +7,9 @@ import json
 import logging
 from pathlib import Path
 
-from ahcq_plugin.zoo.evaluation.report import evaluate, evaluation_tables
+from ahcq_plugin.studies.evaluation.report import evaluate, evaluation_tables
+from ahcq_plugin.studies.training.models import MODELS
 from ahcq_plugin.zoo.sam import build_sam
-from ahcq_plugin.zoo.training.models import MODELS
 
 
 def main() -> None:

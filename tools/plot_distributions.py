@@ -10,9 +10,9 @@ import argparse
 import json
 from itertools import islice
 
-from ahcq_plugin.ptq.conditioning_errors import draw_conditioning
-from ahcq_plugin.ptq.family_errors import draw_families
-from ahcq_plugin.ptq.paper_figures import draw
+from ahcq_plugin.studies.conditioning_errors import draw_conditioning
+from ahcq_plugin.studies.family_errors import draw_families
+from ahcq_plugin.studies.paper_figures import draw
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.predict import make_batch
 from ahcq_plugin.zoo.sam import box_forward, build_sam

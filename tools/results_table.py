@@ -14,9 +14,9 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in ptq.py
 
-from ahcq_plugin.mm.files import write_text
-from ahcq_plugin.mm.results import Cell, fill
-from ahcq_plugin.mm.results_tables import SUITES, markdown, page, stages_table, update_readme
+from ahcq_plugin.studies.results import Cell, fill
+from ahcq_plugin.studies.results_tables import SUITES, markdown, page, stages_table, update_readme
+from ahcq_plugin.support.files import write_text
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ahcq_plugin.export.compare import mask_overlap
 from ahcq_plugin.ptq import Recipe
-from ahcq_plugin.ptq.sensitivity import role_sensitivity
+from ahcq_plugin.studies.sensitivity import role_sensitivity
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.predict import make_batch
 from ahcq_plugin.zoo.sam import box_forward, build_sam

@@ -8,7 +8,7 @@ import logging
 
 import torch
 
-from ahcq_plugin.zoo.training.clip_loop import SAM2_TINY, ClipTrainCfg, train_clips
+from ahcq_plugin.studies.training.clip_loop import SAM2_TINY, ClipTrainCfg, train_clips
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 import logging
 
-from ahcq_plugin.zoo.training.loop import TrainCfg, train
-from ahcq_plugin.zoo.training.models import MODELS
+from ahcq_plugin.studies.training.loop import TrainCfg, train
+from ahcq_plugin.studies.training.models import MODELS
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a quantized model to layer specs, integer tensors and an integer golden model."""
 
-from ahcq_plugin.export.export import export_spec, make_spec
+from ahcq_plugin.export.from_model import export_spec, make_spec
 from ahcq_plugin.export.matmul import Matmul, Patches, Unsupported
 from ahcq_plugin.export.onnx_graphs import OnnxSam, export_onnx
 from ahcq_plugin.export.operands import (

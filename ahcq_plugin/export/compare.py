@@ -17,7 +17,7 @@ from ahcq_plugin.export.matmul import Matmul, lane_names
 from ahcq_plugin.export.operands import TableOperand
 from ahcq_plugin.export.spec import Spec
 from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.ptq.batches import Forward, default_forward, model_device, to_device
+from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
 
 #: Rounding of float32: half the distance from 1 to the next number.
 UNIT_ROUNDOFF = 2.0**-24

@@ -25,7 +25,7 @@ from ahcq_plugin.export.matmul import Matmul, Patches
 from ahcq_plugin.export.operands import OPERANDS, SpecError, WeightOperand
 from ahcq_plugin.export.packing import pack, unpack
 from ahcq_plugin.export.spec import Spec, Step, UnitSpec
-from ahcq_plugin.ptq.atomic import replacing
+from ahcq_plugin.support.files import replacing
 
 FORMAT = "ahcq_plugin.spec/1"
 SPEC_FILE = "spec.json"

@@ -19,8 +19,8 @@ from torch import fx, nn
 from torch.ao.quantization import FakeQuantizeBase
 from torch.fx.node import has_side_effect
 
-from ahcq_plugin.graph.known import known
 from ahcq_plugin.graph.rewrites import expand_fused_attention
+from ahcq_plugin.graph.untraceable import known
 
 UNIT_KEY = "ahcq_unit"
 # Functions of segment_anything and sam2 (and of their many copies) that branch on sizes: kept whole, as one node each.
@@ -34,7 +34,7 @@ class BlockTracer(fx.Tracer):
     Beyond ``fx.Tracer``: ``WRAPPED_FUNCTIONS`` found in the globals of the traced classes' modules stay one node;
     arguments with a default are fixed to it (a call with another value raises ValueError); an ``assert`` on a traced
     value is taken to hold; Linear and Conv2d subclasses that inherit ``forward`` are leaves;
-    ``F.scaled_dot_product_attention`` is rewritten to matmul, softmax, matmul; ``graph/known.py`` has the exceptions
+    ``F.scaled_dot_product_attention`` is rewritten to matmul, softmax, matmul; ``graph/untraceable.py`` has the exceptions
     for classes of SAM 2.
     """
 

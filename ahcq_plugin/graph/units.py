@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ahcq_plugin.graph.known import known
 from ahcq_plugin.graph.ops import GraphIndex
 from ahcq_plugin.graph.roles import find_attentions
 from ahcq_plugin.graph.tracer import UNIT_KEY, trace_unit
+from ahcq_plugin.graph.untraceable import known
 
 logger = logging.getLogger(__name__)
 UnitSpec = str | type[nn.Module]

@@ -11,7 +11,7 @@ from pathlib import Path
 from ahcq_plugin.hls.csim import FLAGS, QUIET, compile_cpp, include_flags
 from ahcq_plugin.hls.generator import FORMAT, MANIFEST
 from ahcq_plugin.hls.synth import SynthesisReport
-from ahcq_plugin.ptq.atomic import replacing
+from ahcq_plugin.support.files import replacing
 
 REPORT = "report.json"
 

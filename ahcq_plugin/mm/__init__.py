@@ -5,14 +5,14 @@ Importing registers everything; in a config: ``custom_imports = dict(imports=['a
 """
 
 from ahcq_plugin.mm.box_prompted_sam import BoxPromptedSAM, NoDetector
-from ahcq_plugin.mm.coco_ap import ExactCocoMetric
-from ahcq_plugin.mm.focalnet import TimmFocalNet
-from ahcq_plugin.mm.hdetr import HDeformableDETR, HDeformableDETRHead
-from ahcq_plugin.mm.images import KeepOriginalImage
-from ahcq_plugin.mm.jf_metric import JFMetric
+from ahcq_plugin.mm.data.images import KeepOriginalImage
+from ahcq_plugin.mm.data.scenes_dataset import GeneratedScenes
+from ahcq_plugin.mm.data.video_dataset import GeneratedClips, VideoFolder
+from ahcq_plugin.mm.detectors.focalnet import TimmFocalNet
+from ahcq_plugin.mm.detectors.hdetr import HDeformableDETR, HDeformableDETRHead
+from ahcq_plugin.mm.evaluation.coco_ap import ExactCocoMetric
+from ahcq_plugin.mm.evaluation.jf_metric import JFMetric
 from ahcq_plugin.mm.ptq_loop import PTQLoop
-from ahcq_plugin.mm.scenes_dataset import GeneratedScenes
-from ahcq_plugin.mm.video_dataset import GeneratedClips, VideoFolder
 from ahcq_plugin.mm.video_loop import VideoPTQLoop
 
 __all__ = [

@@ -15,8 +15,8 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ahcq_plugin.mm.images import original_image
-from ahcq_plugin.mm.prompts import BoxPrompts, Detections, ground_truth_prompts
+from ahcq_plugin.mm.data.images import original_image
+from ahcq_plugin.mm.data.prompts import BoxPrompts, Detections, ground_truth_prompts
 from ahcq_plugin.zoo.predict import input_boxes, input_image
 from ahcq_plugin.zoo.sam import build_sam
 
@@ -60,7 +60,7 @@ class ImageEmbedding:
 class BoxPromptedSAM(BaseDetector):
     """One mask per box.
 
-    SAM sees the original image (see :func:`~ahcq_plugin.mm.images.original_image`), its longest side resized to SAM's
+    SAM sees the original image (see :func:`~ahcq_plugin.mm.data.images.original_image`), its longest side resized to SAM's
     input size and zero-padded after normalisation, as ``segment_anything.SamPredictor`` does.
 
     Args:

@@ -14,8 +14,8 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from torch import nn
 
-from ahcq_plugin.mm.files import write_json
-from ahcq_plugin.mm.records import leaf_config
+from ahcq_plugin.mm.evaluation.records import leaf_config
+from ahcq_plugin.support.files import write_json
 from ahcq_plugin.zoo import sam2
 from ahcq_plugin.zoo.sam import packaged_config
 from ahcq_plugin.zoo.scenes import write_coco

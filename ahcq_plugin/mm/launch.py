@@ -17,11 +17,11 @@ from mmengine.runner import Runner
 from rich.console import Console
 
 from ahcq_plugin.mm.dry_run import initialise, make_dry_run
-from ahcq_plugin.mm.files import write_text
 from ahcq_plugin.mm.preflight import preflight
 from ahcq_plugin.mm.quantization_loop import PTQResult
-from ahcq_plugin.mm.summary import result_table, stage_table
+from ahcq_plugin.mm.report.summary import result_table, stage_table
 from ahcq_plugin.ptq import AuditError
+from ahcq_plugin.support.files import write_text
 
 #: Exit codes.
 OK, AUDIT_FAILED, BAD_INPUT = 0, 1, 2

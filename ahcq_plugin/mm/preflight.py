@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
 from ahcq_plugin.mm.box_prompted_sam import build_sam_from_config
-from ahcq_plugin.mm.prompts import read_detections
+from ahcq_plugin.mm.data.prompts import read_detections
 from ahcq_plugin.mm.ptq_loop import Calibration, PTQLoop
 from ahcq_plugin.mm.toolkits import unit_preparer
 from ahcq_plugin.mm.video_loop import VideoCalibration, VideoPTQLoop

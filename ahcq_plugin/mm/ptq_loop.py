@@ -14,9 +14,8 @@ from mmengine.registry import LOOPS
 from torch import nn
 
 from ahcq_plugin.mm.box_prompted_sam import BoxPromptedSAM, build_sam_from_config
-from ahcq_plugin.mm.evaluation import Evaluation, box_ap, evaluate
-from ahcq_plugin.mm.quantization_loop import CalibrationOptions, QuantizationLoop
-from ahcq_plugin.mm.records import (
+from ahcq_plugin.mm.evaluation.image_evaluation import Evaluation, box_ap, evaluate
+from ahcq_plugin.mm.evaluation.records import (
     CalibrationBatches,
     ImageRecord,
     calibration_dataset,
@@ -25,7 +24,8 @@ from ahcq_plugin.mm.records import (
     read_records,
     unwrapped,
 )
-from ahcq_plugin.mm.report_data import sample_images
+from ahcq_plugin.mm.quantization_loop import CalibrationOptions, QuantizationLoop
+from ahcq_plugin.mm.report.data import sample_images
 from ahcq_plugin.zoo.sam import box_forward
 
 
@@ -57,7 +57,7 @@ class PTQLoop(QuantizationLoop):
     Runner's evaluator is not used: masks are measured against the data set's annotations here.
 
     Started by MMEngine's launchers, several processes share images, calibration and the items of a reconstruction step;
-    figures and checkpoint are those of one process (see :class:`ahcq_plugin.ptq.workers.Workers`).
+    figures and checkpoint are those of one process (see :class:`ahcq_plugin.support.workers.Workers`).
 
     Args:
         sam, recipe, units, toolkit, cache_dir, device, resume: see :class:`QuantizationLoop`.

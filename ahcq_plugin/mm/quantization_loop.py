@@ -14,18 +14,18 @@ from mmengine.runner import BaseLoop
 from torch import nn
 
 from ahcq_plugin import QuantReport, quantize
-from ahcq_plugin.mm.cache import Cache
-from ahcq_plugin.mm.files import write_json
-from ahcq_plugin.mm.report import write_report
-from ahcq_plugin.mm.report_data import ReportData
+from ahcq_plugin.mm.report.data import ReportData
+from ahcq_plugin.mm.report.page import write_report
 from ahcq_plugin.mm.toolkits import unit_preparer
 from ahcq_plugin.ptq import Recipe
-from ahcq_plugin.ptq.batches import Forward
 from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE, load_file
-from ahcq_plugin.ptq.digest import digest
 from ahcq_plugin.ptq.distributions import collect_distributions
-from ahcq_plugin.ptq.stages import Stages
-from ahcq_plugin.ptq.workers import Workers
+from ahcq_plugin.support.batches import Forward
+from ahcq_plugin.support.cache import Cache
+from ahcq_plugin.support.digest import digest
+from ahcq_plugin.support.files import write_json
+from ahcq_plugin.support.stopwatch import Stopwatch
+from ahcq_plugin.support.workers import Workers
 
 #: Files written into the work dir.
 OUTPUTS = ("metrics.json", "report.html", "quantized.pth")
@@ -167,7 +167,7 @@ class QuantizationLoop(BaseLoop):
             ValueError, FileNotFoundError: bad weights or data, before anything is quantized.
             RuntimeError: the audit failed; nothing is reported then.
         """
-        runner, stages, workers = self.runner, Stages(), self.workers
+        runner, stages, workers = self.runner, Stopwatch(), self.workers
         for name in OUTPUTS if workers.is_first else ():  # an earlier run's must not pass for this one's if it fails
             Path(runner.work_dir, name).unlink(missing_ok=True)
         runner.call_hook("before_test")

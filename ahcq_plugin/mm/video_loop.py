@@ -13,11 +13,11 @@ from mmengine.registry import LOOPS
 from torch import Tensor, nn
 
 from ahcq_plugin.mm.box_prompted_sam import build_sam_from_config
-from ahcq_plugin.mm.jf_metric import JFMetric
+from ahcq_plugin.mm.evaluation.jf_metric import JFMetric
+from ahcq_plugin.mm.evaluation.video_evaluation import VideoEvaluation, evaluate_videos
 from ahcq_plugin.mm.quantization_loop import CalibrationOptions, QuantizationLoop
-from ahcq_plugin.mm.report_videos import sample_videos
-from ahcq_plugin.mm.video_evaluation import VideoEvaluation, evaluate_videos
-from ahcq_plugin.ptq.digest import digest
+from ahcq_plugin.mm.report.videos import sample_videos
+from ahcq_plugin.support.digest import digest
 from ahcq_plugin.zoo.sam2 import build_sam2
 from ahcq_plugin.zoo.segment import prepare_frames
 from ahcq_plugin.zoo.track import clip_forward

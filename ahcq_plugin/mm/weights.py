@@ -224,15 +224,15 @@ def fetch(entry: WeightFile, folder: Path, configs: Path, progress: bool = True)
     if not (entry.convert and raw.is_file()):
         download(entry, raw, progress)
     if entry.convert == "hdetr":
-        from ahcq_plugin.mm.convert_hdetr import convert_hdetr
+        from ahcq_plugin.mm.detectors.convert_hdetr import convert_hdetr
 
         convert_hdetr(raw, path, configs / "_base_" / "detectors" / f"{entry.name}.py")
     elif entry.convert == "dino":
-        from ahcq_plugin.mm.convert_dino import convert_dino
+        from ahcq_plugin.mm.detectors.convert_dino import convert_dino
 
         convert_dino(raw, path, configs / "_base_" / "detectors" / f"{entry.name}.py")
     elif entry.convert == "yolox":
-        from ahcq_plugin.mm.convert_yolox import convert_yolox
+        from ahcq_plugin.mm.detectors.convert_yolox import convert_yolox
 
         convert_yolox(raw, path)
     return f"{path}: {'converted from ' + raw.name if entry.convert else 'fetched'}"

@@ -19,10 +19,10 @@ from ahcq_plugin.graph.ops import GraphIndex
 from ahcq_plugin.graph.rewrites import expand_fused_attention
 from ahcq_plugin.graph.tracer import keep_state
 from ahcq_plugin.mqbench import quantizers
-from ahcq_plugin.ptq.batches import Forward
 from ahcq_plugin.ptq.precondition import ConditionReport
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.quantizers import FakeQuantize
+from ahcq_plugin.support.batches import Forward
 
 logger = logging.getLogger(__name__)
 #: Key of our backend in MQBench's tables; give it where MQBench wants a BackendType.

@@ -12,8 +12,8 @@ from torch import nn
 
 from ahcq_plugin import ptq
 from ahcq_plugin.mqbench.backend import recipe_of
-from ahcq_plugin.ptq.batches import Forward
 from ahcq_plugin.ptq.reconstruct import UnitReport
+from ahcq_plugin.support.batches import Forward
 
 
 @torch.no_grad()

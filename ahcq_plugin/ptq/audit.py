@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.ptq.batches import Forward, default_forward, model_device, to_device
 from ahcq_plugin.ptq.prepare import is_weight, quantizers, weight_layers
 from ahcq_plugin.quantizers import FakeQuantize
+from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
 
 MATMULS = {torch.matmul, torch.bmm, operator.matmul, "matmul", "bmm", "__matmul__"}
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.ptq.batches import Forward, check_batches, default_forward, model_device, to_device
 from ahcq_plugin.ptq.prepare import is_weight, quantizers, weight_layers
 from ahcq_plugin.ptq.score import ProductRunner
-from ahcq_plugin.ptq.workers import ALONE, Workers
 from ahcq_plugin.quantizers import FakeQuantize
+from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device, to_device
+from ahcq_plugin.support.workers import ALONE, Workers
 
 
 @contextmanager

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.ptq.atomic import replacing
 from ahcq_plugin.ptq.prepare import prepare
 from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.support.files import replacing
 
 FORMAT = "ahcq_plugin.checkpoint/1"
 CALIBRATED_FILE = "calibrated.pt"  # in a run's work dir: the state after calibration, weights in floating point

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.graph.tracer import UNIT_KEY
-from ahcq_plugin.ptq.batches import Forward, default_forward, model_device, to_device
 from ahcq_plugin.ptq.prepare import weight_layers
 from ahcq_plugin.quantizers import FakeQuantize
+from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
 
 BINS = 160
 # float32 counts stop growing at 2^24, and attention maps have more values than that.

@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.graph.ops import GraphIndex, matmul_operands
 from ahcq_plugin.prequant.bimodal import fold, is_bimodal, key_signs
-from ahcq_plugin.ptq.batches import Forward, model_device, to_device
 from ahcq_plugin.quantizers import FakeQuantize
+from ahcq_plugin.support.batches import Forward, model_device, to_device
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from ahcq_plugin.ptq.freeze import harden
 from ahcq_plugin.ptq.loss import channel_axis, output_error, rounding_exponent
 from ahcq_plugin.ptq.prepare import is_weight, quantizers, set_quantization, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
-from ahcq_plugin.ptq.workers import ALONE, Workers
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.quantizers.base import MILESTONES
+from ahcq_plugin.support.workers import ALONE, Workers
 
 Fetch = Callable[[int], Any]
 #: Most that a scale may change in a step, as a share of itself. Adam moves by about its learning rate whatever the

@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from ahcq_plugin.prequant.acnr import ErrorGram, condition_weight
 from ahcq_plugin.prequant.condiquant import condition_weight_isotropic
-from ahcq_plugin.ptq.batches import Forward, default_forward, model_device, to_device
 from ahcq_plugin.ptq.calibrate import activation_quantizers, calibrate_activations
 from ahcq_plugin.ptq.fold import fold_bimodal_keys
 from ahcq_plugin.ptq.prepare import quantizers, set_quantization, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
-from ahcq_plugin.ptq.workers import ALONE, Workers
 from ahcq_plugin.quantizers import FakeQuantize
+from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
+from ahcq_plugin.support.workers import ALONE, Workers
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
-from ahcq_plugin.ptq.batches import Forward, check_batches, default_forward
 from ahcq_plugin.ptq.checkpoint import load_file, save_atomic
-from ahcq_plugin.ptq.digest import digest
 from ahcq_plugin.ptq.loss import relative_error
 from ahcq_plugin.ptq.optimise import optimise
 from ahcq_plugin.ptq.prepare import original_weights, quantizers, set_quantization, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.stream import UnitStream
-from ahcq_plugin.ptq.workers import ALONE, Workers
+from ahcq_plugin.support.batches import Forward, check_batches, default_forward
+from ahcq_plugin.support.digest import digest
+from ahcq_plugin.support.workers import ALONE, Workers
 
 logger = logging.getLogger(__name__)
 

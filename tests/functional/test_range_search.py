@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,12 +14,7 @@ from torch import Tensor
 from ahcq_plugin.functional import range_search
 from ahcq_plugin.functional.range_search import range_error, search_range
 from ahcq_plugin.functional.uniform import decode, encode, qparams_from_range
-
-_SPEC = importlib.util.spec_from_file_location(
-    "reference_range_search", Path(__file__).with_name("reference_range_search.py")
-)
-reference = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(reference)
+from ahcq_plugin.studies.reference import range_search as reference
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

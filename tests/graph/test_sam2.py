@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ahcq_plugin.graph import describe, find_units, trace_unit
-from ahcq_plugin.graph.known import known, rotate
+from ahcq_plugin.graph.untraceable import known, rotate
 
 pytest.importorskip("sam2")
 from sam2.modeling.position_encoding import apply_rotary_enc, compute_axial_cis

@@ -10,7 +10,7 @@ from segment_anything import SamPredictor
 
 from ahcq_plugin.mm import BoxPromptedSAM, NoDetector
 from ahcq_plugin.mm.box_prompted_sam import clip_boxes
-from ahcq_plugin.mm.images import original_image
+from ahcq_plugin.mm.data.images import original_image
 from ahcq_plugin.zoo.sam import box_forward
 
 BOXES = [[3.0, 4.0, 30.0, 41.0], [10.5, 0.0, 52.0, 20.0], [0.0, 0.0, 53.0, 87.0]]

@@ -13,10 +13,10 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from ahcq_plugin.mm.dry_run import make_dry_run
+from ahcq_plugin.mm.evaluation.records import leaf_config
 from ahcq_plugin.mm.launch import read_config
 from ahcq_plugin.mm.preflight import KNOWN_KEYS, check_keys
 from ahcq_plugin.mm.ptq_loop import PTQLoop
-from ahcq_plugin.mm.records import leaf_config
 from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.zoo.sam import CHECKPOINTS, build_sam
 

@@ -16,8 +16,8 @@ from mmengine.runner import Runner
 from rich.console import Console
 
 from ahcq_plugin.mm import BoxPromptedSAM, ptq_loop, quantization_loop
-from ahcq_plugin.mm.convert_yolox import build_yolox
-from ahcq_plugin.mm.evaluation import evaluate
+from ahcq_plugin.mm.detectors.convert_yolox import build_yolox
+from ahcq_plugin.mm.evaluation.image_evaluation import evaluate
 from ahcq_plugin.mm.launch import launch, read_config
 from ahcq_plugin.ptq import AuditError, AuditReport, Recipe, load_checkpoint
 from ahcq_plugin.zoo.sam import build_sam

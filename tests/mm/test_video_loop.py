@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from ahcq_plugin.mm.data.video_dataset import GeneratedClips
 from ahcq_plugin.mm.dry_run import INPUT_SIZE, make_dry_run
-from ahcq_plugin.mm.jf_metric import JFMetric
+from ahcq_plugin.mm.evaluation.jf_metric import JFMetric
+from ahcq_plugin.mm.evaluation.video_evaluation import VideoEvaluation, evaluate_videos, keep_first_masks
 from ahcq_plugin.mm.launch import launch, read_config
 from ahcq_plugin.mm.preflight import preflight
-from ahcq_plugin.mm.report_videos import GIF_WIDTH, WIDTH, sample_videos
-from ahcq_plugin.mm.video_dataset import GeneratedClips
-from ahcq_plugin.mm.video_evaluation import VideoEvaluation, evaluate_videos, keep_first_masks
+from ahcq_plugin.mm.report.videos import GIF_WIDTH, WIDTH, sample_videos
 from ahcq_plugin.mm.video_loop import CalibrationClips, VideoCalibration
 from ahcq_plugin.ptq import load_checkpoint
 from ahcq_plugin.zoo.sam2 import build_sam2, packaged_config

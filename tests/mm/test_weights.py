@@ -110,7 +110,7 @@ def test_without_a_server_the_message_says_where_the_file_belongs(entry, tmp_pat
 
 
 def test_a_published_file_that_is_not_what_configs_read_is_converted(entry, server, tmp_path, monkeypatch):
-    from ahcq_plugin.mm import convert_hdetr
+    from ahcq_plugin.mm.detectors import convert_hdetr
 
     calls = []
     monkeypatch.setattr(

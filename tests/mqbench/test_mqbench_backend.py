@@ -18,7 +18,7 @@ from ahcq_plugin.graph import BlockTracer, describe, trace_unit
 from ahcq_plugin.mqbench import ACNR, AHCQ_BACKEND, calibrate, recipe_of
 from ahcq_plugin.mqbench import prepare as prepare_blocks
 from ahcq_plugin.ptq import Recipe
-from ahcq_plugin.ptq.batches import default_forward
+from ahcq_plugin.support.batches import default_forward
 from ahcq_plugin.zoo.sam import box_forward
 from tests.mqbench.models import FusedAttention, ViT, build, clone, patches, relative_error
 

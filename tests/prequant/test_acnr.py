@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ahcq_plugin.prequant.acnr import condition_weight, raise_tail, reduce_condition_number
-
-_SPEC = importlib.util.spec_from_file_location("reference_acnr", Path(__file__).with_name("reference_acnr.py"))
-reference = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(reference)
-error_rows, gram_of, ill_weight, randn = reference.error_rows, reference.gram_of, reference.ill_weight, reference.randn
+from ahcq_plugin.studies.reference.acnr import error_rows, gram_of, ill_weight, randn, reduce_step_by_step
 
 
 def relative(x: Tensor, y: Tensor) -> float:
@@ -34,7 +28,7 @@ def relative(x: Tensor, y: Tensor) -> float:
 )
 def test_equals_the_definition_over_200_steps(shape, scale):
     weight, rows = ill_weight(*shape), error_rows(shape[1], scale)
-    expected = reference.reduce_step_by_step(weight, rows)
+    expected = reduce_step_by_step(weight, rows)
     ours = reduce_condition_number(weight, gram_of(rows))
     assert relative(ours, expected) < 1e-10
     assert relative(ours, weight) > 1e-3  # there was something to compare
@@ -54,7 +48,7 @@ def test_equals_the_definition_over_200_steps(shape, scale):
 def test_equals_the_definition_for_any_shape_and_setting(shape, seed, condition, scale, lam, beta, energy, steps):
     weight = ill_weight(*shape, condition, seed) if condition > 1 else randn(*shape, seed=seed)
     rows = error_rows(shape[1], scale, seed)
-    expected = reference.reduce_step_by_step(weight, rows, lam, beta, energy, steps)
+    expected = reduce_step_by_step(weight, rows, lam, beta, energy, steps)
     ours = reduce_condition_number(weight, gram_of(rows), lam, beta, energy, threshold=0, steps=steps)
     assert relative(ours, expected) < 1e-10
 
@@ -67,7 +61,7 @@ def test_values_that_overtake_one_another_take_their_errors_along():
     new = reduce_condition_number(weight, gram_of(rows), threshold=0)
     diagonal = new.diagonal()
     assert diagonal[4] > diagonal[2] + 0.5 and diagonal[4] > diagonal[3] + 0.5
-    assert relative(new, reference.reduce_step_by_step(weight, rows)) < 1e-12
+    assert relative(new, reduce_step_by_step(weight, rows)) < 1e-12
 
 
 # --- properties

@@ -3,20 +3,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
 from ahcq_plugin.prequant.acnr import ErrorGram, condition_weight, reduce_condition_number
 from ahcq_plugin.prequant.spectrum import condition_number
-
-_SPEC = importlib.util.spec_from_file_location("reference_acnr", Path(__file__).with_name("reference_acnr.py"))
-reference = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(reference)
-error_rows, gram_of, ill_weight, randn = reference.error_rows, reference.gram_of, reference.ill_weight, reference.randn
+from ahcq_plugin.studies.reference.acnr import error_rows, gram_of, ill_weight, randn
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -6,9 +6,9 @@ import torch
 
 from ahcq_plugin.ptq import Recipe, calibrate, prepare, quantizers, set_quantization
 from ahcq_plugin.ptq.prepare import is_weight
-from ahcq_plugin.ptq.timing import start_learning, step_seconds, unit_inputs
+from ahcq_plugin.studies.reference.compositions import compose, composed
+from ahcq_plugin.studies.timing import start_learning, step_seconds, unit_inputs
 from ahcq_plugin.zoo.sam import box_forward
-from tests.ptq.compositions import compose, composed
 
 POWERS = {"name": "qdrop", "families": {"post_act": "power_of_two", "softmax": "power_of_two"}}
 

@@ -5,11 +5,11 @@ import torch
 
 pytest.importorskip("sam2", reason="needs the sam2 package")
 
+from ahcq_plugin.studies.training.clip_loop import ClipRun, ClipTrainCfg, init_sam2, normalise, train_clips
+from ahcq_plugin.studies.training.clip_samples import ClipSampleCfg, make_clip
+from ahcq_plugin.studies.training.tracking import Predictions, Prompts, image_levels, track, tracking_loss
 from ahcq_plugin.zoo.clips import MIN_AREA, Sprite, animate, render_clip
 from ahcq_plugin.zoo.sam2 import build_sam2, packaged_config
-from ahcq_plugin.zoo.training.clip_loop import ClipRun, ClipTrainCfg, init_sam2, normalise, train_clips
-from ahcq_plugin.zoo.training.clip_samples import ClipSampleCfg, make_clip
-from ahcq_plugin.zoo.training.tracking import Predictions, Prompts, image_levels, track, tracking_loss
 
 SMALL = {
     **packaged_config(),

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One pass over the images: mask AP with the prompts of the run, mask IoU with ground-truth boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.structures import InstanceData
+from tqdm import tqdm
+
+from ahcq_plugin.mm.box_prompted_sam import BoxPromptedSAM, ImageEmbedding
+from ahcq_plugin.mm.data.prompts import BoxPrompts
+from ahcq_plugin.mm.evaluation import masks
+from ahcq_plugin.mm.evaluation.coco_ap import ExactCocoMetric
+from ahcq_plugin.mm.evaluation.records import ImageRecord
+from ahcq_plugin.support.workers import ALONE, Workers
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of a model and its masks.
+
+    Args:
+        metrics: ``AP``, ``AP50``, ... of the masks with the prompts of the run (detections, or ground-truth boxes);
+            with detections also ``AP_gt``, ``AP50_gt`` with ground-truth boxes; ``mIoU``: mean IoU, over objects, of
+            masks prompted with ground-truth boxes and ground truth; ``IoU_fp``: the same against the reference's
+            masks.
+        truth_masks: image id -> masks prompted with its ground-truth boxes, in their order.
+    """
+
+    metrics: dict[str, float]
+    truth_masks: dict[int | str, list[masks.RLE]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON, where keys would become strings: masks as pairs."""
+        return {"metrics": self.metrics, "truth_masks": list(self.truth_masks.items())}
+
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> Evaluation:
+        """Inverse of :meth:`to_json`."""
+        return Evaluation(content["metrics"], dict(content["truth_masks"]))
+
+
+def evaluate(
+    model: BoxPromptedSAM,
+    records: Sequence[ImageRecord],
+    metainfo: dict,
+    ann_file: str | None,
+    reference: Evaluation | None = None,
+    desc: str = "evaluate",
+    workers: Workers = ALONE,
+) -> Evaluation:
+    """Segment all images with both sets of prompts; the image encoder runs once per image.
+
+    Args:
+        metainfo: of the data set; ``classes`` is used.
+        ann_file: COCO annotations for AP; None: the records' own.
+        reference: evaluation whose masks ``IoU_fp`` is measured against.
+        desc: label of the progress bar.
+        workers: processes that share the images; every one of them gets the whole evaluation.
+
+    Raises:
+        ValueError: no image has a ground-truth object.
+    """
+    detected = any(record.detected is not None for record in records)
+    metrics = {"_gt" if detected else "": _coco_metric("segm", metainfo, ann_file)}
+    if detected:
+        metrics[""] = _coco_metric("segm", metainfo, ann_file)
+    mine = []
+    for index in tqdm(workers.share(len(records)), desc=desc, unit="image", disable=not workers.is_first):
+        record = records[index]
+        embedding = model.encode(record.read()) if len(record.truth) + len(record.prompts) else None
+        rles = _add(metrics["_gt" if detected else ""], model, embedding, record, record.truth)
+        if detected:
+            _add(metrics[""], model, embedding, record, record.detected)
+        mine.append((rles, {suffix: metric.results.pop() for suffix, metric in metrics.items()}))
+    truth_ious, reference_ious, kept = [], [], {}
+    for record, (rles, results) in zip(records, workers.in_order(mine, len(records)), strict=True):
+        truth_ious += masks.pairwise_iou(rles, record.truth_masks())
+        if reference is not None:
+            reference_ious += masks.pairwise_iou(rles, reference.truth_masks[record.img_id])
+        kept[record.img_id] = rles
+        for suffix, result in results.items():
+            metrics[suffix].results.append(result)
+    if not truth_ious:
+        raise ValueError("no image of the data set has a ground-truth object")
+    found = {}
+    for suffix in sorted(metrics):
+        found |= {f"{name}{suffix}": value for name, value in _result(metrics[suffix]).items()}
+    found["mIoU"] = sum(truth_ious) / len(truth_ious)
+    if reference is not None:
+        found["IoU_fp"] = sum(reference_ious) / len(reference_ious)
+    return Evaluation(found, kept)
+
+
+def box_ap(records: Sequence[ImageRecord], metainfo: dict, ann_file: str | None) -> dict[str, float]:
+    """COCO box AP of the detections: ``AP``, ``AP50``, ..."""
+    metric = _coco_metric("bbox", metainfo, ann_file)
+    for record in records:
+        _process(metric, record, record.detected)
+    return _result(metric)
+
+
+def _coco_metric(kind: str, metainfo: dict, ann_file: str | None) -> ExactCocoMetric:
+    metric = ExactCocoMetric(ann_file=ann_file, metric=kind)
+    metric.dataset_meta = metainfo
+    return metric
+
+
+def _result(metric: ExactCocoMetric) -> dict[str, float]:
+    return metric.compute_metrics(metric.results)
+
+
+def _add(
+    metric: ExactCocoMetric,
+    model: BoxPromptedSAM,
+    embedding: ImageEmbedding | None,
+    record: ImageRecord,
+    prompts: BoxPrompts,
+) -> list[masks.RLE]:
+    rles, scores = [], prompts.scores.clone()
+    if len(prompts):
+        for part, iou in model.decode(embedding, prompts.boxes):
+            scores[len(rles) : len(rles) + len(part)] *= iou.cpu()
+            rles += masks.encode(part)
+    _process(metric, record, prompts, masks=rles, mask_scores=scores)
+    return rles
+
+
+def _process(metric: ExactCocoMetric, record: ImageRecord, prompts: BoxPrompts, **extra) -> None:
+    found = InstanceData(bboxes=prompts.boxes, labels=prompts.labels, scores=prompts.scores, **extra)
+    sample = {"img_id": record.img_id, "ori_shape": record.size, "instances": record.instances, "pred_instances": found}
+    metric.process({}, [sample])

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One image under several models: boxes, the masks of the floating-point SAM, those of each quantized checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ahcq_plugin.mm.box_prompted_sam import BoxPromptedSAM
+from ahcq_plugin.mm.data.images import read_rgb
+from ahcq_plugin.mm.report.images import draw_masks, draw_truth, intersection_over_union
+from ahcq_plugin.ptq.checkpoint import load_checkpoint, load_file
+from ahcq_plugin.support.files import replacing
+from ahcq_plugin.zoo.sam import build_sam, name_of_state
+
+COLUMNS = 4
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture and what stands under it.
+
+    Args:
+        iou: mean over the boxes of the overlap with the floating-point masks; None for the image and for these masks.
+    """
+
+    title: str
+    image: np.ndarray
+    iou: float | None = None
+
+
+def read_boxes(annotations: str | Path, image: str | Path) -> Tensor:
+    """True boxes (N, 4) xyxy of the image of that file name in a COCO annotation file, crowds left out.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, not COCO, or no box for the image.
+    """
+    if not Path(annotations).is_file():
+        raise FileNotFoundError(f"no annotation file {annotations}")
+    try:
+        content = json.loads(Path(annotations).read_text(encoding="utf-8"))
+        name = Path(image).name
+        ids = {row["id"] for row in content["images"] if Path(row["file_name"]).name == name}
+        rows = [row for row in content["annotations"] if row["image_id"] in ids and not row.get("iscrowd")]
+        boxes = [(x, y, x + width, y + height) for x, y, width, height in (row["bbox"] for row in rows)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{annotations} is not in COCO format ({type(error).__name__}: {error})") from error
+    if not boxes:
+        raise ValueError(f"{annotations} has no box for an image {name}")
+    return torch.tensor(boxes, dtype=torch.float32)
+
+
+def compare(
+    image_path: str | Path,
+    boxes: Tensor,
+    checkpoints: Sequence[str | Path],
+    sam_checkpoint: str | Path | None = None,
+    device: str = "cpu",
+) -> list[Panel]:
+    """The image with its boxes, then the masks of the floating-point model and of every checkpoint.
+
+    Args:
+        boxes: (N, 4) xyxy in pixels of the image.
+        checkpoints: ``quantized.pth`` of runs, all of one of the named SAMs.
+        sam_checkpoint: floating-point weights; default: where configs look for those of that SAM.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is absent or not what it should be; checkpoints of different SAMs.
+    """
+    image = read_rgb(image_path) if Path(image_path).is_file() else None
+    if image is None:
+        raise FileNotFoundError(f"no image {image_path}")
+    contents = [load_file(path) for path in checkpoints]
+    names = {name_of_state(content.get("state_dict", content)) for content in contents}
+    if len(names) != 1:
+        raise ValueError(f"give checkpoints of one SAM, got {', '.join(sorted(names)) or 'none'}")
+    (name,) = names
+
+    def masks_of(sam) -> np.ndarray:
+        model = BoxPromptedSAM(sam.to(device)).eval()
+        return model.segment(image, boxes)[0].cpu().numpy()
+
+    floating = masks_of(build_sam(name, sam_checkpoint))
+    nothing = np.zeros((len(boxes), *image.shape[:2]), dtype=bool)
+    panels = [Panel("image", draw_truth(image, boxes.numpy(), nothing)), Panel("FP", draw_masks(image, floating))]
+    for path, content in zip(checkpoints, contents, strict=True):
+        found = masks_of(load_checkpoint(path, build_sam(name, False)))
+        recipe = content["recipe"]
+        title = f"{recipe['name']} W{recipe['w_bits']}A{recipe['a_bits']}"
+        iou = float(np.mean(intersection_over_union(floating, found)))
+        panels.append(Panel(title, draw_masks(image, found), iou))
+    return panels
+
+
+def draw(panels: Sequence[Panel], path: str | Path) -> None:
+    """The panels side by side, at most :data:`COLUMNS` in a row, as one PNG written atomically."""
+    columns = min(len(panels), COLUMNS)
+    rows = math.ceil(len(panels) / columns)
+    height, width = panels[0].image.shape[:2]
+    figure = Figure(figsize=(3 * columns, rows * (3 * height / width + 0.4)), layout="constrained")
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    for axes, panel in zip(figure.axes, panels, strict=False):
+        axes.imshow(panel.image)
+        iou = "" if panel.iou is None else f"\nIoU to FP {panel.iou:.3f}"
+        axes.set_title(panel.title + iou, fontsize=9, y=-0.02, va="top")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

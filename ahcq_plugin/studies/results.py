@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of PTQ runs that differ in recipe, bits or seed: each cached by a hash of what determines it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ahcq_plugin.mm.launch import launch, read_config
+from ahcq_plugin.ptq import Recipe
+from ahcq_plugin.support.digest import digest
+from ahcq_plugin.support.files import write_json
+from ahcq_plugin.zoo.sam import default_checkpoint
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a recipe at equal bits of weights and activations, further keys of it, a seed.
+
+    ``options``: ((key, value), ...) below ``recipe``, as ``("families.softmax", "agq")``.
+    """
+
+    recipe: str
+    bits: int
+    options: tuple[tuple[str, Any], ...] = ()
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """As in ``qdrop_w4a4-hluq-s1``: file and folder name of its figures."""
+        parts = [f"{self.recipe}_w{self.bits}a{self.bits}"]
+        for key, value in self.options:
+            flag = {True: key, False: f"no_{key}"}.get(value) if isinstance(value, bool) else f"{key}_{value}"
+            parts.append(flag.replace(".", "_"))
+        return "-".join([*parts, *([f"s{self.seed}"] if self.seed else [])])
+
+    def overrides(self) -> dict[str, Any]:
+        """Overrides of the config."""
+        common = {"recipe.name": self.recipe, "recipe.w_bits": self.bits, "recipe.a_bits": self.bits}
+        return common | {"recipe.seed": self.seed} | {f"recipe.{key}": value for key, value in self.options}
+
+
+def cell_key(config: str, cell: Cell) -> str:
+    """Hash of recipe, prompts, calibration and the SAM's weights: what a cell's figures depend on in this repository.
+
+    The data are not part of it: figures made on other data belong into another folder.
+    """
+    cfg = read_config(config, cell.overrides())
+    loop = {k: v for k, v in cfg.test_cfg.items() if k not in ("cache_dir", "resume", "device")}
+    loop["calib"] = {k: v for k, v in loop.get("calib", {}).items() if k != "dataset"}
+    weights = Path(cfg.sam.get("checkpoint") or default_checkpoint(cfg.sam["name"]))
+    recipe = Recipe.from_config(cfg.recipe)
+    unused = () if recipe.learn_scales else ("scale_lr",)
+    content = [
+        {k: v for k, v in recipe.to_dict().items() if k not in unused},
+        loop,
+        dict(cfg.sam),
+        hashlib.sha256(weights.read_bytes()).hexdigest(),
+    ]
+    return digest(json.loads(json.dumps(content, default=str)))
+
+
+def read_cell(folder: Path, config: str, cell: Cell) -> dict[str, Any] | None:
+    """Stored metrics of a cell; None where there are none or they were made with other settings or weights."""
+    path = folder / f"{cell.name}.json"
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return stored["metrics"] if stored["key"] == cell_key(config, cell) else None
+
+
+def fill(
+    config: str, folder: Path, work_dir: Path, cells: Iterable[Cell], run: Callable[..., int] = launch
+) -> list[str]:
+    """Run every cell that has no valid figures, resuming interrupted ones; returns the names of those that failed."""
+    failed = []
+    for cell in cells:
+        if read_cell(folder, config, cell) is not None:
+            continue
+        key = cell_key(config, cell)
+        place = work_dir / f"{cell.name}-{key[:12]}"
+        if run(config, str(place), cell.overrides(), resume=True) != 0:
+            failed.append(cell.name)
+            continue
+        metrics = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
+        write_json({"key": key, "config": config, "metrics": metrics}, folder / f"{cell.name}.json")
+    return failed

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of results and ablations: which runs make a row, and how rows become Markdown and charts."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ahcq_plugin.studies.results import Cell, read_cell
+from ahcq_plugin.support.files import replacing, write_text
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+#: Columns: title, key in metrics.json, format.
+COLUMNS = (
+    ("AP", "AP", "{:.3f}"),
+    ("AP50", "AP50", "{:.3f}"),
+    ("AP, true boxes", "AP_gt", "{:.3f}"),
+    ("mIoU", "mIoU", "{:.4f}"),
+    ("IoU to FP", "IoU_fp", "{:.4f}"),
+)
+VIDEO_COLUMNS = tuple(
+    (title, key, "{:.4f}") for title, key in (("J&F",) * 2, ("J",) * 2, ("F",) * 2, ("J to FP", "J_fp"))
+)
+Columns = Sequence[tuple[str, str, str]]
+GAP = "–"
+COMPONENTS = ("acnr", "cag", "hluq", "lnq")
+QUANTIZING = ("prepare", "precondition", "calibrate", "reconstruct", "freeze", "audit")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: the mean of ``cell`` over seeds 0 .. ``seeds`` - 1."""
+
+    label: str
+    cell: Cell
+    seeds: int = 1
+
+    def cells(self) -> list[Cell]:
+        """One for each seed."""
+        return [replace(self.cell, seed=seed) for seed in range(self.seeds)]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a title; ``name`` chooses it on the command line and names its picture."""
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+
+    def cells(self) -> list[Cell]:
+        """All runs, first seeds first: an interrupted fill leaves no row without figures."""
+        return sorted((cell for row in self.rows for cell in row.cells()), key=lambda cell: cell.seed)
+
+
+def _recipes(bits: int, seeds: int) -> tuple[Row, ...]:
+    names = ("adaround", "brecq", "qdrop", "ptq4sam", "ahcq")
+    rows = [Row("rtn", Cell("rtn", bits)), *(Row(name, Cell(name, bits), seeds) for name in names)]
+    extras = (("BIG", "big"), ("searched ranges", "range_search"))
+    return (*rows, *(Row(f"ahcq + {label}", Cell("ahcq", bits, ((key, True),)), seeds) for label, key in extras))
+
+
+def _video_recipes(seeds: int) -> tuple[Row, ...]:
+    """Six bits once, four bits over ``seeds`` where chance plays a part."""
+    names = ("qdrop", "ptq4sam", "ahcq")
+    six = [Row(name, Cell(name, 6)) for name in ("rtn", *names)]
+    return (*six, Row("rtn", Cell("rtn", 4)), *(Row(name, Cell(name, 4), seeds) for name in names))
+
+
+def _variants(*variants: tuple[str, tuple[tuple[str, Any], ...]]) -> tuple[Row, ...]:
+    """qdrop W4A4 with options."""
+    return tuple(Row(label, Cell("qdrop", 4, options)) for label, options in variants)
+
+
+def _group_options(count: int) -> tuple[tuple[str, Any], ...]:
+    """Four groups are the default: the same run as CAG alone."""
+    return (("cag", True),) if count == 4 else (("cag", True), ("cag_groups", count))
+
+
+TABLES = (
+    Table(
+        "recipes",
+        "Recipes",
+        (
+            *(Row(name, Cell(name, 8)) for name in ("rtn", "qdrop")),
+            *_recipes(6, 1),
+            *_recipes(5, 1),
+            *_recipes(4, 3),
+        ),
+    ),
+    Table(
+        "components",
+        "Components, each alone on top of qdrop and each left out of ahcq, W4A4",
+        (
+            *_variants(("none (qdrop)", ()), *((name.upper(), ((name, True),)) for name in COMPONENTS)),
+            Row("all (ahcq)", Cell("ahcq", 4)),
+            *(Row(f"all but {name.upper()}", Cell("ahcq", 4, ((name, False),))) for name in COMPONENTS),
+        ),
+    ),
+    Table(
+        "post_act",
+        "Quantizer after GELU and ReLU, W4A4",
+        _variants(
+            ("uniform", ()), ("power of two", (("families.post_act", "power_of_two"),)), ("HLUQ", (("hluq", True),))
+        ),
+    ),
+    Table(
+        "softmax",
+        "Quantizer after softmax, W4A4",
+        _variants(
+            ("uniform", ()),
+            ("power of two", (("families.softmax", "power_of_two"),)),
+            ("AGQ", (("agq", True),)),
+            ("HLUQ", (("families.softmax", "hluq"),)),
+            ("LNQ", (("lnq", True),)),
+        ),
+    ),
+    Table(
+        "groups",
+        "Number of channel groups (CAG), W4A4",
+        (
+            *(Row(str(n), Cell("qdrop", 4, _group_options(n))) for n in (1, 2, 4, 8, 16, 32)),
+            Row("per channel", Cell("qdrop", 4, _group_options(0))),
+        ),
+    ),
+    Table(
+        "condition",
+        "Condition numbers, W4A4",
+        _variants(
+            ("none", ()),
+            ("CondiQuant-style", (("condiquant", True),)),
+            ("ACNR, local error", (("acnr", True),)),
+            ("ACNR, accumulated error", (("acnr", True), ("acnr_error", "accumulated"))),
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tables of the runs of one config. ``folder`` keeps the figures of each run; ``keys`` are what charts show;
+    ``note`` says how the figures are made."""
+
+    config: str
+    folder: Path
+    columns: tuple[tuple[str, str, str], ...]
+    tables: tuple[Table, ...]
+    keys: tuple[str, ...]
+    note: str
+
+
+VIDEO_NOTE = (
+    "official J&F, all frames but the first and the last; four generated clips of four frames, two objects each, to "
+    "calibrate; 100 iterations a unit; one thread of a busy CPU. Every row passed the audit."
+)
+SUITES = {
+    "images": Suite(
+        "mm_configs/sam_tiny_w4a4_yolox_nano_coco.py",
+        Path("docs/results"),
+        COLUMNS,
+        TABLES,
+        ("mIoU", "IoU_fp"),
+        "how the figures are made stands in the README.",
+    ),
+    "clips": Suite(
+        "mm_configs/demo_sam2_tiny_w4a4.py",
+        Path("docs/results_clips"),
+        VIDEO_COLUMNS,
+        (Table("recipes", "SAM 2 tiny, 16 generated clips of 12 frames", _video_recipes(3)),),
+        ("J&F", "J_fp"),
+        VIDEO_NOTE,
+    ),
+    "davis": Suite(
+        "mm_configs/sam2_tiny_w4a4_davis_subset.py",
+        Path("docs/results_davis"),
+        VIDEO_COLUMNS,
+        (Table("recipes", "SAM 2 tiny, four DAVIS sequences, every fourth frame", _video_recipes(1)),),
+        ("J&F", "J_fp"),
+        VIDEO_NOTE,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Metrics of a row's runs that are there."""
+
+    row: Row
+    runs: list[dict[str, Any]]
+
+    def values(self, key: str) -> list[float]:
+        """``key`` of every run that has it."""
+        return [run["quantized"][key] for run in self.runs if key in run["quantized"]]
+
+    def text(self, key: str, form: str) -> str:
+        """Mean, and standard deviation over the seeds where there are several."""
+        values = self.values(key)
+        if not values:
+            return GAP
+        mean = form.format(statistics.mean(values))
+        return mean if len(values) == 1 else f"{mean} ± {form.format(statistics.stdev(values))}"
+
+
+def collect(config: str, folder: Path, rows: Sequence[Row]) -> list[Figures]:
+    """The stored figures of ``rows``."""
+    found = [Figures(row, [read_cell(folder, config, cell) for cell in row.cells()]) for row in rows]
+    return [replace(figures, runs=[run for run in figures.runs if run is not None]) for figures in found]
+
+
+def markdown(config: str, folder: Path, rows: Sequence[Row], gaps: bool = True, columns: Columns = COLUMNS) -> str:
+    """A table; a row without figures is one of gaps, or is left out."""
+    figures = [row for row in collect(config, folder, rows) if gaps or row.runs]
+    titles = [title for title, _, _ in columns]
+    lines = ["| | bits | " + " | ".join(titles) + " | seeds | seconds | peak MB |", "|---" * (len(titles) + 5) + "|"]
+    floating = next((run["fp"] for row in figures for run in row.runs), None)
+    if floating is not None:
+        cells = [form.format(floating[key]) if key in floating else GAP for _, key, form in columns]
+        lines.append("| floating point | 32 | " + " | ".join([*cells, GAP, GAP, GAP]) + " |")
+    for row in figures:
+        cells = [row.text(key, form) for _, key, form in columns]
+        seconds, peak = _costs(row.runs)
+        bits = f"W{row.row.cell.bits}A{row.row.cell.bits}"
+        seeds = str(len(row.runs)) if row.runs else GAP
+        lines.append(f"| {row.row.label} | {bits} | " + " | ".join([*cells, seeds, seconds, peak]) + " |")
+    return "\n".join(lines)
+
+
+def _costs(runs: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """Mean seconds and largest peak of quantizing, without the evaluations."""
+    if not runs:
+        return GAP, GAP
+    stages = [[run["stages"][name] for name in QUANTIZING if name in run["stages"]] for run in runs]
+    seconds = statistics.mean(sum(stage["seconds"] for stage in run) for run in stages)
+    peak = max(stage["peak_bytes"] for run in stages for stage in run) / 2**20
+    return f"{seconds:.0f}", f"{peak:.0f}"
+
+
+def stages_table(config: str, folder: Path, cell: Cell) -> str:
+    """Markdown table of the seconds and peak memory of one cell's stages; empty where the cell is a gap.
+
+    Detection and the floating-point evaluation are left out: they come from a cache in all cells but the first.
+    """
+    metrics = read_cell(folder, config, cell)
+    if metrics is None:
+        return ""
+    names = [name for name in (*QUANTIZING, "quantized_eval") if name in metrics["stages"]]
+    rows = [(name, metrics["stages"][name]) for name in names]
+    lines = [f"| stage of {cell.recipe} W{cell.bits}A{cell.bits} | seconds | peak MB |", "|---" * 3 + "|"]
+    lines += [f"| {name} | {stage['seconds']:.1f} | {stage['peak_bytes'] / 2**20:.0f} |" for name, stage in rows]
+    return "\n".join(lines)
+
+
+def chart(
+    config: str,
+    folder: Path,
+    table: Table,
+    path: Path,
+    keys: Sequence[str] = ("mIoU", "IoU_fp"),
+    columns: Columns = COLUMNS,
+) -> bool:
+    """A panel per key with a dot a row, the spread over seeds and floating point as a line, as PNG; False without data.
+
+    Dots instead of bars, because bars would have to start at 0, where the differences cannot be seen.
+    """
+    figures = [row for row in collect(config, folder, table.rows) if row.values(keys[0])]
+    if not figures:
+        return False
+    figure = Figure(figsize=(4.5 * len(keys), 1.3 + 0.3 * len(figures)), layout="constrained")
+    several = len({row.row.cell.bits for row in figures}) > 1
+    places = range(len(figures))
+    titles = {key: title for title, key, _ in columns}
+    for axes, key in zip(figure.subplots(1, len(keys), sharey=True, squeeze=False)[0], keys, strict=True):
+        values = [row.values(key) for row in figures]
+        spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+        axes.errorbar([statistics.mean(v) for v in values], places, xerr=spread, fmt="o", color="#4878a8", capsize=3)
+        floating = figures[0].runs[0]["fp"]
+        if key in floating:
+            axes.axvline(floating[key], color="black", linewidth=1, label="floating point")
+            axes.legend(loc="best", fontsize=8)
+        axes.set_yticks(places, [f"{r.row.label} W{r.row.cell.bits}" if several else r.row.label for r in figures])
+        axes.set_xlabel(titles[key])
+        axes.locator_params(axis="x", nbins=6)
+        axes.grid(axis="x", linewidth=0.4)
+        axes.margins(y=0.15 if len(figures) < 6 else 0.05)
+    axes.invert_yaxis()  # shared: the first row on top
+    figure.suptitle(table.title, fontsize=10)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    return True
+
+
+def page(suite: Suite) -> str:
+    """The page of a suite: every table with its picture; writes the pictures into its folder."""
+    folder = suite.folder
+    parts = [f"# Results\n\nWritten by `tools/results_table.py --write`; {suite.note}\n"]
+    for table in suite.tables:
+        text = markdown(suite.config, folder, table.rows, columns=suite.columns)
+        parts.append(f"## {table.title}\n\n{text}\n")
+        picture = folder / f"{table.name}.png"
+        if chart(suite.config, folder, table, picture, suite.keys, suite.columns):
+            parts.append(f"![{table.title}]({folder.name}/{picture.name})\n")
+    return "\n".join(parts)
+
+
+def update_readme(readme: Path, text: str) -> None:
+    """Put ``text`` between the markers of ``readme``.
+
+    Raises:
+        ValueError: the markers are missing.
+    """
+    content = readme.read_text(encoding="utf-8")
+    if BEGIN not in content or END not in content:
+        raise ValueError(f"{readme} has no {BEGIN} ... {END}")
+    before, rest = content.split(BEGIN, 1)
+    write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}", readme)

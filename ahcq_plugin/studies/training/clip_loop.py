@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of a small SAM 2 on clips: one process, checkpoints that resume exactly, an average of the weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from sam2.modeling.sam2_base import SAM2Base
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset
+
+from ahcq_plugin.studies.training.clip_samples import ClipSampleCfg, make_clip
+from ahcq_plugin.studies.training.init import cosine_patches, start_decoder
+from ahcq_plugin.studies.training.losses import DenseHead, dense_loss
+from ahcq_plugin.studies.training.pool import Level, load_pool
+from ahcq_plugin.studies.training.run import Run, Schedule, keep_freed_memory, save
+from ahcq_plugin.studies.training.tracking import Prompts, image_levels, track, tracking_loss
+from ahcq_plugin.zoo.clips import render_clip
+from ahcq_plugin.zoo.sam2 import build_sam2
+
+logger = logging.getLogger(__name__)
+
+#: The model that comes with the package: constructor arguments of ``build_sam2``.
+SAM2_TINY = {
+    "image_size": 128,
+    "embed_dim": 28,
+    "num_heads": 1,
+    "stages": [1, 2, 3, 1],
+    "window_spec": [8, 4, 8, 4],
+    "global_att_blocks": [5],
+    "d_model": 96,
+    "memory_dim": 48,
+    "memory_layers": 2,
+    "memory_mlp_dim": 256,
+    "num_maskmem": 3,
+    "max_obj_ptrs": 3,
+}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the video predictor
+HELD_OUT_SEED = 77
+
+
+@dataclass(frozen=True)
+class ClipTrainCfg(Schedule):
+    """Everything that decides the result of a run, together with the model's config and the images."""
+
+    batch: int = 4  # clips a step
+    dense_weight: float = 0.6
+    plain_weight: float = 3.0  # of the plain cross-entropy, reached at ``forced_steps``
+    first_weight: float = 0.3  # of the first frame
+    forced_steps: int = 1000  # steps until the memory sees predicted masks only
+    box_share: float = 0.2  # of steps whose first frame is told boxes, not masks
+    late_frames: int = 6  # of clips in the last part
+    sample: ClipSampleCfg = ClipSampleCfg()
+
+
+class Clips(Dataset):
+    """Sample ``i`` of a run; those from step ``cfg.decay_start`` on are longer."""
+
+    def __init__(self, cfg: ClipTrainCfg, pool: list[tuple[Level, Level]]) -> None:
+        self.cfg, self.pool = cfg, pool
+        self.late = replace(cfg.sample, frames=cfg.late_frames)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        late = index // self.cfg.batch >= self.cfg.decay_start
+        return make_clip(self.cfg.seed, index, self.late if late else self.cfg.sample, self.pool)
+
+
+def train_clips(
+    model_cfg: Mapping[str, Any],
+    cfg: ClipTrainCfg,
+    out_dir: str | Path,
+    coco: str | Path | None = None,
+    workers: int = 0,
+    device: str = "cpu",
+    resume: bool = False,
+    save_seconds: float = 180,
+    check_every: int = 400,
+) -> Path:
+    """Train and return the path of the weights (``model.pth`` in ``out_dir``, fp16, averaged; ``model.json`` beside
+    it). Arguments as for ``loop.train``."""
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
+    pool, held = load_pool(coco) if coco else ([], [])
+    model = init_sam2(model_cfg, cfg.seed).to(device)
+    run = ClipRun(model, cfg)
+    run.head.to(device)
+    state_file = out_dir / "state.pth"
+    if resume and state_file.is_file():
+        run.load(torch.load(state_file, map_location=device, weights_only=True))
+    order = [[step * cfg.batch + i for i in range(cfg.batch)] for step in range(run.step, cfg.steps)]
+    saved, shown, first, totals = time.monotonic(), time.monotonic(), run.step, {}
+    for batch in DataLoader(Clips(cfg, pool), batch_sampler=order, num_workers=workers):
+        torch.manual_seed(cfg.seed * 1_000_003 + run.step)
+        for name, value in run.advance({k: v.to(device) for k, v in batch.items()}).items():
+            totals[name] = totals.get(name, 0.0) + float(value)
+        if run.step % 50 == 0:
+            logger.info(
+                "step %d lr %.1e %s s/step %.2f",
+                run.step,
+                cfg.learning_rate(run.step - 1),
+                " ".join(f"{k} {v / (run.step - first):.4f}" for k, v in totals.items()),
+                (time.monotonic() - shown) / (run.step - first),
+            )
+            shown, first, totals = time.monotonic(), run.step, {}
+        if time.monotonic() - saved > save_seconds:
+            save(run.state(), state_file)
+            saved = time.monotonic()
+        if run.step % check_every == 0:
+            averaged = build_sam2(model_cfg, checkpoint=False)
+            averaged.load_state_dict(run.average)
+            logger.info("held out: %s", held_out_j(averaged.to(device)))
+    save(run.state(), state_file)
+    save({k: v.half() for k, v in run.average.items()}, out_dir / "model.pth")
+    facts = {"model": dict(model_cfg), "training": asdict(cfg), "real_images": len(pool), "held_out_images": held}
+    (out_dir / "model.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return out_dir / "model.pth"
+
+
+def init_sam2(cfg: Mapping[str, Any], seed: int) -> SAM2Base:
+    """A SAM 2 in training mode with random weights; decoder and patches start as ``init_sam`` has them, and every
+    object counts as present at first."""
+    torch.manual_seed(seed)
+    model = build_sam2(cfg, checkpoint=False).train()
+    start_decoder(model.sam_prompt_encoder, model.sam_mask_decoder)
+    with torch.no_grad():
+        cosine_patches(model.image_encoder.trunk.patch_embed.proj.weight)
+        model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(3)
+    return model
+
+
+class ClipRun(Run):
+    """A run of a SAM 2; the dense heads read its features at strides 8 and 16."""
+
+    def __init__(self, model: SAM2Base, cfg: ClipTrainCfg) -> None:
+        head = nn.ModuleList([DenseHead(model.hidden_dim), DenseHead(model.hidden_dim)])
+        inside = {id(p) for p in model.image_encoder.parameters()}
+        parts = [
+            [*model.image_encoder.parameters(), *head.parameters()],
+            [p for p in model.parameters() if id(p) not in inside],
+        ]
+        kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+        matrices = [m.weight for root in (model, head) for m in root.modules() if isinstance(m, kinds)]
+        super().__init__(model, head, parts, matrices, cfg)
+
+    def advance(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One step on a batch of clips."""
+        cfg, targets = self.cfg, batch["targets"].flatten(0, 1)
+        clips, frames = batch["frames"].shape[:2]
+        owner = torch.arange(clips, device=targets.device).repeat_interleave(batch["targets"].shape[1])
+        ramp = min(1.0, self.step / cfg.forced_steps)
+        forced = torch.rand(len(targets), device=targets.device) < 1 - ramp
+        gap = int(torch.randint(1, 60, ())) if torch.rand(()) < 0.3 else 0
+        if torch.rand(()) < cfg.box_share:
+            prompts = Prompts(boxes=batch["boxes"].flatten(0, 1))
+        else:
+            prompts = Prompts(masks=targets[:, :1])
+        # the maps are small: plain attention is faster than the fused one, above all backwards
+        with torch.autocast(targets.device.type, torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
+            features, levels = image_levels(self.model, normalise(batch["frames"].flatten(0, 1)))
+            labels, extents = batch["labels"].flatten(0, 1), batch["extents"].flatten(0, 1)
+            fine, terms = dense_loss(self.head[0], levels[1], labels, extents)
+            coarse, _ = dense_loss(self.head[1], levels[2], labels[:, ::2, ::2], extents[:, :, ::2, ::2])
+            predictions = track(self.model, features, frames, owner, prompts, gap, targets, forced)
+        loss, more = tracking_loss(predictions, targets, cfg.plain_weight * ramp, cfg.first_weight)
+        self.update(cfg.dense_weight * (fine + coarse) / 2 + loss)
+        return {**terms, **more}
+
+
+def normalise(frames: Tensor) -> Tensor:
+    """Frames (n, 3, S, S) uint8 as the video predictor feeds them to the model, float32."""
+    mean, std = (torch.tensor(x, device=frames.device)[:, None, None] for x in (MEAN, STD))
+    return (frames.float() / 255 - mean) / std
+
+
+@torch.no_grad()
+def held_out_j(model: SAM2Base, clips: int = 24, frames: int = 8) -> dict[str, float]:
+    """Mean region similarity J on generated clips of another seed, and of first masks copied to every frame.
+
+    All frames but the first; where an object has gone, an empty prediction counts 1. In bfloat16: to follow a run.
+    """
+    ours, copied = [], []
+    for index in range(clips):
+        images, masks = render_clip((HELD_OUT_SEED, index), frames, model.image_size)
+        device = next(model.parameters()).device
+        truth = torch.from_numpy(masks).to(device).transpose(0, 1)
+        pixels = normalise(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))
+        with torch.autocast(device.type, torch.bfloat16):
+            features, _ = image_levels(model, pixels)
+            owner = torch.zeros(len(truth), dtype=torch.long, device=device)
+            found = track(model, features, frames, owner, Prompts(masks=truth[:, :1]))
+        logits = torch.stack(found.logits, 1).float()
+        logits = torch.nn.functional.interpolate(logits, size=truth.shape[-2:], mode="bilinear", align_corners=False)
+        seen = (torch.stack(found.score, 1) > 0)[..., None, None]
+        ours.append(_iou((logits > 0) & seen, truth)[:, 1:].mean(1))
+        copied.append(_iou(truth[:, :1].expand_as(truth), truth)[:, 1:].mean(1))
+    return {"J": round(float(torch.cat(ours).mean()), 4), "copied": round(float(torch.cat(copied).mean()), 4)}
+
+
+def _iou(a: Tensor, b: Tensor) -> Tensor:
+    both, either = (a & b).sum((-2, -1)), (a | b).sum((-2, -1))
+    return torch.where(either == 0, torch.ones_like(either, dtype=torch.float), both / either.clamp(min=1))

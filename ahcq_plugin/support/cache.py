@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results kept for later runs in JSON files named after a hash of what determines them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ahcq_plugin.support.files import write_json
+from ahcq_plugin.support.workers import ALONE, Workers
+
+logger = logging.getLogger(__name__)
+
+
+class Cache:
+    """A folder of results; without a folder everything is computed anew.
+
+    With several ``workers`` the first looks into the folder and writes to it.
+    """
+
+    def __init__(self, folder: str | Path | None, workers: Workers = ALONE):
+        self.folder, self.workers = None if folder is None else Path(folder), workers
+
+    def fetch(self, name: str, key: Callable[[], str], compute: Callable[[], Any]) -> Any:
+        """The JSON value kept under ``name`` and ``key()``, else ``compute()``, which is then kept.
+
+        A file that cannot be read is replaced.
+        """
+        if self.folder is None:
+            return compute()
+        path, text = self.folder / f"{name}_{key()[:24]}.json", None
+        if self.workers.is_first and path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")
+        text = self.workers.first(text)
+        if text is not None:
+            try:
+                value = json.loads(text)
+                logger.info("%s taken from %s", name, path)
+                return value
+            except ValueError as error:
+                logger.warning("%s is not readable (%s), computed again", path, error)
+        value = compute()
+        if self.workers.is_first:
+            write_json(value, path, indent=None)
+        return value
