@@ -8,8 +8,8 @@ from torch import nn
 
 from ahcq_plugin import quantize
 from ahcq_plugin.ptq import AuditError, audit, calibrate, quantizers
-from ahcq_plugin.ptq.calibrate import activation_quantizers, observing
-from ahcq_plugin.ptq.prepare import prepare, set_quantization
+from ahcq_plugin.ptq.prepare import prepare
+from ahcq_plugin.ptq.prepared import activation_quantizers, observing, set_quantization
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.zoo.sam import box_forward
 

@@ -10,7 +10,7 @@ import argparse
 import torch
 
 from ahcq_plugin.ptq import Recipe, calibrate, prepare, set_quantization
-from ahcq_plugin.ptq.prepare import weight_layers
+from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.studies.reference.compositions import composed
 from ahcq_plugin.studies.timing import start_learning, step_seconds, unit_inputs
 from ahcq_plugin.support.batches import to_device

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ahcq_plugin.export.convert import check_frozen
 from ahcq_plugin.export.onnx_quantizers import StoredWeight, onnx_quantizer
-from ahcq_plugin.ptq.prepare import is_weight, quantizers, weight_layers
+from ahcq_plugin.ptq.prepared import is_weight, quantizers, weight_layers
 from ahcq_plugin.support.files import replacing
 
 ENCODER_FILE, DECODER_FILE = "image_encoder.onnx", "mask_decoder.onnx"

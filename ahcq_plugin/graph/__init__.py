@@ -2,7 +2,7 @@
 """Trace blocks, find the roles of their tensors, place fake quantizers."""
 
 from ahcq_plugin.graph.describe import RoleRow, RoleTable, describe
-from ahcq_plugin.graph.placement import Placement, place
+from ahcq_plugin.graph.placement import Placement, place, placements
 from ahcq_plugin.graph.roles import ROLES, RoleSite, find_roles, find_weight_layers
 from ahcq_plugin.graph.tracer import UNIT_KEY, BlockTracer, trace_unit
 from ahcq_plugin.graph.units import find_units, prepared_units
@@ -20,6 +20,7 @@ __all__ = [
     "find_units",
     "find_weight_layers",
     "place",
+    "placements",
     "prepared_units",
     "trace_unit",
 ]

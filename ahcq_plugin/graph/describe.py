@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from ahcq_plugin.graph.placement import placements
 from ahcq_plugin.graph.roles import find_roles, find_weight_layers
-from ahcq_plugin.graph.tracer import UNIT_KEY, trace_unit
+from ahcq_plugin.graph.tracer import trace_unit
 from ahcq_plugin.graph.units import UnitSpec, find_units, prepared_units
 
 NO_QUANTIZER = "-"
@@ -86,10 +87,7 @@ def _planned_rows(unit: str, gm: fx.GraphModule) -> list[RoleRow]:
 
 
 def _prepared_rows(unit: str, gm: fx.GraphModule) -> list[RoleRow]:
-    rows = [
-        RoleRow(unit, p.node, p.role, p.layers, _text(gm.get_submodule(p.quantizer_name)))
-        for p in gm.meta[UNIT_KEY]["placements"]
-    ]
+    rows = [RoleRow(unit, p.node, p.role, p.layers, _text(gm.get_submodule(p.quantizer_name))) for p in placements(gm)]
     for layer in find_weight_layers(gm):
         quantizer = getattr(gm.get_submodule(layer), "weight_fake_quant", None)
         rows.append(RoleRow(unit, f"{layer}.weight", WEIGHT_ROLE, (), _text(quantizer)))

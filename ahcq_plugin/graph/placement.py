@@ -27,6 +27,11 @@ class Placement:
     layers: tuple[str, ...]
 
 
+def placements(gm: fx.GraphModule) -> list[Placement]:
+    """The activation quantizers that ``place`` put into a unit, in graph order."""
+    return gm.meta[UNIT_KEY]["placements"]
+
+
 def place(
     gm: fx.GraphModule,
     make_activation: Callable[[str, RoleSite], nn.Module | None],
@@ -41,7 +46,7 @@ def place(
         make_weight: (layer, name) -> weight quantizer; None leaves the layer alone.
         share_inputs: one quantizer per (tensor, role); False: one per consuming Linear or Conv2d.
     Returns:
-        The activation quantizers in graph order, also kept in ``gm.meta["ahcq_unit"]["placements"]``. The quantizer
+        The activation quantizers in graph order, also given by ``placements(gm)`` later. The quantizer
         ``<node>_<role>[_<n>]_post_act_fake_quantizer`` follows its tensor, and the site's consumers read it.
     Raises:
         ValueError: the unit has quantizers already, or ``find_roles`` refuses it.
@@ -53,7 +58,7 @@ def place(
     if not share_inputs:
         sites = [part for site in sites for part in _split(site)]
     anchors: dict[fx.Node, fx.Node] = {}
-    placements = []
+    placed = []
     for site in sites:
         quantizer = make_activation(site.role, site)
         if quantizer is not None:
@@ -61,7 +66,7 @@ def place(
             gm.add_submodule(name, quantizer)
             _insert(gm, site, name, anchors)
             consumers = tuple((node.name, key) for node, key in site.consumers)
-            placements.append(Placement(site.node.name, site.role, name, consumers, site.layers))
+            placed.append(Placement(site.node.name, site.role, name, consumers, site.layers))
     for name in find_weight_layers(gm):
         layer = gm.get_submodule(name)
         weight_fake_quant = make_weight(layer, name)
@@ -69,8 +74,8 @@ def place(
             gm.add_submodule(name, quantize_layer(layer, weight_fake_quant))
     gm.graph.lint()
     gm.recompile()
-    meta["placements"] = placements
-    return placements
+    meta["placements"] = placed
+    return placed
 
 
 def _split(site: RoleSite) -> list[RoleSite]:

@@ -34,8 +34,8 @@ class BlockTracer(fx.Tracer):
     Beyond ``fx.Tracer``: ``WRAPPED_FUNCTIONS`` found in the globals of the traced classes' modules stay one node;
     arguments with a default are fixed to it (a call with another value raises ValueError); an ``assert`` on a traced
     value is taken to hold; Linear and Conv2d subclasses that inherit ``forward`` are leaves;
-    ``F.scaled_dot_product_attention`` is rewritten to matmul, softmax, matmul; ``graph/untraceable.py`` has the exceptions
-    for classes of SAM 2.
+    ``F.scaled_dot_product_attention`` is rewritten to matmul, softmax, matmul; ``graph/untraceable.py`` has the
+    exceptions for classes of SAM 2.
     """
 
     def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:

@@ -60,8 +60,8 @@ class ImageEmbedding:
 class BoxPromptedSAM(BaseDetector):
     """One mask per box.
 
-    SAM sees the original image (see :func:`~ahcq_plugin.mm.data.images.original_image`), its longest side resized to SAM's
-    input size and zero-padded after normalisation, as ``segment_anything.SamPredictor`` does.
+    SAM sees the original image (see :func:`~ahcq_plugin.mm.data.images.original_image`), its longest side resized to
+    SAM's input size and zero-padded after normalisation, as ``segment_anything.SamPredictor`` does.
 
     Args:
         sam: a built SAM, or arguments of :func:`ahcq_plugin.zoo.sam.build_sam` as a dict: ``name`` and ``checkpoint``.

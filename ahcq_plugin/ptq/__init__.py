@@ -6,7 +6,8 @@ from ahcq_plugin.ptq.calibrate import calibrate
 from ahcq_plugin.ptq.checkpoint import load_checkpoint, save_checkpoint
 from ahcq_plugin.ptq.freeze import freeze
 from ahcq_plugin.ptq.precondition import precondition
-from ahcq_plugin.ptq.prepare import prepare, prepare_unit, quantizers, set_quantization
+from ahcq_plugin.ptq.prepare import prepare, prepare_unit
+from ahcq_plugin.ptq.prepared import quantizers, set_quantization
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.reconstruct import UnitReport, reconstruct
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.ptq.prepare import is_weight, quantizers, weight_layers
+from ahcq_plugin.ptq.prepared import is_weight, quantizers, watched, weight_layers
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
 
@@ -134,26 +134,19 @@ def _check_values(model: nn.Module, batch: Any, forward: Forward, report: AuditR
     found: dict[str, str] = {}
     calls: set[str] = set()
 
-    def hook(name: str, quantizer: FakeQuantize, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+    def compare(name: str, quantizer: FakeQuantize, x: Tensor, out: Tensor) -> None:
         if not is_weight(quantizer) or name not in calls:
             counts[quantizer.role] += out.numel()
         calls.add(name)
-        expected = quantizer.decode(quantizer.encode(inputs[0])).to(out.dtype)
+        expected = quantizer.decode(quantizer.encode(x)).to(out.dtype)
         if not torch.equal(out, expected):
             share = float((out != expected).float().mean())
             found.setdefault(name, f"{share:.2%} of its output differs from decode(encode(input))")
         elif not torch.equal(quantizer.decode(quantizer.encode(out)).to(out.dtype), out):
             found.setdefault(name, "its output is not on the grid")
 
-    handles = [
-        quantizer.register_forward_hook(lambda module, inputs, out, name=name: hook(name, module, inputs, out))
-        for name, quantizer in quantizers(model)
-    ]
-    try:
+    with watched(dict(quantizers(model)), compare):
         forward(model, to_device(batch, model_device(model)))
-    finally:
-        for handle in handles:
-            handle.remove()
     per_role: dict[str, int] = defaultdict(int)
     for name, quantizer in quantizers(model):
         per_role[quantizer.role] += 1

@@ -13,33 +13,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.ptq.prepare import is_weight, quantizers, weight_layers
+from ahcq_plugin.ptq.prepared import activation_quantizers, intercepted, observing, weight_layers
 from ahcq_plugin.ptq.score import ProductRunner
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device, to_device
 from ahcq_plugin.support.workers import ALONE, Workers
-
-
-@contextmanager
-def observing(model: nn.Module, observed: Sequence[FakeQuantize]) -> Iterator[None]:
-    """Quantization off, the observers of ``observed`` fresh and on; the modes are restored at the end."""
-    saved = [(q, q.observing, q.quantizing) for _, q in quantizers(model)]
-    try:
-        for _, quantizer in quantizers(model):
-            quantizer.enable_fake_quant(False)
-        for quantizer in observed:
-            quantizer.activation_post_process.reset()
-            quantizer.enable_observer()
-        yield
-    finally:
-        for quantizer, observer_on, quantize_on in saved:
-            quantizer.enable_observer(observer_on)
-            quantizer.enable_fake_quant(quantize_on)
-
-
-def activation_quantizers(model: nn.Module) -> list[tuple[str, FakeQuantize]]:
-    """(name, quantizer) of every quantizer that is not a weight's."""
-    return [(name, quantizer) for name, quantizer in quantizers(model) if not is_weight(quantizer)]
 
 
 @contextmanager
@@ -81,20 +59,6 @@ def exchanged(model: nn.Module, items: int, workers: Workers) -> Iterator[Callab
         for of_item in workers.in_order(notes.pop(quantizer), items):
             for kind, note in of_item:
                 count[kind](to_device(note, device))
-
-
-@contextmanager
-def intercepted(units: dict[str, nn.Module], handler: Callable) -> Iterator[None]:
-    """Within the context, calling unit ``name`` returns ``handler(name, forward, args, kwargs)``."""
-    try:
-        for name, unit in units.items():
-            unit.forward = lambda *args, _name=name, _forward=unit.forward, **kwargs: handler(
-                _name, _forward, args, kwargs
-            )
-        yield
-    finally:
-        for unit in units.values():
-            unit.__dict__.pop("forward", None)
 
 
 def _named(name: str, call: Callable[[], Any]) -> Any:

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.graph.tracer import UNIT_KEY
-from ahcq_plugin.ptq.prepare import weight_layers
+from ahcq_plugin.graph import placements, prepared_units
+from ahcq_plugin.ptq.prepared import watched, weight_layers
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
 
@@ -225,7 +224,7 @@ def _grid(quantizer: FakeQuantize, x: Tensor) -> Tensor:
 
 def _activation_meters(model: nn.Module) -> Iterator[Meter]:
     for unit, traced in prepared_units(model).items():
-        for placed in traced.meta[UNIT_KEY]["placements"]:
+        for placed in placements(traced):
             quantizer = traced.get_submodule(placed.quantizer_name)
             yield Meter(f"{unit}.{placed.quantizer_name}", unit, placed.node, placed.role, placed.layers, quantizer)
 
@@ -248,15 +247,9 @@ def _weight_meters(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[
 
 def _run(meters: list[Meter], forward, add) -> None:
     """Run the model with ``add(meter, input, output)`` called for every quantizer's call."""
-    handles = [
-        meter.quantizer.register_forward_hook(lambda _, inputs, out, meter=meter: add(meter, inputs[0], out))
-        for meter in meters
-    ]
-    try:
+    by_name = {meter.name: meter for meter in meters}
+    with watched({m.name: m.quantizer for m in meters}, lambda name, _, x, out: add(by_name[name], x, out)):
         forward()
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _choose(meters: list[Meter]) -> dict[str, str]:

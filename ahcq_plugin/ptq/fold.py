@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.graph.ops import GraphIndex, matmul_operands
 from ahcq_plugin.prequant.bimodal import fold, is_bimodal, key_signs
+from ahcq_plugin.ptq.prepared import watched
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.support.batches import Forward, model_device, to_device
 
@@ -35,15 +36,9 @@ def fold_bimodal_keys(model: nn.Module, batch: Any, forward: Forward) -> list[st
     """
     pairs = dict(_separate_projections(model))
     keys: dict[str, Tensor] = {}
-    hooks = [
-        key.register_forward_hook(lambda _, inputs, out, name=name: keys.setdefault(name, out))
-        for name, (_, key) in pairs.items()
-    ]
-    try:
+    projections = {name: key for name, (_, key) in pairs.items()}
+    with watched(projections, lambda name, _, x, out: keys.setdefault(name, out)):
         forward(model, to_device(batch, model_device(model)))
-    finally:
-        for hook in hooks:
-            hook.remove()
     folded = []
     for name, values in keys.items():
         if not is_bimodal(values[0]):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ahcq_plugin.ptq.prepare import quantizers, weight_layers
+from ahcq_plugin.ptq.prepared import quantizers, weight_layers
 
 
 @torch.no_grad()

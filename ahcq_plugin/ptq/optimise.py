@@ -16,7 +16,7 @@ from ahcq_plugin.functional.adaround import rounding_regularizer
 from ahcq_plugin.functional.dropping import Drop
 from ahcq_plugin.ptq.freeze import harden
 from ahcq_plugin.ptq.loss import channel_axis, output_error, rounding_exponent
-from ahcq_plugin.ptq.prepare import is_weight, quantizers, set_quantization, weight_layers
+from ahcq_plugin.ptq.prepared import is_weight, quantizers, set_quantization, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.quantizers.base import MILESTONES

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from ahcq_plugin.prequant.acnr import ErrorGram, condition_weight
 from ahcq_plugin.prequant.condiquant import condition_weight_isotropic
-from ahcq_plugin.ptq.calibrate import activation_quantizers, calibrate_activations
+from ahcq_plugin.ptq.calibrate import calibrate_activations
 from ahcq_plugin.ptq.fold import fold_bimodal_keys
-from ahcq_plugin.ptq.prepare import quantizers, set_quantization, weight_layers
+from ahcq_plugin.ptq.prepared import activation_quantizers, quantizers, set_quantization, watched, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
@@ -145,14 +145,7 @@ def _feeds_linears(quantizer: FakeQuantize) -> bool:
 
 @contextmanager
 def _inputs_of_linears(model: nn.Module, handle: Callable[[FakeQuantize, Tensor], None]) -> Iterator[None]:
-    """Within the context, ``handle(quantizer, x)`` is called before every quantizer that feeds Linear layers."""
-    hooks = [
-        quantizer.register_forward_pre_hook(lambda module, inputs: handle(module, inputs[0]))
-        for _, quantizer in activation_quantizers(model)
-        if _feeds_linears(quantizer)
-    ]
-    try:
+    """Within the context, ``handle(quantizer, x)`` is called for every quantizer that feeds Linear layers."""
+    feeding = {name: quantizer for name, quantizer in activation_quantizers(model) if _feeds_linears(quantizer)}
+    with watched(feeding, lambda _, quantizer, x, out: handle(quantizer, x)):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

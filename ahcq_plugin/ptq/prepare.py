@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import fx, nn
@@ -80,45 +79,3 @@ def prepare(
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, unit)
     return model
-
-
-def quantizers(model: nn.Module) -> Iterator[tuple[str, FakeQuantize]]:
-    """(name, fake quantizer) of every quantizer in the model."""
-    for name, module in model.named_modules():
-        if isinstance(module, FakeQuantize):
-            yield name, module
-
-
-def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Layers with a weight quantizer, by name."""
-    return {n: m for n, m in model.named_modules() if isinstance(getattr(m, "weight_fake_quant", None), FakeQuantize)}
-
-
-@contextmanager
-def original_weights(model: nn.Module) -> Iterator[None]:
-    """Within the context, layers whose weight was transformed (ACNR) compute with the one they came with."""
-    changed = [
-        (layer, layer.weight.data) for layer in weight_layers(model).values() if layer.original_weight is not None
-    ]
-    try:
-        for layer, _ in changed:
-            layer.weight.data = layer.original_weight.to(layer.weight.device)
-        yield
-    finally:
-        for layer, weight in changed:
-            layer.weight.data = weight
-
-
-def is_weight(quantizer: FakeQuantize) -> bool:
-    """Whether the quantizer quantizes a weight."""
-    return isinstance(quantizer, AdaRoundFakeQuantize)
-
-
-def set_quantization(model: nn.Module, weights: bool, activations: bool | None = None) -> None:
-    """Switch fake quantization on or off; with both off the prepared model computes in floating point.
-
-    Args:
-        activations: None: as ``weights``.
-    """
-    for _, quantizer in quantizers(model):
-        quantizer.enable_fake_quant(weights if is_weight(quantizer) or activations is None else activations)

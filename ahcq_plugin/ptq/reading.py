@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ahcq_plugin.ptq.calibrate import intercepted
+from ahcq_plugin.ptq.prepared import intercepted
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ahcq_plugin.ptq.checkpoint import load_file, save_atomic
 from ahcq_plugin.ptq.loss import relative_error
 from ahcq_plugin.ptq.optimise import optimise
-from ahcq_plugin.ptq.prepare import original_weights, quantizers, set_quantization, weight_layers
+from ahcq_plugin.ptq.prepared import original_weights, quantizers, set_quantization, watched, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.stream import UnitStream
 from ahcq_plugin.support.batches import Forward, check_batches, default_forward
@@ -212,13 +212,6 @@ def _record(
 ) -> dict[str, tuple[tuple, Tensor]]:
     """(inputs, output) of each layer while ``unit`` runs once."""
     found: dict[str, Any] = {}
-    handles = [
-        layer.register_forward_hook(lambda _, inputs, out, key=key: found.__setitem__(key, (inputs, out)))
-        for key, layer in layers.items()
-    ]
-    try:
+    with watched(layers, lambda key, _, x, out: found.__setitem__(key, ((x,), out))):
         unit(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.ptq.calibrate import intercepted
-from ahcq_plugin.ptq.prepare import original_weights, set_quantization
+from ahcq_plugin.ptq.prepared import intercepted, original_weights, set_quantization
 from ahcq_plugin.ptq.reading import read_units
 from ahcq_plugin.ptq.store import Store
 from ahcq_plugin.support.batches import Forward, model_device, to_device

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ahcq_plugin.ptq.calibrate import activation_quantizers
-from ahcq_plugin.ptq.prepare import original_weights, set_quantization, weight_layers
+from ahcq_plugin.ptq.prepared import activation_quantizers, original_weights, set_quantization, watched, weight_layers
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.studies.paper_figures import save_figure
 from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device, to_device
@@ -72,18 +71,10 @@ def conditioning_errors(
         errors = [signal, *(output - out for output in outputs)]
         sums[name] += torch.stack([error.double().square().sum() for error in errors]).cpu()
 
-    hooks = [
-        layer.register_forward_hook(lambda module, inputs, out, name=name: measure(name, module, inputs[0], out))
-        for name, layer in layers.items()
-    ]
     set_quantization(model, False)
-    try:
-        with original_weights(model):
-            for batch in batches:
-                forward(model, to_device(batch, model_device(model)))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with watched(layers, measure), original_weights(model):
+        for batch in batches:
+            forward(model, to_device(batch, model_device(model)))
     return [ConditioningError(name, *(row[1:] / row[0].clamp(min=1e-300)).tolist()) for name, row in sums.items()]
 
 

@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ahcq_plugin.ptq.calibrate import activation_quantizers, calibrate_activations
+from ahcq_plugin.ptq.calibrate import calibrate_activations
 from ahcq_plugin.ptq.prepare import prepare, prepare_unit
+from ahcq_plugin.ptq.prepared import activation_quantizers
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.quantizers import (
     ACTIVATION_FAMILIES,

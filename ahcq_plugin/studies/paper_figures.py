@@ -14,10 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ahcq_plugin.graph import UNIT_KEY, prepared_units
+from ahcq_plugin.graph import placements, prepared_units
 from ahcq_plugin.ptq.calibrate import calibrate_activations
 from ahcq_plugin.ptq.precondition import ConditionReport, precondition
 from ahcq_plugin.ptq.prepare import prepare
+from ahcq_plugin.ptq.prepared import watched
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.quantizers import CAGFakeQuantize, FakeQuantize, HLUQFakeQuantize, PowerOfTwoFakeQuantize
 from ahcq_plugin.quantizers import UniformFakeQuantize as Uniform
@@ -92,13 +93,10 @@ def record(model: nn.Module, batches: Sequence[Any], forward: Forward) -> list[T
         for quantizer, kind in _kinds(model)
         if quantizer.role in ("qkv_in", "mlp_in", "post_act", "softmax")
     ]
-    hooks = [t.quantizer.register_forward_pre_hook(lambda _, inputs, t=t: t.add(inputs[0])) for t in found]
-    try:
+    seen = dict(enumerate(found))
+    with watched({i: t.quantizer for i, t in seen.items()}, lambda i, _, x, out: seen[i].add(x)):
         for batch in batches:
             forward(model, to_device(batch, model_device(model)))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
 
 
@@ -106,12 +104,12 @@ def _kinds(model: nn.Module) -> list[tuple[FakeQuantize, str]]:
     """(quantizer, name of what it belongs to): the layers that it feeds, or the attention whose scores it takes."""
     named = []
     for unit_name, unit in prepared_units(model).items():
-        placements = unit.meta[UNIT_KEY]["placements"]
-        outputs = [p for p in placements if p.role == "attn_out"]
-        for placement in placements:
+        placed = placements(unit)
+        outputs = [p for p in placed if p.role == "attn_out"]
+        for placement in placed:
             layers = placement.layers
             if placement.role == "softmax":  # as many, in the same order
-                position = [p for p in placements if p.role == "softmax"].index(placement)
+                position = [p for p in placed if p.role == "softmax"].index(placement)
                 layers = outputs[position].layers if position < len(outputs) else ()
                 attention = f"{unit_name}.{layers[0]}".split(".")[-2] if layers else unit_name
                 named.append((unit.get_submodule(placement.quantizer_name), attention))

@@ -15,7 +15,8 @@ from ahcq_plugin.ptq.audit import AuditError, audit
 from ahcq_plugin.ptq.calibrate import calibrate
 from ahcq_plugin.ptq.freeze import freeze
 from ahcq_plugin.ptq.precondition import precondition
-from ahcq_plugin.ptq.prepare import is_weight, original_weights, prepare, quantizers, set_quantization
+from ahcq_plugin.ptq.prepare import prepare
+from ahcq_plugin.ptq.prepared import is_weight, original_weights, quantizers, set_quantization
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device, to_device

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ahcq_plugin.ptq.calibrate import intercepted
-from ahcq_plugin.ptq.prepare import is_weight, quantizers, weight_layers
+from ahcq_plugin.ptq.prepared import intercepted, is_weight, quantizers, weight_layers
 from ahcq_plugin.support.batches import Forward
 
 KEEP_PROBABILITY = 0.5

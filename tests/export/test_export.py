@@ -23,7 +23,7 @@ from ahcq_plugin.export.interpret import cut_patches
 from ahcq_plugin.functional import agq
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq import Recipe, calibrate, prepare, save_checkpoint
-from ahcq_plugin.ptq.prepare import weight_layers
+from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.quantizers import ACTIVATION_FAMILIES
 from ahcq_plugin.zoo.sam import box_forward
 

@@ -25,7 +25,7 @@ from ahcq_plugin.export.compare import mask_overlap
 from ahcq_plugin.export.onnx_graphs import DECODER_FILE, ENCODER_FILE, OnnxSam, export_onnx, onnx_model
 from ahcq_plugin.export.onnx_quantizers import StoredWeight, TableLookup, UniformQDQ
 from ahcq_plugin.ptq import Recipe, calibrate, prepare
-from ahcq_plugin.ptq.prepare import quantizers
+from ahcq_plugin.ptq.prepared import quantizers
 from ahcq_plugin.zoo.items import coco_items
 from ahcq_plugin.zoo.sam import box_forward
 from tests.export.conftest import batches

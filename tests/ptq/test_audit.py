@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ahcq_plugin.ptq import Recipe, audit, calibrate, freeze, prepare, quantizers
-from ahcq_plugin.ptq.prepare import weight_layers
+from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.zoo.sam import box_forward
 
 DROPPED = "image_encoder.blocks.0"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ahcq_plugin.ptq import Recipe, calibrate, prepare, quantizers, set_quantization
-from ahcq_plugin.ptq.prepare import is_weight
+from ahcq_plugin.ptq.prepared import is_weight
 from ahcq_plugin.studies.reference.compositions import compose, composed
 from ahcq_plugin.studies.timing import start_learning, step_seconds, unit_inputs
 from ahcq_plugin.zoo.sam import box_forward

@@ -8,7 +8,7 @@ import torch
 from ahcq_plugin.graph import describe
 from ahcq_plugin.ptq import Recipe, calibrate, freeze, prepare, quantizers
 from ahcq_plugin.ptq.distributions import Meter, collect_distributions
-from ahcq_plugin.ptq.prepare import weight_layers
+from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.quantizers import AdaRoundFakeQuantize, UniformFakeQuantize
 from ahcq_plugin.zoo.sam import box_forward
 from tests.conftest import make_tiny_items, make_tiny_sam

@@ -10,7 +10,7 @@ from ahcq_plugin.prequant.acnr import reduce_condition_number
 from ahcq_plugin.ptq import Recipe, calibrate, precondition, prepare, quantizers, set_quantization
 from ahcq_plugin.ptq.fold import _separate_projections, fold_bimodal_keys
 from ahcq_plugin.ptq.precondition import error_grams
-from ahcq_plugin.ptq.prepare import is_weight, original_weights, weight_layers
+from ahcq_plugin.ptq.prepared import is_weight, original_weights, weight_layers
 from ahcq_plugin.ptq.stream import UnitStream
 from ahcq_plugin.zoo.sam import box_forward
 

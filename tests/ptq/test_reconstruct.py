@@ -12,7 +12,7 @@ from ahcq_plugin import quantize
 from ahcq_plugin.ptq import Recipe, calibrate, prepare, quantizers, reconstruct
 from ahcq_plugin.ptq.loss import output_error, rounding_exponent
 from ahcq_plugin.ptq.optimise import MAX_RELATIVE_STEP, ScaleLearner, mix, seeded
-from ahcq_plugin.ptq.prepare import weight_layers
+from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.zoo.sam import box_forward
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ from torch.utils import _pytree as pytree
 
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq import Recipe, calibrate, prepare, quantizers, set_quantization
-from ahcq_plugin.ptq.prepare import is_weight
+from ahcq_plugin.ptq.prepared import is_weight
 from ahcq_plugin.ptq.stream import UnitStream
 from ahcq_plugin.zoo.sam import box_forward, build_sam
 

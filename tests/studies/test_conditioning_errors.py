@@ -5,7 +5,7 @@ import torch
 from ahcq_plugin.ptq import Recipe, prepare
 from ahcq_plugin.ptq.calibrate import calibrate_activations
 from ahcq_plugin.ptq.precondition import precondition
-from ahcq_plugin.ptq.prepare import original_weights, weight_layers
+from ahcq_plugin.ptq.prepared import original_weights, weight_layers
 from ahcq_plugin.studies.conditioning_errors import conditioning_errors, draw_conditioning
 from ahcq_plugin.zoo.sam import box_forward
 

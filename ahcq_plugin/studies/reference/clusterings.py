@@ -15,6 +15,7 @@ from sklearn.cluster import KMeans
 from ahcq_plugin.functional import grouping, uniform
 from ahcq_plugin.ptq import Recipe, prepare
 from ahcq_plugin.ptq.calibrate import calibrate_activations
+from ahcq_plugin.ptq.prepared import watched
 from ahcq_plugin.quantizers import CAGFakeQuantize
 from ahcq_plugin.zoo.predict import make_batch
 from ahcq_plugin.zoo.sam import box_forward, build_sam
@@ -37,10 +38,9 @@ def sam_inputs(items, calibration):
         x = x.flatten(0, -2)
         rows[name].append(x[:: -(-len(x) // ROWS)])
 
-    for name, q in sites.items():
-        q.register_forward_pre_hook(lambda _, x, name=name: keep(name, x[0]))
-    for batch in batches[calibration:]:
-        box_forward(sam, batch)
+    with watched(sites, lambda name, _, x, out: keep(name, x)):
+        for batch in batches[calibration:]:
+            box_forward(sam, batch)
     for name, q in sites.items():
         weight = torch.cat([layer.weight for layer in q.consumers])
         observer = q.activation_post_process

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Handles on a prepared model: its quantizers and weight layers, switching them, watching what is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from ahcq_plugin.quantizers import AdaRoundFakeQuantize, FakeQuantize
+
+
+def quantizers(model: nn.Module) -> Iterator[tuple[str, FakeQuantize]]:
+    """(name, fake quantizer) of every quantizer in the model."""
+    for name, module in model.named_modules():
+        if isinstance(module, FakeQuantize):
+            yield name, module
+
+
+def is_weight(quantizer: FakeQuantize) -> bool:
+    """Whether the quantizer quantizes a weight."""
+    return isinstance(quantizer, AdaRoundFakeQuantize)
+
+
+def activation_quantizers(model: nn.Module) -> list[tuple[str, FakeQuantize]]:
+    """(name, quantizer) of every quantizer that is not a weight's."""
+    return [(name, quantizer) for name, quantizer in quantizers(model) if not is_weight(quantizer)]
+
+
+def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Layers with a weight quantizer, by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(getattr(m, "weight_fake_quant", None), FakeQuantize)}
+
+
+def set_quantization(model: nn.Module, weights: bool, activations: bool | None = None) -> None:
+    """Switch fake quantization on or off; with both off the prepared model computes in floating point.
+
+    Args:
+        activations: None: as ``weights``.
+    """
+    for _, quantizer in quantizers(model):
+        quantizer.enable_fake_quant(weights if is_weight(quantizer) or activations is None else activations)
+
+
+@contextmanager
+def original_weights(model: nn.Module) -> Iterator[None]:
+    """Within the context, layers whose weight was transformed (ACNR) compute with the one they came with."""
+    changed = [
+        (layer, layer.weight.data) for layer in weight_layers(model).values() if layer.original_weight is not None
+    ]
+    try:
+        for layer, _ in changed:
+            layer.weight.data = layer.original_weight.to(layer.weight.device)
+        yield
+    finally:
+        for layer, weight in changed:
+            layer.weight.data = weight
+
+
+@contextmanager
+def observing(model: nn.Module, observed: Sequence[FakeQuantize]) -> Iterator[None]:
+    """Quantization off, the observers of ``observed`` fresh and on; the modes are restored at the end."""
+    saved = [(q, q.observing, q.quantizing) for _, q in quantizers(model)]
+    try:
+        for _, quantizer in quantizers(model):
+            quantizer.enable_fake_quant(False)
+        for quantizer in observed:
+            quantizer.activation_post_process.reset()
+            quantizer.enable_observer()
+        yield
+    finally:
+        for quantizer, observer_on, quantize_on in saved:
+            quantizer.enable_observer(observer_on)
+            quantizer.enable_fake_quant(quantize_on)
+
+
+@contextmanager
+def intercepted(units: dict[str, nn.Module], handler: Callable) -> Iterator[None]:
+    """Within the context, calling unit ``name`` returns ``handler(name, forward, args, kwargs)``."""
+    try:
+        for name, unit in units.items():
+            unit.forward = lambda *args, _name=name, _forward=unit.forward, **kwargs: handler(
+                _name, _forward, args, kwargs
+            )
+        yield
+    finally:
+        for unit in units.values():
+            unit.__dict__.pop("forward", None)
+
+
+@contextmanager
+def watched(modules: Mapping[str, nn.Module], note: Callable[[str, nn.Module, Any, Any], None]) -> Iterator[None]:
+    """Within the context, every call of a module is told to ``note(name, module, input, output)``.
+
+    Args:
+        modules: by the name to note them with.
+        note: gets the first positional argument of the call and what it returned.
+    """
+    hooks = [
+        module.register_forward_hook(lambda m, inputs, out, name=name: note(name, m, inputs[0], out))
+        for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
