@@ -14,9 +14,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ahcq_plugin.metrics.mask_iou import mask_iou
 from ahcq_plugin.mm.box_prompted_sam import BoxPromptedSAM
 from ahcq_plugin.mm.data.images import read_rgb
-from ahcq_plugin.mm.report.images import draw_masks, draw_truth, intersection_over_union
+from ahcq_plugin.mm.report.images import draw_masks, draw_truth
 from ahcq_plugin.ptq.checkpoint import load_checkpoint, load_file
 from ahcq_plugin.support.files import replacing
 from ahcq_plugin.zoo.sam import build_sam, name_of_state
@@ -92,11 +93,11 @@ def compare(
     nothing = np.zeros((len(boxes), *image.shape[:2]), dtype=bool)
     panels = [Panel("image", draw_truth(image, boxes.numpy(), nothing)), Panel("FP", draw_masks(image, floating))]
     for path, content in zip(checkpoints, contents, strict=True):
-        found = masks_of(load_checkpoint(path, build_sam(name, False)))
+        quantized = masks_of(load_checkpoint(path, build_sam(name, False)))
         recipe = content["recipe"]
         title = f"{recipe['name']} W{recipe['w_bits']}A{recipe['a_bits']}"
-        iou = float(np.mean(intersection_over_union(floating, found)))
-        panels.append(Panel(title, draw_masks(image, found), iou))
+        iou = float(mask_iou(floating, quantized).mean())
+        panels.append(Panel(title, draw_masks(image, quantized), iou))
     return panels
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
+from ahcq_plugin.metrics.mask_iou import mask_iou
 from ahcq_plugin.studies.training.clip_samples import ClipSampleCfg, make_clip
 from ahcq_plugin.studies.training.init import cosine_patches, start_decoder
 from ahcq_plugin.studies.training.losses import DenseHead, dense_loss
@@ -200,11 +201,6 @@ def held_out_j(model: SAM2Base, clips: int = 24, frames: int = 8) -> dict[str, f
         logits = torch.stack(found.logits, 1).float()
         logits = torch.nn.functional.interpolate(logits, size=truth.shape[-2:], mode="bilinear", align_corners=False)
         seen = (torch.stack(found.score, 1) > 0)[..., None, None]
-        ours.append(_iou((logits > 0) & seen, truth)[:, 1:].mean(1))
-        copied.append(_iou(truth[:, :1].expand_as(truth), truth)[:, 1:].mean(1))
+        ours.append(mask_iou((logits > 0) & seen, truth)[:, 1:].mean(1))
+        copied.append(mask_iou(truth[:, :1].expand_as(truth), truth)[:, 1:].mean(1))
     return {"J": round(float(torch.cat(ours).mean()), 4), "copied": round(float(torch.cat(copied).mean()), 4)}
-
-
-def _iou(a: Tensor, b: Tensor) -> Tensor:
-    both, either = (a & b).sum((-2, -1)), (a | b).sum((-2, -1))
-    return torch.where(either == 0, torch.ones_like(either, dtype=torch.float), both / either.clamp(min=1))
