@@ -10,7 +10,8 @@ from ahcq_plugin.studies.training.loop import TrainCfg, train
 from ahcq_plugin.studies.training.models import MODELS
 from ahcq_plugin.studies.training.optim import Muon, orthogonalise
 from ahcq_plugin.studies.training.samples import SampleCfg, make_sample, soft_box
-from ahcq_plugin.zoo.sam import box_forward, load_weights
+from ahcq_plugin.zoo.checkpoints import load_weights
+from ahcq_plugin.zoo.sam import box_forward
 from tests.conftest import TINY_SAM
 
 SAMPLE = SampleCfg(size=64, mask_size=32, boxes=3)

@@ -8,11 +8,12 @@ pytest.importorskip("sam2", reason="needs the sam2 package")
 from ahcq_plugin.studies.training.clip_loop import ClipRun, ClipTrainCfg, init_sam2, normalise, train_clips
 from ahcq_plugin.studies.training.clip_samples import ClipSampleCfg, make_clip
 from ahcq_plugin.studies.training.tracking import Predictions, Prompts, image_levels, track, tracking_loss
+from ahcq_plugin.zoo.checkpoints import packaged_config
 from ahcq_plugin.zoo.clips import MIN_AREA, Sprite, animate, render_clip
-from ahcq_plugin.zoo.sam2 import build_sam2, packaged_config
+from ahcq_plugin.zoo.sam2 import build_sam2
 
 SMALL = {
-    **packaged_config(),
+    **packaged_config("sam2_tiny"),
     "image_size": 64,
     "embed_dim": 8,
     "stages": [1, 1, 2, 1],
