@@ -169,3 +169,23 @@ def test_importing_the_engine_loads_no_host() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert run.returncode == 0, run.stderr
+
+
+def test_the_engine_needs_neither_drawing_nor_clustering() -> None:
+    code = (
+        "import ahcq_plugin, sys; from ahcq_plugin import quantize;"
+        "sys.exit(' '.join({'matplotlib', 'sklearn', 'ahcq_plugin.studies'} & set(sys.modules)) or None)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert run.returncode == 0, run.stderr
+
+
+def test_training_and_model_cards_need_no_detection_framework() -> None:
+    paths = [*(PACKAGE / "studies/training").glob("*.py"), *(PACKAGE / "studies/evaluation").glob("*.py")]
+    names = {
+        (path.name, name)
+        for path in paths
+        for _, name in imported(path.read_text(encoding="utf-8"), f"ahcq_plugin.studies.x.{path.stem}")
+        if name.startswith(("ahcq_plugin.mm", *HOSTS))
+    }
+    assert paths and not names

@@ -37,7 +37,7 @@ def measure(sam, boxes: int, device: str) -> dict[str, tuple[float, float, float
     """Unit -> MiB (kept for the backward pass, peak of a step, an image's inputs and output in the caches)."""
     corners = torch.rand(boxes, 2) * 500
     item = {"embedding": torch.randn(1, 256, 64, 64), "boxes": torch.cat([corners, corners + 300], 1)}
-    inputs, found = unit_inputs(sam, to_device(item, device), UNITS, decode), {}
+    inputs, measured = unit_inputs(sam, to_device(item, device), UNITS, decode), {}
     for name in UNITS:
         unit, (args, kwargs), stages, store = sam.get_submodule(name), inputs[name], Stopwatch(), Store("cpu")
         store["quantized"], store["floating"] = (args, kwargs), (args, kwargs)
@@ -52,8 +52,8 @@ def measure(sam, boxes: int, device: str) -> dict[str, tuple[float, float, float
             loss = sum(leaf.square().mean() for leaf in pytree.tree_leaves(unit(*args, **kwargs)))
             torch.autograd.grad(loss, learned, allow_unused=True)
         peak = stages.records["step"]["peak_bytes"] - stages.records["before"]["peak_bytes"]
-        found[name] = sum(kept.values()) / MIB, peak / MIB, store.nbytes() / MIB
-    return found
+        measured[name] = sum(kept.values()) / MIB, peak / MIB, store.nbytes() / MIB
+    return measured
 
 
 def main() -> None:

@@ -45,11 +45,11 @@ def main() -> None:
     figures = {}
     print("| | J&F | J | F | first masks kept: J&F | J | F | s/frame |\n" + "|---" * 8 + "|")
     for name, videos in groups.items():
-        found = evaluate_videos(model, videos, JFMetric(), desc=name)
+        tracked = evaluate_videos(model, videos, JFMetric(), desc=name)
         kept = evaluate_videos(model, videos, JFMetric(), desc="kept", segment=keep_first_masks)
-        figures[name] = {"model": found.metrics, "kept": kept.metrics, "seconds_per_frame": found.seconds_per_frame}
-        cells = [f"{row.metrics[key]:.3f}" for row in (found, kept) for key in KEYS]
-        print(f"| {name} | " + " | ".join([*cells, f"{found.seconds_per_frame:.3f}"]) + " |", flush=True)
+        figures[name] = {"model": tracked.metrics, "kept": kept.metrics, "seconds_per_frame": tracked.seconds_per_frame}
+        cells = [f"{row.metrics[key]:.3f}" for row in (tracked, kept) for key in KEYS]
+        print(f"| {name} | " + " | ".join([*cells, f"{tracked.seconds_per_frame:.3f}"]) + " |", flush=True)
     if args.out:
         write_json(figures, args.out)
 

@@ -85,10 +85,10 @@ class Contest(FakeQuantize):
         if "LNQ" in scores:
             steepest = max(PUBLISHED_FACTORS)
             published["LNQ"] = sum(float(p.shape_factor) <= steepest for p in scores["LNQ"].candidates)
-        for label, found in scores.items():
-            self.errors[label] = float(found.errors[: published.get(label)].min()) / max(self._signal, 1e-300)
+        for label, score in scores.items():
+            self.errors[label] = float(score.errors[: published.get(label)].min()) / max(self._signal, 1e-300)
             if label in ours:
-                self.errors[ours[label]] = float(found.errors.min()) / max(self._signal, 1e-300)
+                self.errors[ours[label]] = float(score.errors.min()) / max(self._signal, 1e-300)
 
 
 def family_errors(model: nn.Module, batches: Sequence[Any], forward: Forward | None = None, bits: int = 4) -> Errors:
@@ -102,12 +102,12 @@ def family_errors(model: nn.Module, batches: Sequence[Any], forward: Forward | N
     recipe = Recipe.from_config("rtn", w_bits=bits, a_bits=bits, hluq=True, lnq=True)
     prepare(model, recipe, prepare_unit=partial(prepare_unit, families=families))
     calibrate_activations(model, batches, forward)
-    found: Errors = {role: {} for role in TITLES}
+    errors: Errors = {role: {} for role in TITLES}
     for _, contest in activation_quantizers(model):
         if isinstance(contest, Contest):
             for label, error in contest.errors.items():
-                found[contest.role].setdefault(label, []).append(error)
-    return found
+                errors[contest.role].setdefault(label, []).append(error)
+    return errors
 
 
 def draw_families(

@@ -208,8 +208,8 @@ class Figures:
 
 def collect(config: str, folder: Path, rows: Sequence[Row]) -> list[Figures]:
     """The stored figures of ``rows``."""
-    found = [Figures(row, [read_cell(folder, config, cell) for cell in row.cells()]) for row in rows]
-    return [replace(figures, runs=[run for run in figures.runs if run is not None]) for figures in found]
+    stored = [Figures(row, [read_cell(folder, config, cell) for cell in row.cells()]) for row in rows]
+    return [replace(figures, runs=[run for run in figures.runs if run is not None]) for figures in stored]
 
 
 def markdown(config: str, folder: Path, rows: Sequence[Row], gaps: bool = True, columns: Columns = COLUMNS) -> str:

@@ -65,17 +65,17 @@ def role_sensitivity(
         values = [agreement(forward(model, item), out) for item, out in zip(items, expected, strict=True)]
         return float(torch.cat([value.reshape(-1).float().cpu() for value in values]).mean())
 
-    found = {}
+    agreements = {}
     for group, members in tqdm(groups.items(), desc="sensitivity", unit="role", disable=not progress):
         with nullcontext() if is_weight(members[0]) else original_weights(model):
             for quantizer in members:
                 quantizer.enable_fake_quant()
-            found[group] = mean_agreement()
+            agreements[group] = mean_agreement()
         for quantizer in members:
             quantizer.enable_fake_quant(False)
     report = audit(freeze(model), items[0], forward)
     if not report.passed:
         raise AuditError(report)
-    found["everything"] = mean_agreement()
+    agreements["everything"] = mean_agreement()
     set_quantization(model, False)
-    return found
+    return agreements

@@ -20,15 +20,15 @@ KEEP_PROBABILITY = 0.5
 
 def step_seconds(unit: nn.Module, args: tuple, kwargs: Mapping[str, Any], learned: Sequence[Tensor]) -> float:
     """Median of three steps after a first one: output, mean square, gradients of ``learned``."""
-    found = []
+    seconds = []
     for _ in range(4):
         start = time.perf_counter()
         loss = sum(leaf.float().square().mean() for leaf in pytree.tree_leaves(unit(*args, **kwargs)))
         torch.autograd.grad(loss, learned, allow_unused=True)
         if loss.is_cuda:
             torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found[1:])
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ def scene_items(count: int = TEST_SCENES, seed: int = TEST_SEED, size: int = 256
 def coco_items(folder: str | Path, ids: list[int] | None = None) -> Iterator[Item]:
     """The images of a COCO folder (``instances.json``, ``images/``) with the annotated boxes; crowds are left out.
 
-    Raises FileNotFoundError when an image is missing.
+    Raises FileNotFoundError or ValueError when an image is missing or unreadable.
     """
     coco = read_coco(folder)
     for image_id in sorted(coco.imgs) if ids is None else ids:
@@ -70,9 +70,19 @@ def read_coco(folder: str | Path):
 
 
 def read_image(folder: str | Path, file_name: str) -> np.ndarray:
-    """An image of a COCO folder, (H, W, 3) uint8 RGB."""
+    """An image of a COCO folder as ``decode_image`` gives it. Raises: FileNotFoundError: no such file."""
     path = Path(folder) / "images" / Path(file_name).name
-    image = cv2.imread(str(path))
+    if not path.is_file():
+        raise FileNotFoundError(f"no image {path}")
+    return decode_image(path.read_bytes(), path)
+
+
+def decode_image(content: bytes, path: str | Path) -> np.ndarray:
+    """The bytes of an image file as (H, W, 3) uint8 RGB, rotated by its EXIF flag; ``path`` is for the message.
+
+    Raises: ValueError: not an image.
+    """
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     if image is None:
-        raise FileNotFoundError(f"cannot read image {path}")
-    return np.ascontiguousarray(image[..., ::-1])
+        raise ValueError(f"{path} is not a readable image")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -46,10 +46,10 @@ def segment_clip(
     frames = prepare_frames(images, model.image_size)
     with torch.inference_mode():
         for _, logits in track(model, frames, torch.from_numpy(first_masks[present])):
-            found = logits > 0
+            shown = logits > 0
             if non_overlap:
                 order = torch.arange(len(present), device=logits.device)[:, None, None]
-                found &= logits.argmax(0, keepdim=True) == order
+                shown &= logits.argmax(0, keepdim=True) == order
             masks = np.zeros_like(first_masks)
-            masks[present] = found.cpu().numpy()
+            masks[present] = shown.cpu().numpy()
             yield masks

@@ -29,7 +29,7 @@ def test_errors_are_those_of_the_definition(conditioned, tiny_items):
     errors = conditioning_errors(conditioned, tiny_items, box_forward)
     assert [error.layer for error in errors] == list(layers)
     name = next(name for name in layers if name.endswith("blocks.0.mlp.lin1"))
-    found, layer = next(error for error in errors if error.layer == name), layers[name]
+    measured, layer = next(error for error in errors if error.layer == name), layers[name]
     unit = conditioned.image_encoder.blocks[0]
     quantizer = next(m for m in unit.modules() if layer in getattr(m, "consumers", ()))
     kept = []
@@ -50,8 +50,8 @@ def test_errors_are_those_of_the_definition(conditioned, tiny_items):
         }
     for attribute, output in outputs.items():
         error = float((output - wanted).square().sum() / wanted.square().sum())
-        assert getattr(found, attribute) == pytest.approx(error, rel=1e-3), attribute
-    assert found.weight > 0 and found.rounded_before > found.inputs and found.rounded_after > found.both
+        assert getattr(measured, attribute) == pytest.approx(error, rel=1e-3), attribute
+    assert measured.weight > 0 and measured.rounded_before > measured.inputs and measured.rounded_after > measured.both
     assert torch.equal(layer.weight, changed)
 
 

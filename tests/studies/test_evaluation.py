@@ -129,8 +129,8 @@ def test_true_masks_have_full_precision_and_worse_ones_less(tmp_path, tiny_sam, 
 
 def test_detections_below_the_lowest_score_are_no_prompts(tmp_path):
     folder = write_coco(tmp_path / "scenes", count=2, seed=0, size=64).parent
-    found = [{"image_id": 1, "category_id": 1, "bbox": [2, 3, 10, 20], "score": score} for score in (0.9, 0.04)]
-    ((image_id, _, boxes, categories, scores),) = detector_prompts(folder, found, lowest=0.05)
+    detections = [{"image_id": 1, "category_id": 1, "bbox": [2, 3, 10, 20], "score": score} for score in (0.9, 0.04)]
+    ((image_id, _, boxes, categories, scores),) = detector_prompts(folder, detections, lowest=0.05)
     assert image_id == 1 and boxes.tolist() == [[2, 3, 12, 23]] and categories == [1] and scores == [0.9]
 
 

@@ -25,10 +25,10 @@ def test_errors_are_those_of_the_published_parameters():
     assert contest.begin_search()
     contest.score(x, lambda t: t @ weight)
     contest.commit()
-    found = contest.errors
+    errors = contest.errors
     params = uniform.qparams_from_range(x.min(), x.max(), 4)
     plain = uniform.decode(uniform.encode(x, params, 4), params, 4)
-    assert found["uniform"] == pytest.approx(relative_error(plain, x, weight), rel=1e-4)
+    assert errors["uniform"] == pytest.approx(relative_error(plain, x, weight), rel=1e-4)
     span = x.max() - x.min()
     hybrid = []
     for share in (0.1, 0.3, 0.5):
@@ -36,9 +36,9 @@ def test_errors_are_those_of_the_published_parameters():
             step = (1 - share) * span / (15 * (1 - levels / 16))
             p = hluq.HLUQParams(x.min(), share * span, step, torch.tensor([levels]))
             hybrid.append(relative_error(hluq.decode(hluq.encode(x, p, 4), p, 4), x, weight))
-    assert found["HLUQ"] == pytest.approx(min(hybrid), rel=1e-4)
-    assert found["HLUQ, searched range"] <= found["HLUQ"] and found["uniform, searched range"] <= found["uniform"]
-    assert "LNQ" not in found and {"AGQ", "LNQ"} <= set(Contest(15, "softmax").rivals)
+    assert errors["HLUQ"] == pytest.approx(min(hybrid), rel=1e-4)
+    assert errors["HLUQ, searched range"] <= errors["HLUQ"] and errors["uniform, searched range"] <= errors["uniform"]
+    assert "LNQ" not in errors and {"AGQ", "LNQ"} <= set(Contest(15, "softmax").rivals)
 
 
 def test_every_place_is_judged_and_drawn(tiny_sam, tiny_items, tmp_path):

@@ -32,8 +32,8 @@ def test_attentions_are_told_apart(tiny_sam):
 
 
 def test_ranges_of_channels_are_kept_per_item():
-    found = Tensors(CAGFakeQuantize(quant_max=15), "kind")
-    found.add(torch.tensor([[[1.0, -5.0], [3.0, 2.0]]]))
-    found.add(torch.tensor([[[0.0, 0.0]]]))
-    assert found.ranges[0].tolist() == [[1.0, -5.0], [3.0, 2.0]]
-    assert found.values.tolist() == [1.0, -5.0, 3.0, 2.0, 0.0, 0.0]
+    tensors = Tensors(CAGFakeQuantize(quant_max=15), "kind")
+    tensors.add(torch.tensor([[[1.0, -5.0], [3.0, 2.0]]]))
+    tensors.add(torch.tensor([[[0.0, 0.0]]]))
+    assert tensors.ranges[0].tolist() == [[1.0, -5.0], [3.0, 2.0]]
+    assert tensors.values.tolist() == [1.0, -5.0, 3.0, 2.0, 0.0, 0.0]

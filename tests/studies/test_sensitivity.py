@@ -17,11 +17,11 @@ def agreement(out, reference):
 def test_each_role_alone_against_quantizers_switched_by_hand(tiny_sam, tiny_items):
     again = copy.deepcopy(tiny_sam)
     recipe = Recipe.from_config("qdrop", w_bits=4, a_bits=4)
-    found = role_sensitivity(tiny_sam, tiny_items, tiny_items, recipe, agreement, box_forward, progress=False)
+    agreements = role_sensitivity(tiny_sam, tiny_items, tiny_items, recipe, agreement, box_forward, progress=False)
     assert not any(quantizer.quantizing for _, quantizer in quantizers(tiny_sam))
     parts = {"image_encoder", "mask_decoder"}
     roles = {"qkv_in", "q", "k", "v", "softmax", "attn_out", "mlp_in", "post_act", "weight"}
-    assert set(found) == {f"{p} {r}" for p in parts for r in roles} | {"image_encoder conv_in", "everything"}
+    assert set(agreements) == {f"{p} {r}" for p in parts for r in roles} | {"image_encoder conv_in", "everything"}
     with torch.no_grad():
         expected = [box_forward(again, item) for item in tiny_items]
         prepare(again, recipe)
@@ -29,20 +29,20 @@ def test_each_role_alone_against_quantizers_switched_by_hand(tiny_sam, tiny_item
         for name, quantizer in quantizers(again):
             quantizer.enable_fake_quant(name.startswith("mask_decoder") and quantizer.role == "k")
         values = [agreement(box_forward(again, item), out) for item, out in zip(tiny_items, expected, strict=True)]
-    assert found["mask_decoder k"] == float(torch.cat([v.reshape(-1) for v in values]).mean())
-    assert found["everything"] < min(value for group, value in found.items() if group != "everything")
-    assert all(value < 0 for value in found.values())
+    assert agreements["mask_decoder k"] == float(torch.cat([v.reshape(-1) for v in values]).mean())
+    assert agreements["everything"] < min(value for group, value in agreements.items() if group != "everything")
+    assert all(value < 0 for value in agreements.values())
 
 
 def test_conditioned_weights_count_as_quantization_of_weights(tiny_sam, tiny_items):
     """With ACNR, too strong, and 8 bits: roles of activations do as little as without it, the weights much more."""
 
-    def found(**keys):
+    def measured(**keys):
         recipe = Recipe.from_config("qdrop", w_bits=8, a_bits=8, acnr_lambda=10.0, **keys)
         model = copy.deepcopy(tiny_sam)
         return role_sensitivity(model, tiny_items, tiny_items, recipe, agreement, box_forward, progress=False)
 
-    plain, conditioned = found(), found(acnr=True)
+    plain, conditioned = measured(), measured(acnr=True)
     for role in ("q", "k", "v", "softmax"):
         assert conditioned[f"image_encoder {role}"] > 2 * plain[f"image_encoder {role}"]  # both below 0
     assert conditioned["image_encoder weight"] < 10 * plain["image_encoder weight"]

@@ -122,8 +122,8 @@ def test_the_loss_falls_with_better_masks_and_ignores_masks_of_hidden_objects():
     targets[0, 0, 4:12, 4:12] = True
 
     def loss(logits, later):
-        found = Predictions([logits, later], [torch.ones(1)] * 2, [torch.full((1,), 9.0), torch.full((1,), -9.0)])
-        return float(tracking_loss(found, targets, 1.0, 1.0)[0])
+        predictions = Predictions([logits, later], [torch.ones(1)] * 2, [torch.full((1,), 9.0), torch.full((1,), -9.0)])
+        return float(tracking_loss(predictions, targets, 1.0, 1.0)[0])
 
     exact = (targets[:, 0, ::2, ::2].float() * 2 - 1) * 8
     anything = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(0))

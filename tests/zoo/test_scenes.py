@@ -20,15 +20,15 @@ def test_a_seed_decides_the_scene():
 
 @pytest.mark.parametrize("size", [64, 100, 256])
 def test_masks_are_disjoint_visible_parts_of_at_least_the_smallest_area(size):
-    found = 0
+    objects = 0
     for seed in SEEDS:
         image, masks = render_scene(seed, size)
         assert image.shape == (size, size, 3) and image.dtype == np.uint8
         assert all(mask.shape == (size, size) and mask.dtype == bool for mask in masks)
         assert all(mask.sum() >= MIN_AREA * size * size for mask in masks)
         assert not masks or np.sum(masks, 0).max() == 1
-        found += len(masks)
-    assert found >= 3 * len(SEEDS)
+        objects += len(masks)
+    assert objects >= 3 * len(SEEDS)
 
 
 def test_objects_differ_from_what_surrounds_them():

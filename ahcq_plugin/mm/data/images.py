@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mmcv
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 from mmengine.fileio import get
+
+from ahcq_plugin.zoo.items import decode_image
 
 
 @TRANSFORMS.register_module()
@@ -45,10 +46,7 @@ def read_rgb(path: str | Path) -> np.ndarray:
     Raises:
         FileNotFoundError, ValueError: no such file; not an image.
     """
-    image = mmcv.imfrombytes(get(str(path)), flag="color", channel_order="rgb")
-    if image is None:
-        raise ValueError(f"{path} is not a readable image")
-    return image
+    return decode_image(get(str(path)), path)
 
 
 def original_image(data_sample) -> np.ndarray:

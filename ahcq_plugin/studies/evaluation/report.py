@@ -50,8 +50,8 @@ def evaluate(sam: Sam, coco: str | Path | None = None, scenes: int = TEST_SCENES
         result["ap"]["ground-truth boxes"] = mask_ap(sam, coco, ground_truth_prompts(coco))
         boxes = Path(coco) / "yolox_nano_bbox.json"
         if boxes.is_file():
-            found = json.loads(boxes.read_text(encoding="utf-8"))
-            result["ap"]["YOLOX-nano boxes"] = mask_ap(sam, coco, detector_prompts(coco, found, LOWEST_SCORE))
+            detections = json.loads(boxes.read_text(encoding="utf-8"))
+            result["ap"]["YOLOX-nano boxes"] = mask_ap(sam, coco, detector_prompts(coco, detections, LOWEST_SCORE))
     return result
 
 

@@ -92,10 +92,10 @@ def test_the_converted_model_computes_what_the_onnx_graph_does(shared_data, conv
 
 def test_box_ap_agrees_with_the_onnx_models_own_detections(shared_data, converted, tiny_sam, coco_val_loader):
     dataset = coco_val_loader.dataset
-    found = {}
+    precision = {}
     for prompts in ("detector", str(shared_data / "coco_val" / "yolox_nano_bbox.json")):
         model = BoxPromptedSAM(tiny_sam, converted, prompts, score_thr=0.01, cat_ids=dataset.cat_ids)
         records = read_records(coco_val_loader, model, Cache(None))
-        found[prompts] = box_ap(records, dataset.metainfo, dataset.ann_file)["AP"]
-    ours, onnx = found.values()
+        precision[prompts] = box_ap(records, dataset.metainfo, dataset.ann_file)["AP"]
+    ours, onnx = precision.values()
     assert onnx > 0.25 and ours == pytest.approx(onnx, abs=0.005)

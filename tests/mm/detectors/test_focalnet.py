@@ -128,7 +128,7 @@ def official_backbone(x, state, depths, levels):
     def padded(t, stride):
         return F.pad(t, (0, -t.shape[-1] % stride, 0, -t.shape[-2] % stride))
 
-    found = []
+    maps = []
     x = conv(padded(x, 4), "patch_embed.proj", stride=4, padding=3).permute(0, 2, 3, 1)
     x = norm(x, "patch_embed.norm")
     for i, depth in enumerate(depths):
@@ -137,11 +137,11 @@ def official_backbone(x, state, depths, levels):
             x = x + state[f"{block}.gamma_1"] * norm(modulation(x, f"{block}.modulation"), f"{block}.norm1")
             inner = linear(F.gelu(linear(x, f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
             x = x + state[f"{block}.gamma_2"] * norm(inner, f"{block}.norm2")
-        found.append(norm(x, f"norm{i}").permute(0, 3, 1, 2))
+        maps.append(norm(x, f"norm{i}").permute(0, 3, 1, 2))
         if i < 3:
             down = conv(padded(x.permute(0, 3, 1, 2), 2), f"layers.{i}.downsample.proj", stride=2, padding=1)
             x = norm(down.permute(0, 2, 3, 1), f"layers.{i}.downsample.norm")
-    return found
+    return maps
 
 
 @pytest.mark.parametrize("size", [(96, 64), (75, 50)])
@@ -153,9 +153,9 @@ def test_the_backbone_computes_what_the_official_one_does(size):
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     own = {name.removeprefix("backbone.0."): value for name, value in state.items()}
     with torch.no_grad():
-        found, wanted = backbone(x), official_backbone(x, own, SMALL["depths"], SMALL["levels"])
-    assert [tuple(t.shape[1:]) for t in found] == [tuple(t.shape[1:]) for t in wanted] and len(found) == 4
-    for one, other in zip(found, wanted, strict=True):
+        maps, wanted = backbone(x), official_backbone(x, own, SMALL["depths"], SMALL["levels"])
+    assert [tuple(t.shape[1:]) for t in maps] == [tuple(t.shape[1:]) for t in wanted] and len(maps) == 4
+    for one, other in zip(maps, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 

@@ -200,8 +200,8 @@ def test_looking_forward_twice_changes_gradients_and_no_value(batch):
         features = model.forward_transformer(model.extract_feat(batch[0]), batch[1])
         _, boxes = model.bbox_head(features["hidden_states"], features["references"])
         weights = list(model.bbox_head.reg_branches[0].parameters())  # of the first of two layers
-        found = torch.autograd.grad(boxes[1].sum(), weights)
-        gradients.append((boxes.detach(), features["references"][1].requires_grad, [bool(g.any()) for g in found]))
+        slopes = torch.autograd.grad(boxes[1].sum(), weights)
+        gradients.append((boxes.detach(), features["references"][1].requires_grad, [bool(g.any()) for g in slopes]))
     (boxes, once, reached), (same_boxes, twice, reached_twice) = gradients
     assert torch.equal(boxes, same_boxes)
     assert (once, twice) == (False, True)

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ahcq_plugin.zoo.items import decode_image, read_image
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+
+
+def test_an_image_comes_as_rgb_rotated_by_its_exif_flag(tmp_path):
+    content = io.BytesIO()
+    Image.fromarray(PIXELS).save(content, format="PNG")
+    np.testing.assert_array_equal(decode_image(content.getvalue(), "x.png"), PIXELS)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/x.png").write_bytes(content.getvalue())
+    np.testing.assert_array_equal(read_image(tmp_path, "train/x.png"), PIXELS)
+    content, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(PIXELS).save(content, format="JPEG", exif=exif)
+    turned = decode_image(content.getvalue(), "x.jpg")
+    assert turned.shape == (9, 6, 3)
+    grey = io.BytesIO()
+    Image.fromarray(PIXELS[..., 0]).save(grey, format="PNG")
+    assert (decode_image(grey.getvalue(), "grey.png") == PIXELS[..., :1]).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"no image"])
+def test_what_is_no_image_is_named(tmp_path, content):
+    with pytest.raises(ValueError, match="x.png is not a readable image"):
+        decode_image(content, "x.png")
+    with pytest.raises(FileNotFoundError, match="no image .*x.png"):
+        read_image(tmp_path, "x.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"no image"])
+def test_the_data_set_names_what_is_no_image(tmp_path, content):
+    pytest.importorskip("mmdet", reason="needs MMDetection")
+    from ahcq_plugin.mm.data.images import read_rgb
+
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(ValueError, match="x.png is not a readable image"):
+        read_rgb(tmp_path / "x.png")
