@@ -106,6 +106,9 @@ class _Archive:
         _check_format(file.read(512))
         self.zip = zipfile.ZipFile(file)
         members = self.zip.infolist()
+        file.seek(size - len(self.zip.comment) - 2)
+        if int.from_bytes(file.read(2), "little") != len(self.zip.comment):
+            raise ValueError("the archive's end is missing")
         if self.zip.comment and not sealed:
             raise ValueError("the archive's comment is no digest of ours")
         self.members = {member.filename: member for member in members}

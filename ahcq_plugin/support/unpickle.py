@@ -31,9 +31,9 @@ from ahcq_plugin.support.pickled_values import (
     resolve,
 )
 
-MAX_OPCODES = 5_000_000  # a SAM-H needs 20 thousand, a training of 90 thousand steps with its history far below
+MAX_OPCODES = 2_000_000  # SAM-H has 20 thousand
 MAX_DEPTH = 100  # of containers within containers
-MAX_ITEMS = 10_000_000  # leaves and containers, each as often as it is reached
+MAX_ITEMS = 2_000_000  # leaves and containers, each as often as it is reached
 
 ReadStorage = Callable[[str, torch.dtype, int], torch.UntypedStorage]
 
@@ -95,6 +95,7 @@ def drop_inert(content: Any) -> dict[Any, str]:
     return dropped
 
 
+_PROTOCOL_2 = b"\x80\x02"
 _KEYS = (str, int, float, bool, type(None), np.generic, Inert)
 _LEAVES = (str, bytes, int, float, type(None), Tensor, torch.Size, torch.dtype, torch.device, np.generic)
 
@@ -110,7 +111,9 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, data: bytes) -> Any:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if data[:2] != _PROTOCOL_2:
+            raise Refused(f"its pickle begins with {data[:2]!r}, not as torch.save's of protocol 2 do")
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(data[2:])):
             if count >= MAX_OPCODES:
                 raise Refused(f"its pickle has more than {MAX_OPCODES} opcodes")
             name = opcode.name
@@ -126,9 +129,6 @@ class _Machine:
                 _ACTIONS[name](self)
             elif name == "GLOBAL":
                 self.stack.append(resolve(argument))
-            elif name == "PROTO":
-                if argument != 2:
-                    raise Refused(f"its pickle has protocol {argument}; torch.save writes protocol 2")
             elif name == "STOP":
                 break
             else:
