@@ -10,6 +10,7 @@ one, the members' CRC-32.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import struct
@@ -69,7 +70,7 @@ def safe_load(path: str | Path, map_location: str | torch.device = "cpu", *, tru
             if trust:
                 return _trusted(path, map_location)
             archive = _Archive(file, sealed)
-            content = unpickle(archive.pickle(), archive.storage_reader(map_location))
+            content = unpickle(io.BytesIO(archive.pickle()), archive.storage_reader(map_location))
             for key, found in drop_inert(content).items():
                 logger.info("%s: entry %r is left out, it holds %s", path, key, found)
             return content

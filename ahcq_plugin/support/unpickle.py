@@ -12,7 +12,7 @@ import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -38,8 +38,8 @@ MAX_ITEMS = 2_000_000  # leaves and containers, each as often as it is reached
 ReadStorage = Callable[[str, torch.dtype, int], torch.UntypedStorage]
 
 
-def unpickle(data: bytes, read_storage: ReadStorage) -> Any:
-    """The object of ``data``, a pickle of protocol 2 as ``torch.save`` writes it.
+def unpickle(stream: BinaryIO, read_storage: ReadStorage) -> Any:
+    """The object of the pickle that begins where ``stream`` is, of protocol 2 as ``torch.save`` writes it.
 
     Made are: None, bool, int, float, str, bytes, list, tuple, dict, OrderedDict (with a state dict's ``_metadata``),
     Counter, Tensor, Parameter, ``torch.Size``, dtypes, devices and NumPy scalars; other objects of a few classes are
@@ -50,9 +50,9 @@ def unpickle(data: bytes, read_storage: ReadStorage) -> Any:
 
     Raises:
         Refused: content that is not allowed, with its name.
-        ValueError, KeyError, IndexError, TypeError, RuntimeError, OverflowError: ``data`` is damaged.
+        ValueError, KeyError, IndexError, TypeError, RuntimeError, OverflowError: the pickle is damaged.
     """
-    return _Machine(read_storage).run(data)
+    return _Machine(read_storage).run(stream)
 
 
 def drop_inert(content: Any) -> dict[Any, str]:
@@ -110,10 +110,10 @@ class _Machine:
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
 
-    def run(self, data: bytes) -> Any:
-        if data[:2] != _PROTOCOL_2:
-            raise Refused(f"its pickle begins with {data[:2]!r}, not as torch.save's of protocol 2 do")
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(data[2:])):
+    def run(self, stream: BinaryIO) -> Any:
+        if (begin := stream.read(2)) != _PROTOCOL_2:
+            raise Refused(f"its pickle begins with {begin!r}, not as torch.save's of protocol 2 do")
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if count >= MAX_OPCODES:
                 raise Refused(f"its pickle has more than {MAX_OPCODES} opcodes")
             name = opcode.name
