@@ -204,9 +204,9 @@ class _Machine:
 
     def storage(self) -> None:
         pid = self.stack.pop()
-        if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
+        if type(pid) is not tuple or len(pid) < 5 or pid[0] != "storage" or pid[5:] not in ((), (None,)):
             raise Refused("it refers to something outside the pickle that is no storage")
-        _, kind, key, _, elements = pid  # where the storage was when it was saved does not matter
+        _, kind, key, _, elements, *_ = pid  # where the storage was when it was saved does not matter
         dtype = STORAGES.get(kind.name) if type(kind) is Global else None
         if dtype is None or type(key) is not str or type(elements) is not int:
             raise Refused(f"it refers to a storage of {getattr(kind, 'name', kind)!r}, key {key!r}, size {elements!r}")
