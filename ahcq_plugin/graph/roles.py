@@ -22,7 +22,15 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ahcq_plugin.graph.ops import EINSUMS, FUNCTIONAL_LAYERS, Edge, GraphIndex, function_name, matmul_operands
+from ahcq_plugin.graph.ops import (
+    EINSUMS,
+    FUNCTIONAL_LAYERS,
+    Edge,
+    GraphIndex,
+    function_name,
+    layer_input,
+    matmul_operands,
+)
 from ahcq_plugin.graph.tracer import UNIT_KEY
 
 logger = logging.getLogger(__name__)
@@ -121,8 +129,7 @@ def find_roles(gm: fx.GraphModule) -> list[RoleSite]:
     projections = _projections(index, attentions)
     contexts = {a.context for a in attentions}
     for node in filter(index.is_layer, gm.graph.nodes):
-        key = 0 if node.args else "input"
-        source = node.args[0] if node.args else node.kwargs["input"]
+        key, source = layer_input(node)
         claims.add(source, _layer_role(index, node, source, projections, contexts), [(node, key)])
     operands = [operand for attention in attentions for operand in _operands(index, attention)]
     for role, path in operands:

@@ -56,8 +56,7 @@ class ProductRunner(fx.Interpreter):
             quantizer.score(x, linear_product(quantizer.consumers))
         elif n in self._matmuls:
             scored, is_left = self._matmuls[n]
-            args, _ = self.fetch_args_kwargs_from_env(n)
-            left, right = (args[position] for position, _ in matmul_operands(n))
+            left, right = self.map_nodes_to_values([operand for _, operand in matmul_operands(n)], n)
             # (L R)^T = R^T L^T: rows of the scored operand always stand on dim -2
             x, other = (left, right) if is_left else (right.mT, left.mT)
             scored.score(x, lambda rows: rows @ other)
