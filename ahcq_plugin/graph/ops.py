@@ -187,7 +187,7 @@ class GraphIndex:
 
     def edges(self, node: fx.Node) -> list[Edge]:
         """Every use of the tensor ``node``; nodes that only read its size are left out."""
-        found = []
+        uses = []
         for user in node.users:
             if self.is_scalar(user):
                 continue
@@ -195,8 +195,8 @@ class GraphIndex:
                 held: list[fx.Node] = []
                 map_arg(value, held.append)
                 if node in held:
-                    found.append((user, key))
-        return found
+                    uses.append((user, key))
+        return uses
 
 
 def function_name(node: fx.Node) -> str | None:
