@@ -35,13 +35,13 @@ class ProductRunner(fx.Interpreter):
     def _find_matmuls(self, unit: fx.GraphModule) -> dict[fx.Node, tuple[FakeQuantize, bool]]:
         """matmul -> (the wanted quantizer of one of its operands, whether that is the left one)."""
         index = GraphIndex(unit, unit.graph)
-        found = {}
+        scored = {}
         for node in filter(index.is_matmul, unit.graph.nodes):
             for is_left, (_, operand) in zip((True, False), matmul_operands(node), strict=True):
                 quantizer = index.module(index.walk_back(operand)[-1])
                 if quantizer in self.wanted:
-                    found[node] = (quantizer, is_left)
-        return found
+                    scored[node] = (quantizer, is_left)
+        return scored
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The unit's output."""
