@@ -89,6 +89,25 @@ def test_a_failed_audit_raises_with_all_problems(tiny_sam, tiny_items, monkeypat
         quantize(tiny_sam, tiny_items, "rtn", forward=box_forward, progress=False)
 
 
+class ByKeyword(nn.Module):
+    """An MLP that calls its layers by keyword, as some models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return x + self.down(input=nn.functional.gelu(self.up(input=self.norm(x))))
+
+
+@pytest.mark.parametrize("recipe", ["adaround", "brecq"])
+def test_layers_called_by_keyword(recipe):
+    torch.manual_seed(0)
+    model, batches = nn.Sequential(ByKeyword(), ByKeyword()), [torch.randn(2, 5, 8) for _ in range(2)]
+    _, report = quantize(model, batches, recipe, 8, 8, units=ByKeyword, iterations=2, progress=False)
+    assert [unit.name for unit in report.units] == ["0", "1"] and report.audit.passed
+
+
 def test_the_default_recipe_is_the_papers():
     assert inspect.signature(quantize).parameters["recipe"].default == "ahcq"
 
