@@ -6,15 +6,15 @@ import sys
 import time
 from pathlib import Path
 
+from ahcq_plugin import load_quantized
 from ahcq_plugin.export import SpecError, export_spec
 from ahcq_plugin.hls import HLSOptions, compile_generated, cosim, flow, generate, select
 from ahcq_plugin.hls.check import check_on_model
 from ahcq_plugin.hls.csim import BuildError
 from ahcq_plugin.hls.vectors import make_vectors
-from ahcq_plugin.ptq.checkpoint import load_checkpoint
 from ahcq_plugin.zoo.items import scene_items
 from ahcq_plugin.zoo.predict import make_batch
-from ahcq_plugin.zoo.sam import box_forward, build_sam
+from ahcq_plugin.zoo.sam import box_forward
 
 UNITS = ("image_encoder.blocks.0", "mask_decoder.transformer.layers.0")
 SIMULATED = ("attn_qkv", "matmul", "matmul_1", "mlp_lin2")  # of the first: CAG, Q.K^T, LNQ, HLUQ
@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args, start = parse_args(), time.monotonic()
     say = lambda text: print(f"[{time.monotonic() - start:4.0f} s] {text}", flush=True)  # noqa: E731
-    model = load_checkpoint(args.checkpoint, build_sam("sam_tiny", checkpoint=False))
+    model = load_quantized(args.checkpoint)
     spec = export_spec(model, args.out / "spec")
     say(f"exported {sum(1 for _ in spec.matmuls())} matmuls to {args.out / 'spec'}")
 

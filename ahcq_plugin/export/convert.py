@@ -19,6 +19,7 @@ from ahcq_plugin.export.operands import (
 )
 from ahcq_plugin.functional import agq, hluq, lnq, power_of_two
 from ahcq_plugin.functional.tables import Table
+from ahcq_plugin.ptq.freeze import unfrozen
 from ahcq_plugin.quantizers import (
     AGQFakeQuantize,
     CAGFakeQuantize,
@@ -67,9 +68,7 @@ def weight_operand(layer: nn.Module) -> WeightOperand:
 
 def check_frozen(quantizer: FakeQuantize) -> None:
     """SpecError unless the quantizer is on, in its final form, and neither observes nor drops nor rounds softly."""
-    wrong = quantizer.problems()
-    wrong += ["quantization is off"] * (not quantizer.quantizing) + ["its observer is on"] * quantizer.observing
-    wrong += ["drop mode is on"] * (quantizer.prob != 1) + ["soft rounding is on"] * getattr(quantizer, "adaround", 0)
+    wrong = unfrozen(quantizer)
     if wrong:
         raise SpecError(f"the model is not frozen ({', '.join(wrong)}); export what `quantize` or `freeze` returned")
 

@@ -18,7 +18,6 @@ from ahcq_plugin.mm.report.data import ReportData
 from ahcq_plugin.mm.report.page import write_report
 from ahcq_plugin.mm.toolkits import unit_preparer
 from ahcq_plugin.ptq import Recipe
-from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE, load_file
 from ahcq_plugin.ptq.distributions import collect_distributions
 from ahcq_plugin.support.batches import Forward
 from ahcq_plugin.support.cache import Cache
@@ -228,7 +227,6 @@ class QuantizationLoop(BaseLoop):
         if not self.workers.is_first:
             return PTQResult(metrics, report, files)
         write_json(metrics, files["metrics.json"])
-        unrounded = load_file(folder / CALIBRATED_FILE)["state"]  # what `quantize` started the reconstruction from
         data = ReportData(
             metrics,
             content["units"],
@@ -236,7 +234,7 @@ class QuantizationLoop(BaseLoop):
             content["audit"],
             self.runner.cfg.pretty_text,
             content["conditions"],
-            distributions=collect_distributions(self.runner.model.sam, item, type(self).forward, unrounded),
+            distributions=collect_distributions(self.runner.model.sam, item, type(self).forward, report.unrounded),
             **self.pictures(records, floating, quantized),
         )
         write_report(files["report.html"], data)

@@ -37,12 +37,12 @@ class Reading:
     @cached_property
     def behind(self) -> dict[str, frozenset[str]]:
         """unit -> all units that its inputs depend on; in a loop (the memory of SAM 2) that includes itself."""
-        found = dict(self.reads)
+        behind = dict(self.reads)
         while True:
-            wider = {name: sources.union(*(found[s] for s in sources)) for name, sources in found.items()}
-            if wider == found:
-                return found
-            found = wider
+            wider = {name: sources.union(*(behind[s] for s in sources)) for name, sources in behind.items()}
+            if wider == behind:
+                return behind
+            behind = wider
 
     @cached_property
     def settled(self) -> frozenset[str]:
@@ -106,7 +106,7 @@ def mark(tree: Any, sources: frozenset[str]) -> None:
 
 def units_behind(tree: Any) -> frozenset[str]:
     """Units whose outputs the tensors in ``tree`` were computed from."""
-    found: frozenset[str] = frozenset()
+    sources: frozenset[str] = frozenset()
     for leaf in pytree.tree_leaves(tree):
-        found |= getattr(leaf, "_ahcq_sources", frozenset())
-    return found
+        sources |= getattr(leaf, "_ahcq_sources", frozenset())
+    return sources

@@ -35,13 +35,13 @@ class ProductRunner(fx.Interpreter):
     def _find_matmuls(self, unit: fx.GraphModule) -> dict[fx.Node, tuple[FakeQuantize, bool]]:
         """matmul -> (the wanted quantizer of one of its operands, whether that is the left one)."""
         index = GraphIndex(unit, unit.graph)
-        found = {}
+        scored = {}
         for node in filter(index.is_matmul, unit.graph.nodes):
             for is_left, (_, operand) in zip((True, False), matmul_operands(node), strict=True):
                 quantizer = index.module(index.walk_back(operand)[-1])
                 if quantizer in self.wanted:
-                    found[node] = (quantizer, is_left)
-        return found
+                    scored[node] = (quantizer, is_left)
+        return scored
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The unit's output."""
@@ -56,8 +56,7 @@ class ProductRunner(fx.Interpreter):
             quantizer.score(x, linear_product(quantizer.consumers))
         elif n in self._matmuls:
             scored, is_left = self._matmuls[n]
-            args, _ = self.fetch_args_kwargs_from_env(n)
-            left, right = (args[position] for position, _ in matmul_operands(n))
+            left, right = self.map_nodes_to_values([operand for _, operand in matmul_operands(n)], n)
             # (L R)^T = R^T L^T: rows of the scored operand always stand on dim -2
             x, other = (left, right) if is_left else (right.mT, left.mT)
             scored.score(x, lambda rows: rows @ other)

@@ -15,11 +15,12 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from rich.console import Console
 
+from ahcq_plugin import load_quantized
 from ahcq_plugin.mm import BoxPromptedSAM, ptq_loop, quantization_loop
 from ahcq_plugin.mm.detectors.convert_yolox import build_yolox
 from ahcq_plugin.mm.evaluation.image_evaluation import evaluate
 from ahcq_plugin.mm.launch import launch, read_config
-from ahcq_plugin.ptq import AuditError, AuditReport, Recipe, load_checkpoint
+from ahcq_plugin.ptq import AuditError, AuditReport, Recipe
 from ahcq_plugin.zoo.sam import build_sam
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,7 +80,7 @@ def test_a_run_writes_what_the_table_shows(run, tmp_path, real_report):
 
 def test_the_checkpoint_is_the_model_that_was_measured(run, ptq_config, tmp_path, sam_config):
     _, _, metrics = run()
-    sam = load_checkpoint(tmp_path / "out" / "quantized.pth", build_sam(**rename(sam_config)))
+    sam = load_quantized(tmp_path / "out" / "quantized.pth", lambda _: build_sam(**rename(sam_config)))
     cfg = read_config(str(ptq_config))
     loader = Runner.build_dataloader(cfg.test_dataloader)
     model = BoxPromptedSAM(sam).eval()

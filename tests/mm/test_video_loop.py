@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from ahcq_plugin import load_quantized
 from ahcq_plugin.mm.data.video_dataset import GeneratedClips
 from ahcq_plugin.mm.dry_run import INPUT_SIZE, make_dry_run
 from ahcq_plugin.mm.evaluation.jf_metric import JFMetric
@@ -19,7 +20,6 @@ from ahcq_plugin.mm.launch import launch, read_config
 from ahcq_plugin.mm.preflight import preflight
 from ahcq_plugin.mm.report.videos import GIF_WIDTH, WIDTH, sample_videos
 from ahcq_plugin.mm.video_loop import CalibrationClips, VideoCalibration
-from ahcq_plugin.ptq import load_checkpoint
 from ahcq_plugin.zoo.sam2 import build_sam2, packaged_config
 from tests.zoo.test_clips import SMALL
 
@@ -69,7 +69,7 @@ def test_a_run_reports_every_sequence_and_its_checkpoint_is_what_was_measured(co
     assert 0 <= metrics["quantized"]["J_fp"] < 1
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/gif;base64,") == 2 and "clip001" in page
-    model = load_checkpoint(tmp_path / "out" / "quantized.pth", build_sam2(SMALL, str(weights)))
+    model = load_quantized(tmp_path / "out" / "quantized.pth", lambda _: build_sam2(SMALL, str(weights)))
     cfg = read_config(str(config)).test_dataloader.dataset
     videos = GeneratedClips(**{k: v for k, v in cfg.items() if k != "type"}).videos
     found = evaluate_videos(model, videos, JFMetric()).metrics

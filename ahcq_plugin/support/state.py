@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""State dicts: whether one fits a model, said before anything of the model is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+_SHOWN = 3
+
+
+def differences(own: Mapping[str, Tensor], state: Mapping[str, Any], any_shape: Collection[str] = ()) -> list[str]:
+    """What keeps ``state`` from being loaded where ``own`` is, one line a tensor; empty when it fits.
+
+    Args:
+        own: the model's ``state_dict()``.
+        any_shape: names of tensors that take the shape they find in ``state``.
+    Returns:
+        First the missing ones, then those that the model does not have, then those of another shape or no tensors.
+    """
+    wrong = [f"{name} is missing" for name in own if name not in state]
+    wrong += [f"{name} is not in the model" for name in state if name not in own]
+    for name, tensor in own.items():
+        if name not in state:
+            continue
+        value = state[name]
+        if not isinstance(value, Tensor):
+            wrong.append(f"{name} is a {type(value).__name__}, not a tensor")
+        elif value.shape != tensor.shape and name not in any_shape:
+            wrong.append(f"{name} has shape {tuple(value.shape)}, the model {tuple(tensor.shape)}")
+    return wrong
+
+
+def check_state(
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    what: str,
+    whose: str = "the model",
+    any_shape: Collection[str] = (),
+) -> None:
+    """Raise unless ``state`` fits; see :func:`differences`.
+
+    Args:
+        what: where ``state`` is from, for the message: a path.
+        whose: what it is to fit, for the message.
+    Raises:
+        ValueError: ``<what> does not fit <whose>: 2 of 300 tensors differ, first: a is missing; b has shape ...``, one
+            line.
+    """
+    wrong = differences(own, state, any_shape)
+    if wrong:
+        first = "; ".join(wrong[:_SHOWN])
+        raise ValueError(f"{what} does not fit {whose}: {len(wrong)} of {len(own)} tensors differ, first: {first}")
+
+
+def load_state(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    what: str,
+    whose: str = "the model",
+    any_shape: Collection[str] = (),
+) -> None:
+    """``model.load_state_dict(state)``, strictly; a state that does not fit changes nothing. As :func:`check_state`."""
+    check_state(model.state_dict(), state, what, whose, any_shape)
+    model.load_state_dict(state)
