@@ -255,10 +255,10 @@ class LearnedScaleMixin:
         """The scale."""
         return [self.scale]
 
-    @torch.no_grad()
     def keep_valid(self) -> None:
         """Scales of at least float32 eps."""
-        self.scale.abs_().clamp_(min=MIN_SCALE)
+        # on the data: valid scales stay as they are, and so does a graph that has saved them
+        self.scale.data.abs_().clamp_(min=MIN_SCALE)
 
 
 def geometric(first: float, last: float, count: int) -> list[float]:
