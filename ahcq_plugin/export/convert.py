@@ -17,7 +17,7 @@ from ahcq_plugin.export.operands import (
     UniformOperand,
     WeightOperand,
 )
-from ahcq_plugin.functional import agq, hluq, lnq, power_of_two
+from ahcq_plugin.functional import lnq
 from ahcq_plugin.functional.tables import Table
 from ahcq_plugin.ptq.freeze import unfrozen
 from ahcq_plugin.quantizers import (
@@ -98,24 +98,24 @@ def _hluq(quantizer: HLUQFakeQuantize) -> HLUQOperand:
         _float32(params.scale_log),
         _float32(params.scale_uniform),
         int(params.log_levels),
-        _boundaries(hluq.table(params, quantizer.bits)),
+        _boundaries(quantizer.table()),
     )
 
 
 def _lnq(quantizer: LNQFakeQuantize) -> TableOperand:
     params = quantizer.params()
     integers = _int64(lnq.integer_levels(params, quantizer.bits))
-    return _table(quantizer.bits, lnq.table(params, quantizer.bits), integers, lnq.DECODE_FRACTION_BITS, params.clip)
+    return _table(quantizer.bits, quantizer.table(), integers, lnq.DECODE_FRACTION_BITS, params.clip)
 
 
 def _agq(quantizer: AGQFakeQuantize) -> TableOperand:
     params = quantizer.params()
-    return _powers(quantizer.bits, agq.table(params, quantizer.bits), int(params.tau), params.scale)
+    return _powers(quantizer.bits, quantizer.table(), int(params.tau), params.scale)
 
 
 def _power_of_two(quantizer: PowerOfTwoFakeQuantize) -> TableOperand:
     params = quantizer.params()
-    return _powers(quantizer.bits, power_of_two.table(params, quantizer.bits), 1, params.scale, params.offset)
+    return _powers(quantizer.bits, quantizer.table(), 1, params.scale, params.offset)
 
 
 def _powers(bits: int, table: Table, parts: int, scale: Tensor, offset: Tensor | None = None) -> TableOperand:

@@ -16,10 +16,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ahcq_plugin.graph.ops import GraphIndex, matmul_operands
+from ahcq_plugin.ptq.unit_runner import UnitRunner
 from ahcq_plugin.quantizers import FakeQuantize
 
 
-class ProductRunner(fx.Interpreter):
+class ProductRunner(UnitRunner):
     """Runs a prepared unit and calls ``score(x, product)`` of the ``wanted`` quantizers on the way.
 
     A quantizer in front of Linear layers gets their products without bias; one in front of a matmul gets the product
@@ -42,12 +43,6 @@ class ProductRunner(fx.Interpreter):
                 if quantizer in self.wanted:
                     scored[node] = (quantizer, is_left)
         return scored
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The unit's output."""
-        names = [node.target for node in self.module.graph.nodes if node.op == "placeholder"]
-        given = dict(zip(names, args, strict=False)) | kwargs
-        return self.run(*(given[name] for name in names if name in given))
 
     def run_node(self, n: fx.Node) -> Any:
         quantizer = self.submodules.get(n.target) if n.op == "call_module" else None
