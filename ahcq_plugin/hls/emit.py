@@ -68,7 +68,7 @@ def _entry(layer: Layer) -> dict[str, object]:
         n=matmul.n,
         pe=layout.pe,
         simd=layout.simd,
-        row_cycles=layout.tiles * layout.folds,
+        row_cycles=layout.row_cycles,
         weight_bits=layout.tiles * layout.folds * layout.pe * layout.simd * matmul.right.bits,
     )
 

@@ -28,6 +28,8 @@ class Layout:
         tiles, folds: how many.
         slots: int64 (folds * simd,): channel of each place of the fold order, -1 for padding.
         group_folds: folds of each group (one group unless the channels are grouped).
+        read_beats: beats of a row that are read before its first fold leaves: all of them where channels are put in
+            the order of their groups, else 0, for they are read while the first tile's folds leave.
         scales: float32, what the host writes through AXI4-Lite: left scales, then for ``linear`` the weight scales,
             biases and, with hluq and table, the offsets of the N outputs.
         left_scales: how many of them belong to the left operand.
@@ -41,9 +43,26 @@ class Layout:
     folds: int
     slots: np.ndarray
     group_folds: tuple[int, ...]
+    read_beats: int
     scales: np.ndarray
     left_scales: int
     has_offset: bool
+
+    @property
+    def stage_cycles(self) -> dict[str, int]:
+        """Cycles that each stage of the pipeline takes for a row, the trip counts of its loops (II = 1).
+
+        ``send`` (``rows.h``) repeats the row for every tile, ``multiply`` (``linear.h``, ``attention.h``) takes the
+        folds, ``dequantize`` (``dequantize.h``) drains every group of every tile, ``out`` numbers a cycle.
+        """
+        steps = self.tiles * self.folds
+        drained = self.tiles * len(self.group_folds) * (self.pe // self.out)
+        return dict(send=self.read_beats + steps, multiply=steps, dequantize=drained)
+
+    @property
+    def row_cycles(self) -> int:
+        """Cycles from row to row: those of the slowest stage, for all stages run at the same time."""
+        return max(self.stage_cycles.values())
 
 
 def lay_out(matmul: Matmul, options: HLSOptions) -> Layout:
@@ -70,6 +89,7 @@ def lay_out(matmul: Matmul, options: HLSOptions) -> Layout:
         folds=len(slots) // options.simd,
         slots=slots,
         group_folds=group_folds,
+        read_beats=-(-matmul.k // options.simd) if isinstance(matmul.left, GroupedOperand) else 0,
         scales=np.concatenate(parts).astype(np.float32),
         left_scales=len(left),
         has_offset=has_offset,
