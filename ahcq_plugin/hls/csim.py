@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ahcq_plugin.export.golden import GoldenResult
+from ahcq_plugin.export import SpecError
+from ahcq_plugin.export.golden import GoldenResult, checked_codes
 from ahcq_plugin.export.matmul import lane_names
 from ahcq_plugin.hls.layer import Layer
 from ahcq_plugin.hls.render import render
@@ -83,10 +84,18 @@ class CompiledLayer:
         """The C++ counterpart of ``golden.run`` for codes (batch, rows, k) and (batch, n, k) or (batch, k, n).
 
         Raises:
+            SpecError: a shape or dtype that does not fit, or a code outside [0, 2^bits - 1].
             RuntimeError: the layer read or wrote another number of beats than it should.
         """
         layer, lanes = self.layer, lane_names(self.layer.matmul.left)
+        left, right = checked_codes(layer.matmul, left, right)
+        if left.ndim != 3:
+            raise self._wrong_shape("left codes", left, f"(batch, rows, {layer.matmul.k})")
         batch, rows, _ = left.shape
+        if right is not None:
+            wanted = (batch, layer.inputs[1].rows, layer.inputs[1].length)
+            if right.shape != wanted:
+                raise self._wrong_shape("right codes", right, str(wanted))
         left = np.ascontiguousarray(left, np.uint8)
         right = np.ascontiguousarray(right if right is not None else np.zeros(1), np.uint8)
         output = np.zeros((batch, rows, layer.matmul.n), np.float32)
@@ -98,13 +107,24 @@ class CompiledLayer:
         return GoldenResult(sums, output, lanes)
 
     def quantize(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Codes of float32 (rows, length) by the generated quantizer ``name``."""
+        """int64 codes of float32 (rows, length) by the generated quantizer ``name``.
+
+        Raises:
+            SpecError: another shape.
+            RuntimeError: the quantizer read or wrote another number of beats than it should.
+        """
         values = np.ascontiguousarray(values, np.float32)
+        length = {given.quantizer: given.length for given in self.layer.inputs}[name]
+        if values.ndim != 2 or values.shape[1] != length:
+            raise self._wrong_shape(f"values for the {name}", values, f"(rows, {length})")
         codes = np.zeros(values.shape, np.uint8)
         top = f"{self.layer.top}_{name}"
         if not getattr(self._library, f"{top}_run")(_pointer(values), len(values), _pointer(codes)):
             raise RuntimeError(f"{top}: its streams did not hold exactly what they should")
         return codes.astype(np.int64)
+
+    def _wrong_shape(self, what: str, got: np.ndarray, wanted: str) -> SpecError:
+        return SpecError(f"matmul '{self.layer.matmul.name}': {what} of shape {got.shape}, expected {wanted}")
 
 
 def compile_generated(layers: Sequence[Layer], folder: Path) -> dict[str, CompiledLayer]:
