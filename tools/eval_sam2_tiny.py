@@ -15,7 +15,8 @@ import torch
 from ahcq_plugin.mm.evaluation.jf_metric import JFMetric
 from ahcq_plugin.mm.evaluation.video_evaluation import evaluate_videos, keep_first_masks
 from ahcq_plugin.support.files import write_json
-from ahcq_plugin.zoo.sam2 import build_sam2, packaged_config
+from ahcq_plugin.zoo.checkpoints import packaged_config
+from ahcq_plugin.zoo.sam2 import build_sam2
 from ahcq_plugin.zoo.videos import DAVIS, read_videos, write_clips
 
 TEST_SEED = 20260101  # of the clips; training and checks during it use other seeds
@@ -35,7 +36,7 @@ def main() -> None:
     if args.weights is None:
         model = build_sam2("sam2_tiny")
     else:
-        model = build_sam2(packaged_config(), args.weights)
+        model = build_sam2(packaged_config("sam2_tiny"), args.weights)
     model.to(torch.device(args.device))
     folder = write_clips(f"{args.work_dir}/test_{args.clips}", args.clips, TEST_SEED, size=model.image_size)
     groups = {f"{args.clips} generated clips": read_videos(folder, DAVIS)}

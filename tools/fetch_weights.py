@@ -7,23 +7,24 @@ import warnings
 from pathlib import Path
 
 with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
-    from ahcq_plugin.mm.weights import WEIGHTS, fetch, state_of, wanted
+    from ahcq_plugin.mm.weights import fetch, state_of, wanted
+    from ahcq_plugin.zoo.published import PUBLISHED_FILES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "mm_configs"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"configs (*.py) or names; known: {', '.join(WEIGHTS)}")
+    parser.add_argument("names", nargs="*", help=f"configs (*.py) or names; known: {', '.join(PUBLISHED_FILES)}")
     parser.add_argument("--folder", type=Path, default=Path("checkpoints"), help="default: %(default)s, as in configs")
     parser.add_argument("--list", action="store_true", help="print files, sizes, checksums and URLs, and fetch nothing")
     parser.add_argument("--check", action="store_true", help="compare the files that are there, and fetch nothing")
     args = parser.parse_args()
     failed = 0
     try:
-        entries = wanted(args.names) if args.names else list(WEIGHTS.values())
+        entries = wanted(args.names) if args.names else list(PUBLISHED_FILES.values())
         if not (args.names or args.list or args.check):
-            parser.error(f"give configs or names ({', '.join(WEIGHTS)}), or --list or --check")
+            parser.error(f"give configs or names ({', '.join(PUBLISHED_FILES)}), or --list or --check")
         for entry in entries:
             if args.list:
                 size = "size unknown" if entry.size is None else f"{entry.size:,} bytes"

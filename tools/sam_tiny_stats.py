@@ -8,7 +8,8 @@ from itertools import islice
 from pathlib import Path
 
 from ahcq_plugin.studies.evaluation.report import statistics_tables
-from ahcq_plugin.studies.evaluation.stats import activation_statistics, condition_numbers
+from ahcq_plugin.studies.evaluation.stats import activation_statistics
+from ahcq_plugin.studies.tensors import condition_numbers
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.sam import build_sam
 

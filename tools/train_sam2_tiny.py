@@ -9,6 +9,7 @@ import logging
 import torch
 
 from ahcq_plugin.studies.training.clip_loop import SAM2_TINY, ClipTrainCfg, train_clips
+from ahcq_plugin.studies.training.job import Job
 
 
 def main() -> None:
@@ -29,7 +30,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
     cfg = dataclasses.replace(defaults, steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed)
-    print(train_clips(SAM2_TINY, cfg, args.out, args.coco, args.workers, args.device, args.resume))
+    job = Job(args.out, args.coco, workers=args.workers, device=args.device, resume=args.resume)
+    print(train_clips(SAM2_TINY, cfg, job))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,14 @@ import argparse
 import dataclasses
 import logging
 
+from ahcq_plugin.studies.training.job import Job
 from ahcq_plugin.studies.training.loop import TrainCfg, train
 from ahcq_plugin.studies.training.models import MODELS
+
+
+def configure_logging(rank: int) -> None:
+    """For each of the processes: the first one reports."""
+    logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(asctime)s %(message)s")
 
 
 def main() -> None:
@@ -26,12 +32,13 @@ def main() -> None:
         value = getattr(defaults, name)
         parser.add_argument(f"--{name}", type=type(value), default=value)
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    configure_logging(0)
     model = MODELS[args.model]
     size = model["image_size"]
     sample = dataclasses.replace(defaults.sample, size=size, mask_size=4 * size // model["patch_size"])
     cfg = dataclasses.replace(defaults, steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed, sample=sample)
-    print(train(model, cfg, args.out, args.coco, args.processes, args.workers, args.device, args.resume))
+    job = Job(args.out, args.coco, args.processes, args.workers, args.device, args.resume, on_start=configure_logging)
+    print(train(model, cfg, job))
 
 
 if __name__ == "__main__":

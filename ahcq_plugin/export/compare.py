@@ -17,6 +17,7 @@ from ahcq_plugin.export.matmul import Matmul, lane_names
 from ahcq_plugin.export.operands import TableOperand
 from ahcq_plugin.export.spec import Spec
 from ahcq_plugin.graph import prepared_units
+from ahcq_plugin.metrics.mask_iou import mask_iou
 from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
 
 #: Rounding of float32: half the distance from 1 to the next number.
@@ -148,9 +149,8 @@ def golden_forward(qmodel: nn.Module, spec: Spec, batch: Any, forward: Forward |
 
 def mask_overlap(wanted: Tensor, found: Tensor) -> tuple[Tensor, int]:
     """Of two sets of mask logits (N, 1, h, w): IoU of each pair (N,), 1 where both are empty, and flipped pixels."""
-    a, b = wanted > 0, found > 0
-    common, joint = (a & b).flatten(1).sum(1), (a | b).flatten(1).sum(1)
-    return torch.where(joint == 0, 1.0, common / joint.clamp(min=1)), int((a != b).sum())
+    a, b = ((logits > 0).flatten(1, 2) for logits in (wanted, found))
+    return mask_iou(a, b), int((a != b).sum())
 
 
 def _count(row: MatmulRow, before: tuple[Tensor | None, ...], now: tuple[Tensor | None, ...]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The measures of video object segmentation: region similarity J and boundary accuracy F of Perazzi et al. (2016).
+"""The measures of video object segmentation: J, the IoU of masks, and F, of boundaries (Perazzi et al., 2016).
 
 As the public benchmarks of DAVIS-2017 and SA-V compute them: the first and the last annotated frame do not count; an
 object counts from the first remaining frame in which the truth or the prediction shows it; one that the truth never
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from ahcq_plugin.metrics.mask_iou import mask_iou
+
 BOUND = 0.008  # share of the picture's diagonal by which a boundary may be off
 
 
@@ -22,12 +24,6 @@ class JF:
 
     j: float
     f: float
-
-
-def region_similarity(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Intersection over union of two masks (H, W) bool; 1 when both are empty."""
-    union = int((mask | truth).sum())
-    return int((mask & truth).sum()) / union if union else 1.0
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:
@@ -71,10 +67,10 @@ def score_object(masks: np.ndarray, truth: np.ndarray) -> JF | None:
     if not truth.any():
         return None
     start = int(np.argmax((masks | truth).any((1, 2))))
-    pairs = list(zip(masks[start:], truth[start:], strict=True))
+    masks, truth = masks[start:], truth[start:]
     return JF(
-        float(np.mean([region_similarity(m, t) for m, t in pairs])),
-        float(np.mean([boundary_accuracy(m, t) for m, t in pairs])),
+        float(mask_iou(masks, truth).mean()),
+        float(np.mean([boundary_accuracy(m, t) for m, t in zip(masks, truth, strict=True)])),
     )
 
 

@@ -16,8 +16,7 @@ from torch import nn
 
 from ahcq_plugin.mm.evaluation.records import leaf_config
 from ahcq_plugin.support.files import write_json
-from ahcq_plugin.zoo import sam2
-from ahcq_plugin.zoo.sam import packaged_config
+from ahcq_plugin.zoo.checkpoints import packaged_config
 from ahcq_plugin.zoo.scenes import write_coco
 
 IMAGES, FRAMES, IMAGE_SIZE, BOXES, ITERATIONS = 2, 4, 64, 2, 1
@@ -94,7 +93,7 @@ def _video_dry_run(cfg: Config) -> list[str]:
 def small_sam2(name: str | Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of ``build_sam2``: full width and depth, input of at most :data:`INPUT_SIZE` pixels."""
     if name == "sam2_tiny":
-        name = sam2.packaged_config(name)
+        name = packaged_config(name)
     config = {"name": name} if isinstance(name, str) else dict(name)
     return config | {"image_size": min(config.get("image_size", INPUT_SIZE), INPUT_SIZE)}
 

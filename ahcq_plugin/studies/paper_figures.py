@@ -22,6 +22,7 @@ from ahcq_plugin.ptq.prepared import watched
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.quantizers import CAGFakeQuantize, FakeQuantize, HLUQFakeQuantize, PowerOfTwoFakeQuantize
 from ahcq_plugin.quantizers import UniformFakeQuantize as Uniform
+from ahcq_plugin.studies.tensors import channel_ranges, sample
 from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
 from ahcq_plugin.support.files import replacing
 
@@ -40,10 +41,8 @@ class Tensors:
 
     def add(self, x: Tensor) -> None:
         """Take in one item."""
-        flat = x.detach().float().reshape(-1)
-        self.sample.append(flat[:: max(1, len(flat) // SAMPLE)].cpu())
-        rows = x.detach().float().reshape(-1, x.shape[-1])
-        self.ranges.append(torch.stack([rows.amin(0), rows.amax(0)]).cpu())
+        self.sample.append(sample(x, SAMPLE).float().cpu())
+        self.ranges.append(channel_ranges(x).float().cpu())
 
     @property
     def values(self) -> Tensor:
@@ -70,14 +69,14 @@ def draw(
     prepare(model, recipe)
     conditions = precondition(model, batches, recipe, forward)
     calibrate_activations(model, batches, forward)
-    found = record(model, batches, forward)
+    tensors = record(model, batches, forward)
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     panels = figure.subplots(2, 2)
     _conditions(panels[0, 0], conditions)
-    _activations(panels[0, 1], [t for t in found if isinstance(t.quantizer, HLUQFakeQuantize)], bits)
-    channels = [t for t in found if isinstance(t.quantizer, CAGFakeQuantize)]
+    _activations(panels[0, 1], [t for t in tensors if isinstance(t.quantizer, HLUQFakeQuantize)], bits)
+    channels = [t for t in tensors if isinstance(t.quantizer, CAGFakeQuantize)]
     _ranges(panels[1, 0], channels)
-    _scores(panels[1, 1], [t for t in found if t.quantizer.role == "softmax"])
+    _scores(panels[1, 1], [t for t in tensors if t.quantizer.role == "softmax"])
     save_figure(figure, Path(folder) / "figure1.png")
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -88,16 +87,15 @@ def draw(
 
 def record(model: nn.Module, batches: Sequence[Any], forward: Forward) -> list[Tensors]:
     """What enters every quantizer of a role that the paper draws, in the model's order."""
-    found = [
+    tensors = [
         Tensors(quantizer, kind)
         for quantizer, kind in _kinds(model)
         if quantizer.role in ("qkv_in", "mlp_in", "post_act", "softmax")
     ]
-    seen = dict(enumerate(found))
-    with watched({i: t.quantizer for i, t in seen.items()}, lambda i, _, x, out: seen[i].add(x)):
+    with watched({i: t.quantizer for i, t in enumerate(tensors)}, lambda i, _, x, out: tensors[i].add(x)):
         for batch in batches:
             forward(model, to_device(batch, model_device(model)))
-    return found
+    return tensors
 
 
 def _kinds(model: nn.Module) -> list[tuple[FakeQuantize, str]]:

@@ -14,7 +14,7 @@ from ahcq_plugin.mm.launch import launch, read_config
 from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.support.digest import digest
 from ahcq_plugin.support.files import write_json
-from ahcq_plugin.zoo.sam import default_checkpoint
+from ahcq_plugin.zoo.checkpoints import default_checkpoint
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,3 @@ def predict_masks(sam: Sam, image: np.ndarray, boxes: np.ndarray) -> tuple[np.nd
     shown = ResizeLongestSide.get_preprocess_shape(*image.shape[:2], sam.image_encoder.img_size)
     full = sam.postprocess_masks(logits.float(), shown, image.shape[:2])[:, 0]
     return (full > sam.mask_threshold).cpu().numpy(), quality[:, 0].float().cpu().numpy()
-
-
-def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two bool masks of one shape; 0 when both are empty."""
-    union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 0.0

@@ -7,26 +7,17 @@ Only classes of the ``segment_anything`` package are used, so a model built here
 
 from __future__ import annotations
 
-import hashlib
-import json
-import pickle
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
-WEIGHTS_DIR = Path(__file__).resolve().parent / "weights"
-#: Models whose weights come with the package.
-PACKAGED = ("sam_tiny", "sam2_tiny")
-#: Where the published weights are looked for when no path is given (relative to the working directory).
-CHECKPOINT_DIR = Path("checkpoints")
+from ahcq_plugin.zoo.checkpoints import default_checkpoint, load_weights, packaged_config, require_file
+from ahcq_plugin.zoo.published import PUBLISHED_FILES
 
 _KEYS = frozenset(
     (
@@ -52,36 +43,8 @@ _KEYS = frozenset(
     )
 )
 
-
-@dataclass(frozen=True)
-class PublishedCheckpoint:
-    """A published weight file. The MD5 of its bytes starts with ``md5_prefix`` ('': not known)."""
-
-    file: str
-    url: str
-    md5_prefix: str
-
-
-def _published(size: str, md5_prefix: str) -> PublishedCheckpoint:
-    file = f"sam_vit_{size}_{md5_prefix}.pth"
-    return PublishedCheckpoint(file, f"https://dl.fbaipublicfiles.com/segment_anything/{file}", md5_prefix)
-
-
-CHECKPOINTS = {
-    "vit_b": _published("b", "01ec64"),
-    "vit_l": _published("l", "0b3195"),
-    "vit_h": _published("h", "4b8939"),
-}
-
-
-def packaged_config(name: str = "sam_tiny") -> dict[str, Any]:
-    """The ``model`` section of a packaged json file: constructor arguments for :func:`build_sam`."""
-    return json.loads((WEIGHTS_DIR / f"{name}.json").read_text(encoding="utf-8"))["model"]
-
-
-def default_checkpoint(name: str) -> Path:
-    """Where the weights of a named model are when no path is given."""
-    return WEIGHTS_DIR / f"{name}.pth" if name in PACKAGED else CHECKPOINT_DIR / CHECKPOINTS[name].file
+#: Published sizes and their weight files.
+CHECKPOINTS = {entry.model: entry for entry in PUBLISHED_FILES.values() if entry.model.startswith("vit_")}
 
 
 def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | bool | None = None) -> Sam:
@@ -89,9 +52,9 @@ def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | boo
 
     Args:
         name_or_cfg: ``"sam_tiny"``, ``"vit_b"``, ``"vit_l"``, ``"vit_h"``, or a mapping with the keys of
-            :func:`packaged_config`.
+            :func:`~ahcq_plugin.zoo.checkpoints.packaged_config`.
         checkpoint: path of a ``state_dict``; ``None``: the packaged weights of ``sam_tiny``, or the published file
-            in :data:`CHECKPOINT_DIR`; ``False``: random weights.
+            in :data:`~ahcq_plugin.zoo.checkpoints.CHECKPOINT_DIR`; ``False``: random weights.
 
     Raises:
         FileNotFoundError: the weight file is missing; the message says where to get it and where to put it.
@@ -111,6 +74,8 @@ def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | boo
         if checkpoint is not False:  # a ViT-H takes seconds to build: complain about its file first
             require_file(Path(checkpoint), source)
         sam = sam_model_registry[name_or_cfg](checkpoint=None)
+    elif str(name_or_cfg).startswith("sam2"):
+        raise ValueError(f"{name_or_cfg!r} is a SAM 2: build it with ahcq_plugin.zoo.sam2.build_sam2")
     else:
         raise ValueError(f"unknown model {name_or_cfg!r}, allowed: sam_tiny, {', '.join(CHECKPOINTS)}, or a mapping")
     if checkpoint is True:
@@ -135,44 +100,6 @@ def name_of_state(state: Mapping[str, Any]) -> str:
     return known[size]
 
 
-def load_weights(sam: nn.Module, path: str | Path, source: PublishedCheckpoint | None = None) -> None:
-    """Load a ``state_dict`` file, bare or as ``{"model": ...}``, strictly into ``sam``; half precision is widened.
-
-    ``source``, when its file name is that of ``path``, has the MD5 prefix compared first.
-    Raises FileNotFoundError or, in one line, ValueError.
-    """
-    path = Path(path)
-    require_file(path, source)
-    if source is not None and source.md5_prefix and path.name == source.file:
-        with path.open("rb") as stream:
-            md5 = hashlib.file_digest(stream, "md5").hexdigest()
-        if not md5.startswith(source.md5_prefix):
-            raise ValueError(
-                f"{path} is damaged: its MD5 is {md5}, expected {source.md5_prefix}…; "
-                f"download it again from {source.url}"
-            )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"cannot read {path} as a PyTorch state_dict ({reason}); copy or download it again") from error
-    if isinstance(state, Mapping) and set(state) == {"model"}:  # SAM 2's files
-        state = state["model"]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} holds {type(state).__name__}, expected a state_dict (names to tensors)")
-    own = sam.state_dict()
-    wrong = [f"{k} is missing" for k in own if k not in state]
-    wrong += [f"{k} is not in the model" for k in state if k not in own]
-    wrong += [
-        f"{k} has shape {tuple(state[k].shape)}, the model {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    if wrong:
-        raise ValueError(f"{path} does not fit the model: {len(wrong)} of {len(own)} tensors differ, first: {wrong[0]}")
-    sam.load_state_dict(state)
-
-
 def box_forward(sam: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """One mask per box for one image: encoder, prompt encoder, decoder, without post-processing.
 
@@ -192,18 +119,6 @@ def box_forward(sam: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Te
         sparse_prompt_embeddings=sparse,
         dense_prompt_embeddings=dense,
         multimask_output=False,
-    )
-
-
-def require_file(path: Path, source: PublishedCheckpoint | None) -> None:
-    """FileNotFoundError unless ``path`` is a file; the message says where ``source`` is to be had."""
-    if path.is_file():
-        return
-    if source is None:
-        raise FileNotFoundError(f"no weight file {path}")
-    raise FileNotFoundError(
-        f"no weight file {path}: download {source.url} and put it there (or give its path); "
-        "--dry-run works with random weights"
     )
 
 

@@ -7,7 +7,6 @@ of the published code.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam.transformer import RoPEAttention
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
-from ahcq_plugin.zoo.sam import CHECKPOINT_DIR, WEIGHTS_DIR, PublishedCheckpoint, load_weights, require_file
+from ahcq_plugin.zoo.checkpoints import default_checkpoint, load_weights, packaged_config, require_file
+from ahcq_plugin.zoo.published import PUBLISHED_FILES, PublishedFile
 
 _KEYS = frozenset(
     (
@@ -47,29 +47,18 @@ class PublishedModel:
     """A published SAM 2: its config in the ``sam2`` package and its weight file (no checksum is published)."""
 
     config: str
-    checkpoint: PublishedCheckpoint
-
-
-def _published() -> dict[str, PublishedModel]:
-    sizes = {"t": ("t", "tiny"), "s": ("s", "small"), "bp": ("b+", "base_plus"), "l": ("l", "large")}
-    found = {}
-    for version, folder in (("2", "072824"), ("2.1", "092824")):
-        for short, (config, long) in sizes.items():
-            file = f"sam{version}_hiera_{long}.pt"
-            url = f"https://dl.fbaipublicfiles.com/segment_anything_2/{folder}/{file}"
-            found[f"sam{version}_{short}"] = PublishedModel(
-                f"configs/sam{version}/sam{version}_hiera_{config}.yaml", PublishedCheckpoint(file, url, "")
-            )
-    return found
+    checkpoint: PublishedFile
 
 
 #: ``sam2_t``, ``sam2_s``, ``sam2_bp``, ``sam2_l`` and the same with ``sam2.1_``.
-PUBLISHED = _published()
-
-
-def packaged_config(name: str = "sam2_tiny") -> dict[str, Any]:
-    """The ``model`` section of a packaged json file: constructor arguments for :func:`build_sam2`."""
-    return json.loads((WEIGHTS_DIR / f"{name}.json").read_text(encoding="utf-8"))["model"]
+PUBLISHED = {
+    f"{version}_{size}": PublishedModel(
+        f"configs/{version}/{version}_hiera_{'b+' if size == 'bp' else size}.yaml",
+        PUBLISHED_FILES[f"{version}_{size}"],
+    )
+    for version in ("sam2", "sam2.1")
+    for size in ("t", "s", "bp", "l")
+}
 
 
 def build_sam2(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | bool | None = None) -> SAM2VideoPredictor:
@@ -77,9 +66,10 @@ def build_sam2(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | bo
 
     Args:
         name_or_cfg: ``"sam2_tiny"``, a name in :data:`PUBLISHED`, ``{"name": one of these, "image_size": S}`` for
-            another input size than 1024, or a mapping with the keys of :func:`packaged_config`.
+            another input size than 1024, or a mapping with the keys of
+            :func:`~ahcq_plugin.zoo.checkpoints.packaged_config`.
         checkpoint: path of a ``state_dict``; ``None``: the packaged weights of ``sam2_tiny``, or the published file in
-            :data:`~ahcq_plugin.zoo.sam.CHECKPOINT_DIR`; ``False``: random weights.
+            :data:`~ahcq_plugin.zoo.checkpoints.CHECKPOINT_DIR`; ``False``: random weights.
 
     Raises FileNotFoundError when the weight file is missing (the message says where to get it); ValueError for an
     unknown name or key, a damaged file or weights of another model.
@@ -90,8 +80,8 @@ def build_sam2(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | bo
     if "name" in cfg and cfg["name"] != "sam2_tiny":
         return _build_published(cfg, checkpoint)
     if cfg == {"name": "sam2_tiny"}:
-        cfg = packaged_config()
-        checkpoint = WEIGHTS_DIR / "sam2_tiny.pth" if checkpoint is None else checkpoint
+        cfg = packaged_config("sam2_tiny")
+        checkpoint = default_checkpoint("sam2_tiny") if checkpoint is None else checkpoint
     if checkpoint is None:
         raise ValueError("`checkpoint` is needed with a config: give a path, or False for random weights")
     model = _from_config(cfg)
@@ -108,7 +98,7 @@ def _build_published(cfg: Mapping[str, Any], checkpoint: str | Path | bool | Non
             f"model config: keys beside 'name' and 'image_size': {sorted(set(cfg) - {'name', 'image_size'})}"
         )
     published = PUBLISHED[cfg["name"]]
-    path = CHECKPOINT_DIR / published.checkpoint.file if checkpoint is None else checkpoint
+    path = default_checkpoint(cfg) if checkpoint is None else checkpoint
     if path is not False:  # the large one takes seconds to build: complain about its file first
         require_file(Path(path), published.checkpoint)
     size = cfg.get("image_size", 1024)

@@ -24,6 +24,7 @@ FOLDERS = {
     DAVIS: ("JPEGImages/480p", "Annotations/480p", "ImageSets/2017/{split}.txt"),
     SAV: ("JPEGImages_24fps", "Annotations_6fps", "sav_{split}.txt"),
 }
+MARK = "made_by.json"  # in a folder of generated clips: what they were made with
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,23 @@ class Video:
     @cached_property
     def frames(self) -> list[Path]:
         """Files of all frames that are used, in order."""
-        found = [path for path in self.frame_dir.iterdir() if path.suffix.lower() in (".jpg", ".jpeg")]
-        if not found:
+        frames = [path for path in self.frame_dir.iterdir() if path.suffix.lower() in (".jpg", ".jpeg")]
+        if not frames:
             raise FileNotFoundError(f"no JPEG frames in {self.frame_dir}")
-        return sorted(found, key=lambda path: int(path.stem))[:: self.every][: self.max_frames]
+        return sorted(frames, key=lambda path: int(path.stem))[:: self.every][: self.max_frames]
 
     @cached_property
     def annotated(self) -> list[int]:
         """Indices of the annotated frames, in order."""
         folders = [self.mask_dir] if self.layout == DAVIS else self._object_dirs
         stems = {path.stem for folder in folders for path in folder.glob("*.png")}
-        found = [index for index, path in enumerate(self.frames) if path.stem in stems]
-        if not found or found[0] != 0:
-            raise ValueError(f"{self.mask_dir}: the first frame, {self.frames[0].stem}, has no annotation")
-        return found
+        indices = [index for index, path in enumerate(self.frames) if path.stem in stems]
+        if not indices or indices[0] != 0:
+            raise ValueError(
+                f"video {self.name}: the first frame, {self.frames[0].stem}, has no annotation in {self.mask_dir}; its "
+                "masks say which objects to follow"
+            )
+        return indices
 
     @cached_property
     def objects(self) -> list[int]:
@@ -77,14 +81,20 @@ class Video:
             return np.array(image.convert("RGB"))
 
     def masks(self, index: int) -> np.ndarray:
-        """Masks of all ``objects`` in an annotated frame, (N, H, W) bool."""
+        """Masks of all ``objects`` in an annotated frame, (N, H, W) bool.
+
+        Raises: ValueError: the frame has no annotation (``annotated`` says which have one).
+        """
+        if index not in self.annotated:
+            raise ValueError(f"video {self.name}: frame {self.frames[index].stem} has no annotation in {self.mask_dir}")
         if self.layout == DAVIS:
             labels = self._labels(index)
             return np.stack([labels == n for n in self.objects]) if self.objects else np.zeros((0, *labels.shape), bool)
         name = f"{self.frames[index].stem}.png"
-        found = [_read_png(folder / name) > 0 if (folder / name).is_file() else None for folder in self._object_dirs]
-        shape = next(mask.shape for mask in found if mask is not None)
-        return np.stack([np.zeros(shape, bool) if mask is None else mask for mask in found])
+        # an object that a frame does not show may lack its file
+        shown = [_read_png(folder / name) > 0 if (folder / name).is_file() else None for folder in self._object_dirs]
+        shape = next(mask.shape for mask in shown if mask is not None)
+        return np.stack([np.zeros(shape, bool) if mask is None else mask for mask in shown])
 
     def _labels(self, index: int) -> np.ndarray:
         return _read_png(self.mask_dir / f"{self.frames[index].stem}.png")
@@ -123,31 +133,31 @@ def read_videos(
     for folder in (frame_root, mask_root):
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder {folder} (layout {layout!r})")
-    found = sorted(path.name for path in mask_root.iterdir() if path.is_dir())
+    chosen = sorted(path.name for path in mask_root.iterdir() if path.is_dir())
     if split is not None:
         file = Path(str(listing).format(split=split))
         if not file.is_file():
             raise FileNotFoundError(f"no list of videos {file}")
-        found = file.read_text(encoding="utf-8").split()
+        chosen = file.read_text(encoding="utf-8").split()
     if names is not None:
-        missing = sorted(set(names) - set(found))
+        missing = sorted(set(names) - set(chosen))
         if missing:
-            raise ValueError(f"{root} has no video {', '.join(missing)}; it has {', '.join(found[:20])}")
-        found = list(names)
-    if not found or len(set(found)) != len(found):
+            raise ValueError(f"{root} has no video {', '.join(missing)}; it has {', '.join(chosen[:20])}")
+        chosen = list(names)
+    if not chosen or len(set(chosen)) != len(chosen):
         raise ValueError(f"{root}: no video, or one listed twice")
-    for name in found:
+    for name in chosen:
         for folder in (frame_root / name, mask_root / name):
             if not folder.is_dir():
                 raise FileNotFoundError(f"no folder {folder}")
-    return [Video(name, layout, frame_root / name, mask_root / name, every, max_frames) for name in found]
+    return [Video(name, layout, frame_root / name, mask_root / name, every, max_frames) for name in chosen]
 
 
 def write_clips(out_dir: str | os.PathLike[str], count: int, seed: int = 0, frames: int = 12, size: int = 128) -> Path:
     """Write ``count`` generated clips in DAVIS layout: clip ``i`` is ``render_clip((seed, i), frames, size)``.
 
-    Frames are JPEGs of quality 95. The folder appears only when complete; one written earlier with the same arguments
-    is used again.
+    Frames are JPEGs of quality 95. The folder appears only when complete; one written earlier, or by another process in
+    the meantime, with the same arguments is used again.
 
     Returns: ``out_dir``. Raises: FileExistsError when it holds anything else.
     """
@@ -155,11 +165,8 @@ def write_clips(out_dir: str | os.PathLike[str], count: int, seed: int = 0, fram
         raise ValueError(f"`count` must be at least 1, got {count}")
     out_dir = Path(out_dir)
     made_by = {"version": clips.VERSION, "seed": seed, "frames": frames, "size": size, "count": count}
-    mark = out_dir / "made_by.json"
-    if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == made_by:
+    if _holds_clips(out_dir, made_by):
         return out_dir
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise FileExistsError(f"{out_dir} holds other files than the clips asked for: choose another or delete it")
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
     try:
@@ -173,11 +180,23 @@ def write_clips(out_dir: str | os.PathLike[str], count: int, seed: int = 0, fram
                     path = folder / f"{number:05d}.{suffix}"
                     if not cv2.imwrite(str(path), array, [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix == "jpg" else []):
                         raise OSError(f"cannot write {path}")
-        (partial / mark.name).write_text(json.dumps(made_by), encoding="utf-8")
+        (partial / MARK).write_text(json.dumps(made_by), encoding="utf-8")
         partial.chmod(0o755)
-        if out_dir.exists():
-            out_dir.rmdir()
-        partial.rename(out_dir)
+        try:
+            partial.rename(out_dir)  # to a new folder or in place of an empty one, whole for whoever looks
+        except OSError:
+            if not _holds_clips(out_dir, made_by):
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out_dir
+
+
+def _holds_clips(folder: Path, made_by: dict[str, int]) -> bool:
+    """Whether the clips asked for are there. Raises: FileExistsError: other files are."""
+    mark = folder / MARK
+    if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == made_by:
+        return True
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} holds other files than the clips asked for: choose another or delete it")
+    return False

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ahcq_plugin.metrics.jf import boundary, boundary_accuracy, region_similarity, score_object, score_sequence
+from ahcq_plugin.metrics.jf import boundary, boundary_accuracy, score_object, score_sequence
+from ahcq_plugin.metrics.mask_iou import mask_iou
 
 
 def square(y, x, side, size=40):
@@ -14,9 +15,9 @@ def square(y, x, side, size=40):
 
 
 def test_region_similarity_by_hand():
-    assert region_similarity(square(0, 0, 4), square(0, 2, 4)) == pytest.approx(8 / 24)
-    assert region_similarity(square(0, 0, 0), square(0, 0, 0)) == 1
-    assert region_similarity(square(0, 0, 0), square(0, 0, 3)) == 0
+    assert mask_iou(square(0, 0, 4), square(0, 2, 4)) == pytest.approx(8 / 24)
+    assert mask_iou(square(0, 0, 0), square(0, 0, 0)) == 1
+    assert mask_iou(square(0, 0, 0), square(0, 0, 3)) == 0
 
 
 def test_boundary_by_hand():

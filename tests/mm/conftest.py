@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
-from ahcq_plugin.zoo.sam import packaged_config
+from ahcq_plugin.zoo.checkpoints import packaged_config
 from ahcq_plugin.zoo.scenes import write_coco
 
 CONFIGS = Path(__file__).resolve().parents[2] / "mm_configs"

@@ -20,7 +20,8 @@ from ahcq_plugin.mm.launch import launch, read_config
 from ahcq_plugin.mm.preflight import preflight
 from ahcq_plugin.mm.report.videos import GIF_WIDTH, WIDTH, sample_videos
 from ahcq_plugin.mm.video_loop import CalibrationClips, VideoCalibration
-from ahcq_plugin.zoo.sam2 import build_sam2, packaged_config
+from ahcq_plugin.zoo.checkpoints import packaged_config
+from ahcq_plugin.zoo.sam2 import build_sam2
 from tests.zoo.test_clips import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,6 +136,6 @@ def test_a_dry_run_needs_no_data_and_keeps_the_model_but_its_input(leaf, monkeyp
     assert "2 generated clips" in notes[0] and f"{INPUT_SIZE} pixels" in notes[1]
     preflight(cfg)  # finds its data, builds its model
     small = build_sam2(dict(cfg.sam.name), checkpoint=False)
-    full = build_sam2({"name": name} if name != "sam2_tiny" else packaged_config(), checkpoint=False)
+    full = build_sam2({"name": name} if name != "sam2_tiny" else packaged_config("sam2_tiny"), checkpoint=False)
     same = {n: p.shape for n, p in full.named_parameters()} == {n: p.shape for n, p in small.named_parameters()}
     assert same and small.image_size == INPUT_SIZE and cfg.test_cfg.cache_dir is None

@@ -11,7 +11,8 @@ import pytest
 from mmengine.config import Config
 
 from ahcq_plugin.mm import weights
-from ahcq_plugin.mm.weights import WEIGHTS, WeightFile, damage, download, fetch, state_of, wanted
+from ahcq_plugin.mm.weights import download, fetch, state_of, wanted
+from ahcq_plugin.zoo.published import PUBLISHED_FILES, PublishedFile, damage
 from ahcq_plugin.zoo.sam import CHECKPOINTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +53,7 @@ def server():
 
 @pytest.fixture
 def entry(server):
-    return WeightFile("x", "x.pth", f"http://127.0.0.1:{server.server_port}/x.pth", SHA256, len(CONTENT))
+    return PublishedFile("x", "x.pth", f"http://127.0.0.1:{server.server_port}/x.pth", SHA256, len(CONTENT))
 
 
 def at(entry, path):
@@ -132,12 +133,30 @@ def test_everything_that_a_published_config_needs_is_known(leaf):
     assert files == {Path(cfg.load_from).name, Path(cfg.sam.checkpoint).name}
 
 
+@pytest.mark.parametrize("leaf", sorted((ROOT / "mm_configs").glob("sam2_*_w*.py")), ids=lambda path: path.stem)
+def test_a_sam2_config_without_a_path_needs_the_published_file(leaf):
+    name = leaf.stem.split("_w")[0]
+    if name == "sam2_tiny":
+        with pytest.raises(ValueError, match="needs no weights"):
+            wanted([str(leaf)])
+    else:
+        assert wanted([str(leaf)]) == [PUBLISHED_FILES[name]]
+
+
+def test_a_config_that_builds_a_sam_from_arguments_is_read(tmp_path):
+    (tmp_path / "a.py").write_text("sam = dict(name=dict(name='sam2.1_l', image_size=512), checkpoint=None)")
+    assert wanted([str(tmp_path / "a.py")]) == [PUBLISHED_FILES["sam2.1_l"]]
+    (tmp_path / "b.py").write_text("sam = dict(name='vit_b', checkpoint=False)")
+    with pytest.raises(ValueError, match="needs no weights"):
+        wanted([str(tmp_path / "b.py")])
+
+
 def test_checksums_are_those_in_the_names():
     for source in CHECKPOINTS.values():
-        (entry,) = [entry for entry in WEIGHTS.values() if entry.file == source.file]
+        (entry,) = [entry for entry in PUBLISHED_FILES.values() if entry.file == source.file]
         assert len(entry.sha256) == 64 and entry.url == source.url
-    assert WEIGHTS["yolox_l"].sha256 == "d3bd2b23" and WEIGHTS["dino_swin_l"].sha256 == "5486e051"
-    assert not WEIGHTS["hdetr_r50"].sha256, "none is published"
+    assert PUBLISHED_FILES["yolox_l"].sha256 == "d3bd2b23" and PUBLISHED_FILES["dino_swin_l"].sha256 == "5486e051"
+    assert not PUBLISHED_FILES["hdetr_r50"].sha256, "none is published"
 
 
 def test_bad_names_are_one_clear_error(tmp_path):
@@ -159,10 +178,12 @@ def test_the_tool_lists_and_checks(tmp_path, capsys, monkeypatch):
         return tool.main(), capsys.readouterr()
 
     code, out = run("--list")
-    assert code == 0 and all(entry.url in out.out for entry in WEIGHTS.values())
+    assert code == 0 and all(entry.url in out.out for entry in PUBLISHED_FILES.values())
     assert "375,042,383 bytes, SHA-256 ec2df627" in out.out
     code, out = run("--check", "sam_b")
     assert (code, out.out) == (1, f"sam_b: {tmp_path / 'sam_vit_b_01ec64.pth'}: missing\n")
-    monkeypatch.setattr(weights, "WEIGHTS", {"sam_b": replace(WEIGHTS["sam_b"], url="http://127.0.0.1:9/x.pth")})
+    monkeypatch.setattr(
+        weights, "PUBLISHED_FILES", {"sam_b": replace(PUBLISHED_FILES["sam_b"], url="http://127.0.0.1:9/x.pth")}
+    )
     code, out = run("sam_b")
     assert code == 2 and out.err.startswith("error: cannot fetch") and str(tmp_path) in out.err

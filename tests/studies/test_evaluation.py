@@ -7,9 +7,11 @@ from ahcq_plugin.studies.evaluation.iou import blind, compare, filled_box, fille
 from ahcq_plugin.studies.evaluation.precision import detector_prompts, ground_truth_prompts, mask_ap
 from ahcq_plugin.studies.evaluation.report import evaluate, evaluation_tables, statistics_tables
 from ahcq_plugin.studies.evaluation.rtn import PARTS, round_rows, round_weights
-from ahcq_plugin.studies.evaluation.stats import activation_statistics, channel_kind, condition_numbers
+from ahcq_plugin.studies.evaluation.stats import activation_statistics, channel_kind
+from ahcq_plugin.studies.tensors import channel_ranges, condition_numbers, sample
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.predict import make_batch, predict_masks
+from ahcq_plugin.zoo.sam import build_sam
 from ahcq_plugin.zoo.scenes import box_of, write_coco
 
 
@@ -54,6 +56,19 @@ def test_an_image_is_scaled_and_padded_with_its_boxes(tiny_sam):
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_rounding_is_that_of_the_formula(bits):
+    """As the packaged model's card was made: the formula written out, on all its weights."""
+    for module in build_sam("sam_tiny").modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+            rows, top = module.weight.detach().flatten(1), 2**bits - 1
+            low, high = rows.amin(1, keepdim=True).clamp(max=0), rows.amax(1, keepdim=True).clamp(min=0)
+            scale = ((high - low) / top).clamp(min=torch.finfo(torch.float32).tiny)
+            zero = torch.round(-low / scale)
+            expected = ((torch.round(rows / scale) + zero).clamp(0, top) - zero) * scale
+            assert torch.equal(round_rows(module.weight.detach(), bits).flatten(1), expected)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_rounded_rows_lie_on_a_grid_of_their_own_and_stay_there(bits):
     weight = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1e-3], [1], [5], [0], [2]])
     rounded = round_rows(weight, bits)
@@ -69,7 +84,7 @@ def test_only_the_parts_asked_for_are_rounded(tiny_sam):
     before, after = tiny_sam.state_dict(), rounded.state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"image_encoder"}
-    with pytest.raises(ValueError, match=r"`bits` must be in \[2, 16\], got 1"):
+    with pytest.raises(ValueError, match=r"`bits` must be an integer in \[2, 16\], got 1"):
         round_weights(tiny_sam, 1)
 
 
@@ -77,6 +92,12 @@ def test_condition_number_is_that_of_the_matrix():
     layer = torch.nn.Linear(3, 3)
     layer.weight.data = torch.diag(torch.tensor([8.0, 2.0, 0.5]))
     assert condition_numbers(torch.nn.Sequential(layer)) == {"0": pytest.approx(16)}
+
+
+def test_a_sample_spans_its_tensor_and_channels_are_those_of_the_last_axis():
+    x = torch.arange(24.0).view(2, 3, 4)
+    assert sample(x, 100).tolist() == list(range(24)) and sample(x, 6).tolist() == [0, 4, 8, 12, 16, 20]
+    assert channel_ranges(x).tolist() == [[0, 1, 2, 3], [20, 21, 22, 23]]
 
 
 def test_statistics_cover_every_attention_and_mlp_and_leave_no_hook(tiny_sam):

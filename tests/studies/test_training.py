@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+import ahcq_plugin
 from ahcq_plugin.studies.training import loop
 from ahcq_plugin.studies.training.decoding import decode_tokens, split_pixels
 from ahcq_plugin.studies.training.init import init_sam
+from ahcq_plugin.studies.training.job import Job
 from ahcq_plugin.studies.training.loop import TrainCfg, train
 from ahcq_plugin.studies.training.models import MODELS
 from ahcq_plugin.studies.training.optim import Muon, orthogonalise
 from ahcq_plugin.studies.training.samples import SampleCfg, make_sample, soft_box
-from ahcq_plugin.zoo.sam import box_forward, load_weights
+from ahcq_plugin.zoo.checkpoints import load_weights
+from ahcq_plugin.zoo.sam import box_forward
 from tests.conftest import TINY_SAM
 
 SAMPLE = SampleCfg(size=64, mask_size=32, boxes=3)
@@ -118,7 +124,7 @@ def small_run(**changes):
 
 
 def test_resuming_after_a_kill_changes_nothing(tmp_path, monkeypatch):
-    whole = train(TINY_SAM, small_run(), tmp_path / "whole")
+    whole = train(TINY_SAM, small_run(), Job(tmp_path / "whole"))
     original = loop.make_sample
 
     def dies(seed, index, *rest):
@@ -128,29 +134,41 @@ def test_resuming_after_a_kill_changes_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "make_sample", dies)
     with pytest.raises(KeyboardInterrupt):
-        train(TINY_SAM, small_run(), tmp_path / "killed", save_seconds=0)
+        train(TINY_SAM, small_run(), Job(tmp_path / "killed", save_seconds=0))
     monkeypatch.undo()
     assert torch.load(tmp_path / "killed" / "state.pth", weights_only=True)["step"] == 4
-    resumed = train(TINY_SAM, small_run(), tmp_path / "killed", resume=True)
+    resumed = train(TINY_SAM, small_run(), Job(tmp_path / "killed", resume=True))
     first, second = (torch.load(path, weights_only=True) for path in (whole, resumed))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def mark_rank(folder, rank):
+    (folder / f"rank{rank}").touch()
 
 
 def test_two_processes_share_a_step_without_changing_it(tmp_path):
     # the tokens asked outside a box differ between the runs, so gradients agree only roughly
     cfg = small_run(steps=2, warmup=1)
-    one = torch.load(train(TINY_SAM, cfg, tmp_path / "one"), weights_only=True)
-    two = torch.load(train(TINY_SAM, cfg, tmp_path / "two", processes=2), weights_only=True)
+    one = torch.load(train(TINY_SAM, cfg, Job(tmp_path / "one")), weights_only=True)
+    job = Job(tmp_path / "two", processes=2, on_start=partial(mark_rank, tmp_path))
+    two = torch.load(train(TINY_SAM, cfg, job), weights_only=True)
     moved = torch.cat([(one[k].float() - v).flatten() for k, v in init_sam(TINY_SAM, cfg.seed).state_dict().items()])
     apart = torch.cat([(one[k].float() - two[k].float()).flatten() for k in one])
     assert apart.norm() < 0.5 * moved.norm()
+    assert sorted(path.name for path in tmp_path.glob("rank*")) == ["rank0", "rank1"], "each process is set up"
+
+
+def test_logging_is_left_to_the_tools():
+    package = Path(ahcq_plugin.__file__).parent
+    calls = (".basicConfig(", ".addHandler(", ".dictConfig(")
+    assert [path.name for path in package.rglob("*.py") if any(call in path.read_text() for call in calls)] == []
 
 
 def test_a_short_run_learns_its_images(tmp_path, caplog, monkeypatch):
     original = loop.make_sample
     monkeypatch.setattr(loop, "make_sample", lambda seed, index, *rest: original(seed, index % 2, *rest))
-    with caplog.at_level("INFO", logger="ahcq_plugin.studies.training.loop"):
-        path = train(TINY_SAM, small_run(steps=150, warmup=10, detach_steps=30, lr=5e-3), tmp_path)
+    with caplog.at_level("INFO", logger="ahcq_plugin.studies.training.job"):
+        path = train(TINY_SAM, small_run(steps=150, warmup=10, detach_steps=30, lr=5e-3), Job(tmp_path))
     lines = [m.getMessage().split() for m in caplog.records if m.getMessage().startswith("step")]
     early, *_, late = (dict(zip(line[4::2], map(float, line[5::2]), strict=False)) for line in lines)
     assert late["affinity"] + late["extent"] < 0.8 * (early["affinity"] + early["extent"])
@@ -167,7 +185,9 @@ def test_bad_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match="`mask_size` must be a multiple of 4 and divide `size`, got 30 and 64"):
         SampleCfg(size=64, mask_size=30)
     with pytest.raises(ValueError, match="`batch` must be a multiple of `processes`, got 2 and 3"):
-        train(TINY_SAM, small_run(), tmp_path, processes=3)
+        train(TINY_SAM, small_run(), Job(tmp_path, processes=3))
+    with pytest.raises(ValueError, match="`processes` above 1 are for the CPU, got device 'cuda'"):
+        Job(tmp_path, processes=2, device="cuda")
     with pytest.raises(ValueError, match="is at step 7, beyond `steps` = 6"):
         loop.SamRun(init_sam(TINY_SAM, 0), loop.DenseHead(16), small_run()).load({"step": 7})
 

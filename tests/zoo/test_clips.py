@@ -7,12 +7,14 @@ pytest.importorskip("sam2", reason="needs the sam2 package")
 
 from ahcq_plugin.studies.training.clip_loop import ClipRun, ClipTrainCfg, init_sam2, normalise, train_clips
 from ahcq_plugin.studies.training.clip_samples import ClipSampleCfg, make_clip
+from ahcq_plugin.studies.training.job import Job
 from ahcq_plugin.studies.training.tracking import Predictions, Prompts, image_levels, track, tracking_loss
+from ahcq_plugin.zoo.checkpoints import packaged_config
 from ahcq_plugin.zoo.clips import MIN_AREA, Sprite, animate, render_clip
-from ahcq_plugin.zoo.sam2 import build_sam2, packaged_config
+from ahcq_plugin.zoo.sam2 import build_sam2
 
 SMALL = {
-    **packaged_config(),
+    **packaged_config("sam2_tiny"),
     "image_size": 64,
     "embed_dim": 8,
     "stages": [1, 1, 2, 1],
@@ -131,7 +133,7 @@ def test_the_loss_falls_with_better_masks_and_ignores_masks_of_hidden_objects():
 
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path):
     cfg = ClipTrainCfg(steps=4, batch=1, sample=SAMPLE, late_frames=4, forced_steps=2)
-    whole = torch.load(train_clips(SMALL, cfg, tmp_path / "a", check_every=99), weights_only=True)
+    whole = torch.load(train_clips(SMALL, cfg, Job(tmp_path / "a", check_every=99)), weights_only=True)
 
     class Stop(Exception): ...
 
@@ -145,6 +147,6 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         patch.setattr(ClipRun, "advance", stopping)
-        train_clips(SMALL, cfg, tmp_path / "b", save_seconds=-1, check_every=99)
-    rest = torch.load(train_clips(SMALL, cfg, tmp_path / "b", resume=True, check_every=99), weights_only=True)
+        train_clips(SMALL, cfg, Job(tmp_path / "b", save_seconds=-1, check_every=99))
+    rest = torch.load(train_clips(SMALL, cfg, Job(tmp_path / "b", resume=True, check_every=99)), weights_only=True)
     assert all(torch.equal(value, rest[name]) for name, value in whole.items())

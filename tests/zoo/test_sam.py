@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from ahcq_plugin.zoo.sam import (
-    CHECKPOINTS,
-    WEIGHTS_DIR,
-    box_forward,
-    build_sam,
-    load_weights,
-    name_of_state,
-    packaged_config,
-)
+from ahcq_plugin.zoo.checkpoints import WEIGHTS_DIR, default_checkpoint, load_weights, packaged_config
+from ahcq_plugin.zoo.published import PUBLISHED_FILES, of_model, of_path
+from ahcq_plugin.zoo.sam import CHECKPOINTS, box_forward, build_sam, name_of_state
 from tests.conftest import TINY_SAM
 
 
@@ -46,9 +41,29 @@ def test_box_forward_is_the_published_forward_for_boxes(tiny_sam, tiny_items):
 
 
 def test_published_names_end_in_the_start_of_their_md5():
-    for name, entry in CHECKPOINTS.items():
-        assert entry.file == f"sam_{name}_{entry.md5_prefix}.pth"
+    for (name, entry), md5_prefix in zip(CHECKPOINTS.items(), ("01ec64", "0b3195", "4b8939"), strict=True):
+        assert entry.file == f"sam_{name}_{md5_prefix}.pth"
         assert entry.url.endswith(f"/segment_anything/{entry.file}")
+
+
+def test_one_table_knows_every_published_file_and_its_model():
+    assert len({entry.file for entry in PUBLISHED_FILES.values()}) == len(PUBLISHED_FILES)
+    for entry in PUBLISHED_FILES.values():
+        assert of_path(f"somewhere/{entry.file}") is entry and entry.url.startswith("https://")
+        assert not entry.model or of_model(entry.model) is entry
+    assert of_model("") is of_model("sam_tiny") is of_path("x.pth") is None
+
+
+def test_every_named_model_has_a_place_for_its_weights():
+    assert default_checkpoint("sam_tiny").is_file() and default_checkpoint("sam2_tiny").is_file()
+    assert str(default_checkpoint("vit_h")) == "checkpoints/sam_vit_h_4b8939.pth"
+    assert str(default_checkpoint("sam2.1_bp")) == "checkpoints/sam2.1_hiera_base_plus.pt"
+    assert str(default_checkpoint({"name": "sam2_t", "image_size": 512})) == "checkpoints/sam2_hiera_tiny.pt"
+    for unknown in ("sam3", {"image_size": 64}):
+        with pytest.raises(
+            ValueError, match="no weights are known for model .*, only for sam_tiny, sam2_tiny, vit_b, "
+        ):
+            default_checkpoint(unknown)
 
 
 def test_a_missing_published_file_says_where_to_get_and_put_it(monkeypatch, tmp_path):
@@ -63,8 +78,13 @@ def test_a_missing_published_file_says_where_to_get_and_put_it(monkeypatch, tmp_
 def test_a_file_with_a_published_name_and_other_bytes_is_refused(tmp_path):
     path = tmp_path / "sam_vit_b_01ec64.pth"
     torch.save({}, path)
-    with pytest.raises(ValueError, match=r"is damaged: its MD5 is [0-9a-f]{32}, expected 01ec64"):
+    with pytest.raises(
+        ValueError, match=r"is damaged: it has .* bytes, the published file 375,042,383; download it again"
+    ):
         build_sam("vit_b", path)
+    entry = replace(CHECKPOINTS["vit_b"], size=None)
+    with pytest.raises(ValueError, match=r"is damaged: its SHA-256 is [0-9a-f]{64}, published is ec2df627"):
+        load_weights(torch.nn.Identity(), path, entry)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
@@ -107,6 +127,9 @@ def test_half_precision_weights_are_widened(tmp_path, tiny_sam):
 def test_wrong_arguments_are_explained():
     with pytest.raises(ValueError, match="unknown model 'vit_x', allowed: sam_tiny, vit_b, vit_l, vit_h"):
         build_sam("vit_x")
+    for name in ("sam2_t", "sam2.1_hiera_t"):
+        with pytest.raises(ValueError, match=f"{name}' is a SAM 2: build it with ahcq_plugin.zoo.sam2.build_sam2"):
+            build_sam(name)
     with pytest.raises(ValueError, match=r"missing keys \['depth'\], unknown keys \['layers'\]"):
         build_sam({**{k: v for k, v in TINY_SAM.items() if k != "depth"}, "layers": 2}, False)
     with pytest.raises(ValueError, match="`image_size` must be a multiple of `patch_size`, got 60 and 8"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ahcq_plugin.zoo import videos
 from ahcq_plugin.zoo.clips import render_clip
 from ahcq_plugin.zoo.segment import segment_clip
 from ahcq_plugin.zoo.videos import read_videos, write_clips
@@ -33,6 +34,38 @@ def test_the_same_clips_are_not_drawn_again_and_others_are_not_overwritten(clips
         write_clips(clips, 2, seed=5, frames=5, size=64)
 
 
+@pytest.mark.parametrize("empty", [False, True])
+def test_two_that_write_the_same_clips_at_once_both_get_them(tmp_path, monkeypatch, empty):
+    folder, drawn = tmp_path / "clips", []
+    if empty:
+        folder.mkdir()
+
+    def draw(*arguments):
+        drawn.append(arguments)
+        if len(drawn) == 1:  # another process starts and ends while this one draws
+            assert write_clips(folder, 2, seed=4, frames=5, size=64) == folder
+        return render_clip(*arguments)
+
+    monkeypatch.setattr(videos.clips, "render_clip", draw)
+    assert write_clips(folder, 2, seed=4, frames=5, size=64) == folder
+    assert len(drawn) == 4 and len(read_videos(folder, "davis")) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["clips"], "nothing is left behind"
+
+
+def test_other_files_that_appear_meanwhile_are_kept(tmp_path, monkeypatch):
+    folder = tmp_path / "clips"
+
+    def draw(*arguments):
+        folder.mkdir()
+        (folder / "mine.txt").write_text("kept")
+        return render_clip(*arguments)
+
+    monkeypatch.setattr(videos.clips, "render_clip", draw)
+    with pytest.raises(FileExistsError, match="other files"):
+        write_clips(folder, 1, seed=4, frames=5, size=64)
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
+
+
 def sav_folder(root):
     """One SA-V video of nine frames, two overlapping objects, annotated at 0, 4, 8; the second one is gone at 8."""
     (root / "JPEGImages_24fps" / "v1").mkdir(parents=True)
@@ -54,6 +87,20 @@ def test_sav_layout(tmp_path):
     assert len(video.frames) == 9 and video.annotated == [0, 4, 8] and video.objects == [0, 1]
     first, last = video.masks(0), video.masks(8)
     assert first.shape == (2, 40, 60) and (first[0] & first[1]).sum() == 100 and not last[1].any()
+
+
+def test_a_frame_without_annotation_is_named(tmp_path, clips):
+    root = sav_folder(tmp_path)
+    (video,) = read_videos(root, "sav", "val")
+    with pytest.raises(ValueError, match="video v1: frame 00001 has no annotation in .*v1"):
+        video.masks(1)
+    (root / "Annotations_6fps/v1/001/00000.png").unlink()
+    (video,) = read_videos(root, "sav", "val")
+    assert video.masks(0).any((1, 2)).tolist() == [True, False]
+    (root / "Annotations_6fps/v1/000/00000.png").unlink()
+    (video,) = read_videos(root, "sav", "val")
+    with pytest.raises(ValueError, match="video v1: the first frame, 00000, has no annotation in .*v1; its masks say"):
+        video.masks(0)
 
 
 def test_every_second_frame_and_the_first_of_these(clips, tmp_path):

@@ -11,9 +11,9 @@ from torch import Tensor
 
 import ahcq_plugin.mm.detectors.focalnet  # noqa: F401  registers the backbone
 from ahcq_plugin.mm.detectors import convert_hdetr
-from ahcq_plugin.mm.detectors.convert_hdetr import COCO_IDS, ROWS, build_detector, fit, read_checkpoint, shared_with
-from ahcq_plugin.ptq.checkpoint import save_atomic
+from ahcq_plugin.mm.detectors.official import COCO_IDS, ROWS, read_checkpoint, renamed, shared_with, write_converted
 
+OFFICIAL = "DINO (FocalNet)"
 _BACKBONE = "backbone.0."
 #: Levels that come from the backbone; one more is made from the last.
 _LEVELS = 4
@@ -47,8 +47,12 @@ def new_name(name: str) -> str:
         ValueError: no such parameter in DINO.
     """
     if name.startswith(_BACKBONE):
-        return "backbone." + (_renamed(name.removeprefix(_BACKBONE), _BACKBONE_RULES) or name.removeprefix(_BACKBONE))
-    return _renamed(name, _RULES) or convert_hdetr.new_name(name)
+        own = name.removeprefix(_BACKBONE)
+        return f"backbone.{renamed(own, _BACKBONE_RULES) or own}"
+    new = renamed(name, _RULES) or renamed(name, convert_hdetr.RULES)
+    if new is None:
+        raise ValueError(f"unknown parameter {name!r}: not an official {OFFICIAL} checkpoint")
+    return new
 
 
 def convert_state_dict(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -77,18 +81,8 @@ def convert_state_dict(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def convert_dino(checkpoint: str | Path, out_path: str | Path, config: str | Path) -> int:
     """Write ``out_path``, a checkpoint for ``config``. Returns: number of its tensors."""
-    state = fit(convert_state_dict(read_checkpoint(checkpoint)), build_detector(config, "DINO"))
-    state = {name: value.clone() for name, value in state.items()}
-    save_atomic({"state_dict": state, "meta": {"source": Path(checkpoint).name, "config": Path(config).name}}, out_path)
-    return len(state)
-
-
-def _renamed(name: str, rules) -> str | None:
-    for pattern, replacement in rules:
-        renamed, count = re.subn(f"^{pattern}", replacement, name)
-        if count:
-            return renamed
-    return None
+    state = convert_state_dict(read_checkpoint(checkpoint, OFFICIAL))
+    return write_converted(state, checkpoint, out_path, config, "DINO")
 
 
 def _neck(level: int) -> str:

@@ -3,29 +3,20 @@
 
 from __future__ import annotations
 
-import argparse
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from mmdet.models.backbones.swin import swin_converter
-from mmdet.registry import MODELS
-from mmdet.utils import register_all_modules
-from mmengine.config import Config
-from torch import Tensor, nn
+from torch import Tensor
 
 import ahcq_plugin.mm.detectors.hdetr  # noqa: F401  registers the detector
-from ahcq_plugin.ptq.checkpoint import save_atomic
+from ahcq_plugin.mm.detectors.official import COCO_IDS, ROWS, read_checkpoint, renamed, shared_with, write_converted
 
-#: Rows of the official classifiers: COCO's category ids as they are, 0 unused by the decoder.
-ROWS = 91
-#: COCO's 80 category ids in the order of the labels: 1..90 without ten that were never annotated.
-COCO_IDS = tuple(i for i in range(1, ROWS) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
+OFFICIAL = "H-Deformable-DETR"
 _BODY = "backbone.0.body."
-_SHARED = re.compile(r"transformer\.decoder\.((?:class|bbox)_embed\..*)")
 _DECODER_NORMS = {"1": "1", "2": "0", "3": "2"}  # self-attention comes first, but its norm is the official norm2
-_RULES = (
+#: Names outside the backbone: beginning of the official one, of ours.
+RULES = (
     (r"transformer\.level_embed", "level_embed"),
     (r"query_embed\.", "query_embedding."),
     (r"transformer\.enc_output\.", "memory_trans_fc."),
@@ -48,32 +39,16 @@ _RULES = (
 )
 
 
-def build_detector(config: str | Path, kind: str) -> nn.Module:
-    """The detector of a config file, with random weights.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file; another detector than ``kind``.
-    """
-    if not Path(config).is_file():
-        raise FileNotFoundError(f"no config {config}")
-    register_all_modules(init_default_scope=True)
-    model = Config.fromfile(config).model
-    if model.type != kind:
-        raise ValueError(f"{config} has the detector {model.type}; expected {kind}")
-    return MODELS.build(model).eval()
-
-
 def new_name(name: str) -> str:
     """Our name of an official parameter outside the backbone.
 
     Raises:
         ValueError: no such parameter in H-Deformable-DETR.
     """
-    for pattern, replacement in _RULES:
-        renamed, count = re.subn(f"^{pattern}", replacement, name)
-        if count:
-            return renamed
-    raise ValueError(f"unknown parameter {name!r}: not an official H-Deformable-DETR checkpoint")
+    new = renamed(name, RULES)
+    if new is None:
+        raise ValueError(f"unknown parameter {name!r}: not an official {OFFICIAL} checkpoint")
+    return new
 
 
 def convert_state_dict(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -103,63 +78,10 @@ def convert_state_dict(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def shared_with(name: str, value: Tensor, official: Mapping[str, Tensor]) -> str | None:
-    """Name under which a decoder's parameter stands once more; None: it stands there once.
-
-    Raises:
-        ValueError: the two differ.
-    """
-    shared = _SHARED.fullmatch(name)
-    if shared is None:
-        return None
-    own = official.get(shared[1])
-    if own is None or not (own is value or torch.equal(own, value)):
-        raise ValueError(f"{name} differs from {shared[1]}, with which it is shared")
-    return shared[1]
-
-
-def fit(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """``state`` in the order of ``model``, with its counters of batches, which official batch norms lack.
-
-    Raises:
-        ValueError: parameters are missing, left over or of another shape: another variant than the config's.
-    """
-    own = model.state_dict()
-    counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
-    state = {**counters, **state}
-    wrong = [f"{name} is missing" for name in own if name not in state]
-    wrong += [f"{name} has no place" for name in state if name not in own]
-    wrong += [
-        f"{name} has shape {tuple(state[name].shape)}, the config's {tuple(value.shape)}"
-        for name, value in own.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    if wrong:
-        raise ValueError(f"{len(wrong)} of {len(own)} tensors do not fit the config, first: {wrong[0]}")
-    return {name: state[name] for name in own}
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Official state dict of a file. Raises FileNotFoundError, and ValueError when it is no such file."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint {path}")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments of its training are in there
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"cannot read {path} ({reason}); download it again") from error
-    if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
-        raise ValueError(f"{path} has no state dict under 'model': not an official H-Deformable-DETR checkpoint")
-    return dict(content["model"])
-
-
 def convert_hdetr(checkpoint: str | Path, out_path: str | Path, config: str | Path) -> int:
     """Write ``out_path``, a checkpoint for ``config``. Returns: number of its tensors."""
-    state = fit(convert_state_dict(read_checkpoint(checkpoint)), build_detector(config, "HDeformableDETR"))
-    state = {name: value.clone() for name, value in state.items()}  # rows of a view would be saved with the whole
-    save_atomic({"state_dict": state, "meta": {"source": Path(checkpoint).name, "config": Path(config).name}}, out_path)
-    return len(state)
+    state = convert_state_dict(read_checkpoint(checkpoint, OFFICIAL))
+    return write_converted(state, checkpoint, out_path, config, "HDeformableDETR")
 
 
 def _neck(level: int) -> str:

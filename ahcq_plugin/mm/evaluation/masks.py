@@ -9,6 +9,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from ahcq_plugin.metrics.mask_iou import iou_of_areas
+
 RLE = dict
 
 
@@ -46,7 +48,7 @@ def pairwise_iou(first: Sequence[RLE], second: Sequence[RLE]) -> list[float]:
     for one, other in zip(first, second, strict=True):
         intersection = int(coco_mask.area(coco_mask.merge([one, other], intersect=True)))
         union = int(coco_mask.area(one)) + int(coco_mask.area(other)) - intersection
-        ious.append(intersection / union if union else 1.0)
+        ious.append(iou_of_areas(intersection, union))
     return ious
 
 

@@ -14,9 +14,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ahcq_plugin.metrics.mask_iou import mask_iou
 from ahcq_plugin.mm.box_prompted_sam import BoxPromptedSAM
 from ahcq_plugin.mm.data.images import read_rgb
-from ahcq_plugin.mm.report.images import draw_masks, draw_truth, intersection_over_union
+from ahcq_plugin.mm.report.images import draw_masks, draw_truth
 from ahcq_plugin.ptq import read_checkpoint
 from ahcq_plugin.support.files import replacing
 from ahcq_plugin.zoo.sam import build_sam, name_of_state
@@ -93,7 +94,7 @@ def compare(
     panels = [Panel("image", draw_truth(image, boxes.numpy(), nothing)), Panel("FP", draw_masks(image, floating))]
     for checkpoint in quantized:
         masks, recipe = masks_of(checkpoint.load_into(build_sam(name, False))), checkpoint.recipe
-        iou = float(np.mean(intersection_over_union(floating, masks)))
+        iou = float(mask_iou(floating, masks).mean())
         panels.append(Panel(f"{recipe.name} W{recipe.w_bits}A{recipe.a_bits}", draw_masks(image, masks), iou))
     return panels
 

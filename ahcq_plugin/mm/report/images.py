@@ -30,13 +30,6 @@ def object_colour(index: int) -> str:
     return OBJECT_COLOURS[index % len(OBJECT_COLOURS)]
 
 
-def intersection_over_union(first: np.ndarray, second: np.ndarray) -> list[float]:
-    """Of each pair of masks, bool (N, H, W); two empty masks agree: 1."""
-    both = (first & second).sum((1, 2))
-    union = (first | second).sum((1, 2))
-    return [float(b / u) if u else 1.0 for b, u in zip(both, union, strict=True)]
-
-
 def difference_image(floating: np.ndarray, quantized: np.ndarray) -> np.ndarray:
     """uint8 (H, W, 3): where the masks of each object agree, and where only one model has them.
 

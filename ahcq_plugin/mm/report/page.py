@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ahcq_plugin.graph.describe import WEIGHT_ROLE
+from ahcq_plugin.metrics.mask_iou import mask_iou
 from ahcq_plugin.mm.report import images as report_images
 from ahcq_plugin.mm.report import plots as report_plots
 from ahcq_plugin.mm.report.data import ReportData, SampleImage
@@ -85,10 +86,8 @@ def _stages(stages: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
 
 
 def _sample(sample: SampleImage) -> dict[str, Any]:
-    ious = report_images.intersection_over_union(sample.quantized, sample.floating)
-    to_truth = [
-        report_images.intersection_over_union(masks, sample.truth) for masks in (sample.floating, sample.quantized)
-    ]
+    ious = mask_iou(sample.quantized, sample.floating).tolist()
+    to_truth = [mask_iou(masks, sample.truth).tolist() for masks in (sample.floating, sample.quantized)]
     objects = [
         {"colour": report_images.object_colour(index), "iou": iou, "fp": fp, "quantized": quantized}
         for index, (iou, fp, quantized) in enumerate(zip(ious, *to_truth, strict=True))

@@ -11,8 +11,9 @@ import torch
 from segment_anything.modeling import Sam
 from torch import nn
 
+from ahcq_plugin.metrics.mask_iou import mask_iou
 from ahcq_plugin.zoo.items import Item
-from ahcq_plugin.zoo.predict import mask_iou, predict_masks
+from ahcq_plugin.zoo.predict import predict_masks
 
 #: Upper bounds of COCO's size classes, square pixels.
 SMALL, MEDIUM = 32**2, 96**2

@@ -16,21 +16,13 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ahcq_plugin.ptq.prepared import watched
+from ahcq_plugin.studies.tensors import channel_ranges, sample
 from ahcq_plugin.zoo.items import Item
 from ahcq_plugin.zoo.predict import predict_masks
 
 SAMPLES = 100_000  # values kept of each tensor
 PERCENTILES = (1, 10, 50, 90, 99, 99.9)
-
-
-def condition_numbers(model: nn.Module) -> dict[str, float]:
-    """Largest over smallest singular value of each Linear weight, in float64."""
-    result = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            values = torch.linalg.svdvals(module.weight.detach().double())
-            result[name] = float(values[0] / values[-1])
-    return result
 
 
 def channel_kind(name: str) -> str | None:
@@ -55,16 +47,12 @@ def attention_kind(name: str) -> str:
     return "decoder self"
 
 
-class _Recorder(TorchFunctionMode):
-    """Collects softmax outputs under the name of the attention module that is running, GELU outputs and the range of
-    each input channel of the layers of :func:`channel_kind`."""
+class _Softmaxes(TorchFunctionMode):
+    """Within the context, keeps a sample of every softmax under the name of the attention module that is running."""
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
-        self.softmax: dict[str, list[Tensor]] = {}
-        self.gelu: dict[str, list[Tensor]] = {}
-        self.low: dict[str, Tensor] = {}
-        self.high: dict[str, Tensor] = {}
+        self.kept: dict[str, list[Tensor]] = {}
         self.running: list[str] = []
         self.hooks = []
         for name, module in sam.named_modules():
@@ -73,19 +61,11 @@ class _Recorder(TorchFunctionMode):
                     module.register_forward_pre_hook(lambda m, x, name=name: self.running.append(name)),
                     module.register_forward_hook(lambda m, x, y: self.running.pop() and None),
                 ]
-            if isinstance(module, nn.GELU) and not name.startswith("prompt_encoder"):
-                self.hooks.append(
-                    module.register_forward_hook(
-                        lambda m, x, y, name=name: self._keep(self.gelu.setdefault(name, []), y)
-                    )
-                )
-            if isinstance(module, nn.Linear) and channel_kind(name):
-                self.hooks.append(module.register_forward_pre_hook(lambda m, x, name=name: self._range(name, x[0])))
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if self.running and func in (torch.softmax, Tensor.softmax, nn.functional.softmax):
-            self._keep(self.softmax.setdefault(self.running[-1], []), result)
+            self.kept.setdefault(self.running[-1], []).append(sample(result, SAMPLES // 16))
         return result
 
     def __exit__(self, *error: Any) -> None:
@@ -93,27 +73,30 @@ class _Recorder(TorchFunctionMode):
             hook.remove()
         super().__exit__(*error)
 
-    @staticmethod
-    def _keep(store: list[Tensor], values: Tensor) -> None:
-        flat = values.detach().flatten()
-        store.append(flat[:: max(1, len(flat) // (SAMPLES // 16))].clone())
-
-    def _range(self, name: str, x: Tensor) -> None:
-        flat = x.detach().reshape(-1, x.shape[-1])
-        low, high = flat.amin(0), flat.amax(0)
-        self.low[name] = torch.minimum(self.low[name], low) if name in self.low else low
-        self.high[name] = torch.maximum(self.high[name], high) if name in self.high else high
-
 
 def activation_statistics(sam: Sam, items: Iterable[Item]) -> dict[str, dict[str, dict[str, float]]]:
     """Post-GELU and post-softmax percentiles and channel ranges over ``items``, per module (softmax and GELU) or per
     layer (channels): ``{"gelu": …, "softmax": …, "channels": …}``."""
-    recorder = _Recorder(sam)
-    with recorder:
+    named = dict(sam.named_modules())
+    gelus = {n: m for n, m in named.items() if isinstance(m, nn.GELU) and not n.startswith("prompt_encoder")}
+    layers = {n: m for n, m in named.items() if isinstance(m, nn.Linear) and channel_kind(n)}
+    samples: dict[str, list[Tensor]] = {}
+    ranges: dict[str, Tensor] = {}
+
+    def keep(name: str, _: nn.Module, x: Tensor, out: Tensor) -> None:
+        samples.setdefault(name, []).append(sample(out, SAMPLES // 16))
+
+    def widen(name: str, _: nn.Module, x: Tensor, out: Tensor) -> None:
+        low, high = channel_ranges(x)
+        if name in ranges:
+            low, high = torch.minimum(ranges[name][0], low), torch.maximum(ranges[name][1], high)
+        ranges[name] = torch.stack([low, high])
+
+    with _Softmaxes(sam) as softmaxes, watched(gelus, keep), watched(layers, widen):
         for item in items:
             predict_masks(sam, item.image, item.boxes)
     gelu = {}
-    for name, parts in recorder.gelu.items():
+    for name, parts in samples.items():
         x = torch.cat(parts).double().numpy()
         centred = x - x.mean()
         gelu[name] = {
@@ -124,7 +107,7 @@ def activation_statistics(sam: Sam, items: Iterable[Item]) -> dict[str, dict[str
             "skewness": float((centred**3).mean() / (centred**2).mean() ** 1.5),
         }
     softmax = {}
-    for name, parts in recorder.softmax.items():
+    for name, parts in softmaxes.kept.items():
         x = torch.cat(parts).double().numpy()
         softmax[name] = {
             **_percentiles(x),
@@ -134,8 +117,8 @@ def activation_statistics(sam: Sam, items: Iterable[Item]) -> dict[str, dict[str
             "share below 2^-15": float((x < 2.0**-15).mean()),
         }
     channels = {}
-    for name, low in recorder.low.items():
-        width = (recorder.high[name] - low).double().numpy()
+    for name, (low, high) in ranges.items():
+        width = (high - low).double().numpy()
         channels[name] = {
             "min": float(width.min()),
             "median": float(np.median(width)),

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of a small SAM 2 on clips: one process, checkpoints that resume exactly, an average of the weights."""
+"""Training of a small SAM 2 on clips: one process, checkpoints that resume exactly, averaged weights."""
 
 from __future__ import annotations
 
-import json
-import logging
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +12,18 @@ import torch
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from ahcq_plugin.metrics.mask_iou import mask_iou
 from ahcq_plugin.studies.training.clip_samples import ClipSampleCfg, make_clip
 from ahcq_plugin.studies.training.init import cosine_patches, start_decoder
+from ahcq_plugin.studies.training.job import Job, carry_out, write_result
 from ahcq_plugin.studies.training.losses import DenseHead, dense_loss
 from ahcq_plugin.studies.training.pool import Level, load_pool
-from ahcq_plugin.studies.training.run import Run, Schedule, keep_freed_memory, save
+from ahcq_plugin.studies.training.run import Run, Schedule, keep_freed_memory
 from ahcq_plugin.studies.training.tracking import Prompts, image_levels, track, tracking_loss
 from ahcq_plugin.zoo.clips import render_clip
 from ahcq_plugin.zoo.sam2 import build_sam2
-
-logger = logging.getLogger(__name__)
 
 #: The model that comes with the package: constructor arguments of ``build_sam2``.
 SAM2_TINY = {
@@ -73,56 +70,22 @@ class Clips(Dataset):
         return make_clip(self.cfg.seed, index, self.late if late else self.cfg.sample, self.pool)
 
 
-def train_clips(
-    model_cfg: Mapping[str, Any],
-    cfg: ClipTrainCfg,
-    out_dir: str | Path,
-    coco: str | Path | None = None,
-    workers: int = 0,
-    device: str = "cpu",
-    resume: bool = False,
-    save_seconds: float = 180,
-    check_every: int = 400,
-) -> Path:
-    """Train and return the path of the weights (``model.pth`` in ``out_dir``, fp16, averaged; ``model.json`` beside
-    it). Arguments as for ``loop.train``."""
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
+def train_clips(model_cfg: Mapping[str, Any], cfg: ClipTrainCfg, job: Job) -> Path:
+    """Train a SAM 2 in this process and return the path of its weights, ``job.weights_file``.
+
+    Args: model_cfg: arguments of ``build_sam2``.
+    Raises: ValueError: several processes; a saved state beyond ``cfg.steps``.
+    """
+    if job.processes != 1:
+        raise ValueError(f"a SAM 2 is trained in one process, got `processes` = {job.processes}")
+    Path(job.out_dir).mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
-    pool, held = load_pool(coco) if coco else ([], [])
-    model = init_sam2(model_cfg, cfg.seed).to(device)
-    run = ClipRun(model, cfg)
-    run.head.to(device)
-    state_file = out_dir / "state.pth"
-    if resume and state_file.is_file():
-        run.load(torch.load(state_file, map_location=device, weights_only=True))
-    order = [[step * cfg.batch + i for i in range(cfg.batch)] for step in range(run.step, cfg.steps)]
-    saved, shown, first, totals = time.monotonic(), time.monotonic(), run.step, {}
-    for batch in DataLoader(Clips(cfg, pool), batch_sampler=order, num_workers=workers):
-        torch.manual_seed(cfg.seed * 1_000_003 + run.step)
-        for name, value in run.advance({k: v.to(device) for k, v in batch.items()}).items():
-            totals[name] = totals.get(name, 0.0) + float(value)
-        if run.step % 50 == 0:
-            logger.info(
-                "step %d lr %.1e %s s/step %.2f",
-                run.step,
-                cfg.learning_rate(run.step - 1),
-                " ".join(f"{k} {v / (run.step - first):.4f}" for k, v in totals.items()),
-                (time.monotonic() - shown) / (run.step - first),
-            )
-            shown, first, totals = time.monotonic(), run.step, {}
-        if time.monotonic() - saved > save_seconds:
-            save(run.state(), state_file)
-            saved = time.monotonic()
-        if run.step % check_every == 0:
-            averaged = build_sam2(model_cfg, checkpoint=False)
-            averaged.load_state_dict(run.average)
-            logger.info("held out: %s", held_out_j(averaged.to(device)))
-    save(run.state(), state_file)
-    save({k: v.half() for k, v in run.average.items()}, out_dir / "model.pth")
-    facts = {"model": dict(model_cfg), "training": asdict(cfg), "real_images": len(pool), "held_out_images": held}
-    (out_dir / "model.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    return out_dir / "model.pth"
+    pool, held_out = load_pool(job.coco) if job.coco else ([], [])
+    run = ClipRun(init_sam2(model_cfg, cfg.seed).to(job.device), cfg)
+    run.head.to(job.device)
+    carry_out(run, Clips(cfg, pool), job, held_out_j)
+    write_result(run, job, model_cfg, len(pool), held_out)
+    return job.weights_file
 
 
 def init_sam2(cfg: Mapping[str, Any], seed: int) -> SAM2Base:
@@ -196,15 +159,10 @@ def held_out_j(model: SAM2Base, clips: int = 24, frames: int = 8) -> dict[str, f
         with torch.autocast(device.type, torch.bfloat16):
             features, _ = image_levels(model, pixels)
             owner = torch.zeros(len(truth), dtype=torch.long, device=device)
-            found = track(model, features, frames, owner, Prompts(masks=truth[:, :1]))
-        logits = torch.stack(found.logits, 1).float()
+            predictions = track(model, features, frames, owner, Prompts(masks=truth[:, :1]))
+        logits = torch.stack(predictions.logits, 1).float()
         logits = torch.nn.functional.interpolate(logits, size=truth.shape[-2:], mode="bilinear", align_corners=False)
-        seen = (torch.stack(found.score, 1) > 0)[..., None, None]
-        ours.append(_iou((logits > 0) & seen, truth)[:, 1:].mean(1))
-        copied.append(_iou(truth[:, :1].expand_as(truth), truth)[:, 1:].mean(1))
+        seen = (torch.stack(predictions.score, 1) > 0)[..., None, None]
+        ours.append(mask_iou((logits > 0) & seen, truth)[:, 1:].mean(1))
+        copied.append(mask_iou(truth[:, :1].expand_as(truth), truth)[:, 1:].mean(1))
     return {"J": round(float(torch.cat(ours).mean()), 4), "copied": round(float(torch.cat(copied).mean()), 4)}
-
-
-def _iou(a: Tensor, b: Tensor) -> Tensor:
-    both, either = (a & b).sum((-2, -1)), (a | b).sum((-2, -1))
-    return torch.where(either == 0, torch.ones_like(either, dtype=torch.float), both / either.clamp(min=1))

@@ -1,31 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: one or more processes, checkpoints that resume exactly, an average of the weights."""
+"""Training of a small SAM on images: one or more processes, checkpoints that resume exactly, averaged weights."""
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ahcq_plugin.studies.training.init import init_sam
+from ahcq_plugin.studies.training.job import Job, carry_out, write_result
 from ahcq_plugin.studies.training.losses import DenseHead, dense_loss, mask_loss
 from ahcq_plugin.studies.training.pool import Level, load_pool
-from ahcq_plugin.studies.training.run import Run, Schedule, keep_freed_memory, save
+from ahcq_plugin.studies.training.run import Run, Schedule, keep_freed_memory
 from ahcq_plugin.studies.training.samples import SampleCfg, make_sample
 from ahcq_plugin.studies.training.validate import held_out_iou
-from ahcq_plugin.zoo.sam import build_sam
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,110 +45,50 @@ class Samples(Dataset):
         return make_sample(self.cfg.seed, index, self.late if late else self.cfg.sample, self.pool)
 
 
-def train(
-    model_cfg: Mapping[str, Any],
-    cfg: TrainCfg,
-    out_dir: str | Path,
-    coco: str | Path | None = None,
-    processes: int = 1,
-    workers: int = 0,
-    device: str = "cpu",
-    resume: bool = False,
-    save_seconds: float = 180,
-    check_every: int = 400,
-) -> Path:
-    """Train and return the path of the weights (``model.pth`` in ``out_dir``, fp16, averaged; ``model.json`` beside
-    it holds the model's config and how it was trained).
+def train(model_cfg: Mapping[str, Any], cfg: TrainCfg, job: Job) -> Path:
+    """Train a Sam and return the path of its weights, ``job.weights_file``.
 
-    Args:
-        model_cfg: arguments of ``build_sam``. coco: COCO folder with real images, or None for scenes only.
-        processes: on a CPU, processes of one thread each that share a step's images. workers: processes that make
-            samples, for each of them; 0: made in place.
-        resume: go on from ``out_dir/state.pth`` when it is there.
-        save_seconds, check_every: how often the state is saved, and how many steps lie between two measurements on
-            held-out data. Neither changes the result.
+    Args: model_cfg: arguments of ``build_sam``.
+    Raises: ValueError: the samples of a step cannot be shared evenly; a saved state beyond ``cfg.steps``.
     """
-    if cfg.batch % processes:
-        raise ValueError(f"`batch` must be a multiple of `processes`, got {cfg.batch} and {processes}")
-    if processes > 1 and device != "cpu":
-        raise ValueError(f"`processes` above 1 are for the CPU, got device {device!r}")
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    job = (processes, dict(model_cfg), cfg, out_dir, coco, workers, device, resume, save_seconds, check_every)
-    if processes == 1:
-        _work(0, *job)
+    if cfg.batch % job.processes:
+        raise ValueError(f"`batch` must be a multiple of `processes`, got {cfg.batch} and {job.processes}")
+    Path(job.out_dir).mkdir(parents=True, exist_ok=True)
+    if job.processes == 1:
+        _work(0, dict(model_cfg), cfg, job)
     else:
-        store = out_dir / f".rendezvous.{os.getpid()}"
-        torch.multiprocessing.spawn(_work, args=(*job, str(store)), nprocs=processes)
+        store = Path(job.out_dir) / f".rendezvous.{os.getpid()}"
+        torch.multiprocessing.spawn(_join, args=(str(store), dict(model_cfg), cfg, job), nprocs=job.processes)
         store.unlink(missing_ok=True)
-    return out_dir / "model.pth"
+    return job.weights_file
 
 
-def _work(
-    rank: int,
-    processes: int,
-    model_cfg: dict[str, Any],
-    cfg: TrainCfg,
-    out_dir: Path,
-    coco: Path | None,
-    workers: int,
-    device: str,
-    resume: bool,
-    save_seconds: float,
-    check_every: int,
-    store: str = "",
-) -> None:
-    if processes > 1:
-        logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(asctime)s %(message)s")
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=processes)
+def _join(rank: int, store: str, model_cfg: dict[str, Any], cfg: TrainCfg, job: Job) -> None:
+    """One of several processes."""
+    if job.on_start is not None:
+        job.on_start(rank)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=job.processes)
+    _work(rank, model_cfg, cfg, job)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _work(rank: int, model_cfg: dict[str, Any], cfg: TrainCfg, job: Job) -> None:
     keep_freed_memory()
-    pool, held = load_pool(coco) if coco else ([], [])
-    sam = init_sam(model_cfg, cfg.seed).to(device)
-    head = DenseHead(model_cfg["prompt_embed_dim"]).to(device)
-    run = SamRun(sam, head, cfg)
-    state_file = out_dir / "state.pth"
-    if resume and state_file.is_file():
-        run.load(torch.load(state_file, map_location=device, weights_only=True))
-    local = cfg.batch // processes
-    order = [step * cfg.batch + rank * local + i for step in range(run.step, cfg.steps) for i in range(local)]
-    saved, shown, first, totals = time.monotonic(), time.monotonic(), run.step, {}
-    for batch in DataLoader(Samples(cfg, pool), batch_size=local, sampler=order, num_workers=workers):
-        torch.manual_seed((cfg.seed * 1_000_003 + run.step) * processes + rank)
-        terms = run.advance({k: v.to(device) for k, v in batch.items()}, processes)
-        for name, value in terms.items():
-            totals[name] = totals.get(name, 0.0) + float(value)
-        if rank:
-            continue
-        if run.step % 50 == 0:
-            speed = (run.step - first) * cfg.batch / (time.monotonic() - shown)
-            logger.info(
-                "step %d lr %.1e %s img/s %.1f",
-                run.step,
-                cfg.learning_rate(run.step - 1),
-                " ".join(f"{k} {v / (run.step - first):.4f}" for k, v in totals.items()),
-                speed,
-            )
-            shown, first, totals = time.monotonic(), run.step, {}
-        if time.monotonic() - saved > save_seconds:
-            save(run.state(), state_file)
-            saved = time.monotonic()
-        if run.step % check_every == 0:
-            logger.info("held out: %s", held_out_iou(run.averaged(model_cfg), coco, held))
+    pool, held_out = load_pool(job.coco) if job.coco else ([], [])
+    sam = init_sam(model_cfg, cfg.seed).to(job.device)
+    head = DenseHead(model_cfg["prompt_embed_dim"]).to(job.device)
+    run = SamRun(sam, head, cfg, job.processes)
+    carry_out(run, Samples(cfg, pool), job, lambda model: held_out_iou(model, job.coco, held_out), rank)
     if rank == 0:
-        save(run.state(), state_file)
-        save({k: v.half() for k, v in run.average.items()}, out_dir / "model.pth")
-        facts = {"model": model_cfg, "training": asdict(cfg), "real_images": len(pool), "held_out_images": held}
-        (out_dir / "model.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    if processes > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+        write_result(run, job, model_cfg, len(pool), held_out)
 
 
 class SamRun(Run):
     """A run of a Sam with its dense head."""
 
-    def __init__(self, sam: torch.nn.Module, head: DenseHead, cfg: TrainCfg) -> None:
+    def __init__(self, sam: torch.nn.Module, head: DenseHead, cfg: TrainCfg, processes: int = 1) -> None:
         prompt = [p for module in (sam.prompt_encoder, sam.mask_decoder) for p in module.parameters()]
         # apart: the decoder's gradients are larger and would shrink the encoder's
         parts = [[*sam.image_encoder.parameters(), *head.parameters()], prompt]
@@ -163,10 +98,10 @@ class SamRun(Run):
             for name, p in (*sam.named_parameters(), *head.named_parameters())
             if p.ndim >= 2 and not any(word in name for word in ("rel_pos", "embed", "token"))
         ]
-        super().__init__(sam, head, parts, matrices, cfg)
+        super().__init__(sam, head, parts, matrices, cfg, processes)
 
-    def advance(self, batch: Mapping[str, Tensor], processes: int) -> dict[str, Tensor]:
-        """One step on this process's share of the images; gradients are averaged over the processes."""
+    def advance(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One step on this process's share of the images."""
         cfg, sam = self.cfg, self.model
         pixels = (batch["image"].float() - sam.pixel_mean) / sam.pixel_std
         with torch.autocast(pixels.device.type, torch.bfloat16):
@@ -180,11 +115,5 @@ class SamRun(Run):
                 batch["targets"],
                 plain_share=0.0 if early else 0.5,
             )
-        self.update((1.0 if early else cfg.dense_weight) * dense + mask, processes)
+        self.update((1.0 if early else cfg.dense_weight) * dense + mask)
         return {**terms, **more}
-
-    def averaged(self, model_cfg: Mapping[str, Any]) -> torch.nn.Module:
-        """A copy of the model with the averaged weights, in evaluation mode."""
-        sam = build_sam(model_cfg, checkpoint=False)
-        sam.load_state_dict(self.average)
-        return sam.to(next(self.model.parameters()).device)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import logging
 import math
@@ -58,12 +59,20 @@ class Run:
     Args:
         parts: lists of parameters whose gradients are clipped apart.
         matrices: parameters that Muon updates; AdamW takes the rest of ``model`` and ``head``.
+        processes: that take part; gradients are averaged over them.
     """
 
     def __init__(
-        self, model: nn.Module, head: nn.Module, parts: list[list[Tensor]], matrices: list[Tensor], cfg: Schedule
+        self,
+        model: nn.Module,
+        head: nn.Module,
+        parts: list[list[Tensor]],
+        matrices: list[Tensor],
+        cfg: Schedule,
+        processes: int = 1,
     ) -> None:
-        self.model, self.head, self.parts, self.cfg, self.step = model, head, parts, cfg, 0
+        self.model, self.head, self.parts, self.cfg, self.processes = model, head, parts, cfg, processes
+        self.step = 0
         taken = {id(p) for p in matrices}
         rest = [p for p in (*model.parameters(), *head.parameters()) if id(p) not in taken]
         self.optimizers = [
@@ -72,9 +81,13 @@ class Run:
         ]
         self.average = {k: v.clone() for k, v in model.state_dict().items()}
 
-    def update(self, loss: Tensor, processes: int = 1) -> None:
+    def advance(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One step on this process's share of the samples; returns terms of the loss, detached."""
+        raise NotImplementedError
+
+    def update(self, loss: Tensor) -> None:
         """One step down the gradient of ``loss``, averaged over the processes."""
-        cfg = self.cfg
+        cfg, processes = self.cfg, self.processes
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -95,7 +108,14 @@ class Run:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.values()), list(self.model.state_dict().values()), 1 - keep)
 
+    def averaged(self) -> nn.Module:
+        """A copy of the model with the averaged weights, in evaluation mode."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.average)
+        return model.eval()
+
     def state(self) -> dict[str, Any]:
+        """What ``load`` goes on from."""
         return {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -106,6 +126,7 @@ class Run:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state. Raises: ValueError: it is beyond the last step."""
         if state["step"] > self.cfg.steps:
             raise ValueError(f"the saved state is at step {state['step']}, beyond `steps` = {self.cfg.steps}")
         self.model.load_state_dict(state["model"])

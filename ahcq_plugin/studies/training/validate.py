@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from segment_anything.modeling import Sam
 
+from ahcq_plugin.metrics.mask_iou import mask_iou
 from ahcq_plugin.zoo.items import coco_items, scene_items
-from ahcq_plugin.zoo.predict import mask_iou, predict_masks
+from ahcq_plugin.zoo.predict import predict_masks
 
 
 def held_out_iou(

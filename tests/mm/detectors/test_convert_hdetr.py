@@ -22,15 +22,8 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from ahcq_plugin.mm.detectors.convert_hdetr import (
-    COCO_IDS,
-    build_detector,
-    convert_hdetr,
-    convert_state_dict,
-    fit,
-    new_name,
-    read_checkpoint,
-)
+from ahcq_plugin.mm.detectors.convert_hdetr import OFFICIAL, convert_hdetr, convert_state_dict, new_name
+from ahcq_plugin.mm.detectors.official import COCO_IDS, build_detector, fit, read_checkpoint
 
 DATA = Path(__file__).parents[1] / "data"
 DETECTORS = Path(__file__).resolve().parents[3] / "mm_configs" / "_base_" / "detectors"
@@ -159,21 +152,19 @@ def test_other_checkpoints_are_refused(tmp_path, official_shapes):
         convert_state_dict({"class_embed.0.bias": one, "transformer.decoder.class_embed.0.bias": other})
     model = MODELS.build(small("r50"))
     state = convert_state_dict(official_state(official_shapes["r50"], model))
-    with pytest.raises(
-        ValueError, match=r"first: query_embedding.weight has shape \(9, 256\), the config's \(1800, 256"
-    ):
+    with pytest.raises(ValueError, match=r"first: query_embedding.weight has shape \(9, 256\), the model \(1800, 256"):
         fit(state | {"query_embedding.weight": torch.zeros(9, 256)}, model)
     del state["level_embed"]
-    with pytest.raises(ValueError, match="1 of .* tensors do not fit the config, first: level_embed is missing"):
+    with pytest.raises(ValueError, match="fit the config: 1 of .* tensors differ, first: level_embed is missing"):
         fit(state, model)
     with pytest.raises(FileNotFoundError, match="no checkpoint .*x.pth"):
-        read_checkpoint(tmp_path / "x.pth")
+        read_checkpoint(tmp_path / "x.pth", OFFICIAL)
     (tmp_path / "bad.pth").write_bytes(b"\xff" * 100)
     with pytest.raises(ValueError, match="cannot read .*bad.pth"):
-        read_checkpoint(tmp_path / "bad.pth")
+        read_checkpoint(tmp_path / "bad.pth", OFFICIAL)
     torch.save({"state_dict": {}}, tmp_path / "mm.pth")
-    with pytest.raises(ValueError, match="mm.pth has no state dict under 'model'"):
-        read_checkpoint(tmp_path / "mm.pth")
+    with pytest.raises(ValueError, match="mm.pth has no state dict under 'model': not an official H-Def"):
+        read_checkpoint(tmp_path / "mm.pth", OFFICIAL)
     with pytest.raises(ValueError, match="yolox_nano.py has the detector YOLOX; expected HDeformableDETR"):
         build_detector(DETECTORS / "yolox_nano.py", "HDeformableDETR")
 

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from torch.nn import functional as F
 
 from ahcq_plugin.mm.detectors.convert_dino import convert_dino, convert_state_dict, new_name
-from ahcq_plugin.mm.detectors.convert_hdetr import COCO_IDS, fit
+from ahcq_plugin.mm.detectors.official import COCO_IDS, fit
 
 CONFIG = Path(__file__).resolve().parents[3] / "mm_configs" / "_base_" / "detectors" / "dino_focalnet_l.py"
 SMALL = dict(width=8, depths=(1, 2, 1, 1), levels=2, encoder=1)
@@ -188,8 +188,11 @@ def test_a_file_is_converted_for_a_config(tmp_path):
     assert torch.equal(content["neck.extra_convs.0.conv.weight"], state["input_proj.4.0.weight"])
 
 
-def test_other_checkpoints_are_refused():
-    with pytest.raises(ValueError, match="unknown parameter 'fpn.x'"):
+def test_other_checkpoints_are_refused(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "mm.pth")
+    with pytest.raises(ValueError, match=r"mm.pth has no state dict under 'model': not an official DINO \(FocalNet\)"):
+        convert_dino(tmp_path / "mm.pth", tmp_path / "new.pth", tmp_path / "small.py")
+    with pytest.raises(ValueError, match=r"unknown parameter 'fpn.x': not an official DINO \(FocalNet\) checkpoint"):
         new_name("fpn.x")
     with pytest.raises(ValueError, match="80 rows; expected 91"):
         convert_state_dict({"class_embed.0.weight": torch.zeros(80, 256)})

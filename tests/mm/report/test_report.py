@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ahcq_plugin.mm.report.data import ReportData, SampleImage
-from ahcq_plugin.mm.report.images import DIFFERENCE, MAX_WIDTH, difference_image, intersection_over_union, rgb
+from ahcq_plugin.mm.report.images import DIFFERENCE, MAX_WIDTH, difference_image, rgb
 from ahcq_plugin.mm.report.page import render_report, write_report
 from ahcq_plugin.ptq.distributions import Distribution, Histogram
 
@@ -199,12 +199,6 @@ def test_a_pixel_lost_by_one_object_and_gained_by_another_is_mixed():
     quantized[1, 0, 1:] = True
     expected = [rgb(DIFFERENCE[name]) for name in ("only FP", "mixed", "only quantized")]
     assert difference_image(floating, quantized)[0].tolist() == [list(colour) for colour in expected]
-
-
-def test_iou_of_masks():
-    first = np.array([[[1, 1, 0]], [[0, 0, 0]], [[1, 0, 0]]], bool)
-    second = np.array([[[0, 1, 1]], [[0, 0, 0]], [[0, 0, 0]]], bool)
-    assert intersection_over_union(first, second) == [1 / 3, 1.0, 0.0]
 
 
 def test_big_images_are_shown_small():

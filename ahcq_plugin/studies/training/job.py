@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a run is carried out: where it reads and writes, the loop over its steps, its log, the files it leaves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ahcq_plugin.studies.training.run import Run, save
+
+logger = logging.getLogger(__name__)
+LOG_EVERY = 50  # steps
+
+
+@dataclass(frozen=True)
+class Job:
+    """Files and machine of a run. Of these, only ``coco`` and ``processes`` change its result.
+
+    Args:
+        out_dir: folder for ``state.pth``, ``model.pth`` and ``model.json``; made when absent.
+        coco: COCO folder with real images; None: generated ones alone.
+        processes: on a CPU, processes of one thread each that share the samples of a step.
+        workers: processes that make samples, for each of them; 0: made in place.
+        resume: go on from ``out_dir/state.pth`` when it is there.
+        save_seconds: how often the state is saved.
+        check_every: steps between two measurements on held-out data.
+        on_start: called with its rank in every process that the training starts, before anything else: logging is set
+            up there. It must be importable from its module.
+    """
+
+    out_dir: str | Path
+    coco: str | Path | None = None
+    processes: int = 1
+    workers: int = 0
+    device: str = "cpu"
+    resume: bool = False
+    save_seconds: float = 180
+    check_every: int = 400
+    on_start: Callable[[int], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.processes > 1 and self.device != "cpu":
+            raise ValueError(f"`processes` above 1 are for the CPU, got device {self.device!r}")
+
+    @property
+    def state_file(self) -> Path:
+        """What a run is resumed from."""
+        return Path(self.out_dir) / "state.pth"
+
+    @property
+    def weights_file(self) -> Path:
+        """The averaged weights, fp16; beside it a JSON file says how they were made."""
+        return Path(self.out_dir) / "model.pth"
+
+
+def carry_out(
+    run: Run, samples: Dataset, job: Job, measure: Callable[[nn.Module], Mapping[str, float]], rank: int = 0
+) -> None:
+    """Take ``run`` to its last step, from the saved state with ``job.resume``.
+
+    Args:
+        samples: step s takes the samples s * batch up to (s + 1) * batch; each process its share of them.
+        measure: figures of the averaged model on held-out data.
+        rank: of this process; the first one logs, measures and saves.
+    """
+    if job.resume and job.state_file.is_file():
+        run.load(torch.load(job.state_file, map_location=job.device, weights_only=True))
+    cfg, local = run.cfg, run.cfg.batch // job.processes
+    shares = [[step * cfg.batch + rank * local + i for i in range(local)] for step in range(run.step, cfg.steps)]
+    log, saved = _Log(run), time.monotonic()
+    for batch in DataLoader(samples, batch_sampler=shares, num_workers=job.workers):
+        torch.manual_seed((cfg.seed * 1_000_003 + run.step) * job.processes + rank)
+        terms = run.advance({name: value.to(job.device) for name, value in batch.items()})
+        if rank:
+            continue
+        log.add(terms)
+        if time.monotonic() - saved > job.save_seconds:
+            save(run.state(), job.state_file)
+            saved = time.monotonic()
+        if run.step % job.check_every == 0:
+            logger.info("held out: %s", measure(run.averaged()))
+
+
+def write_result(run: Run, job: Job, model_cfg: Mapping[str, Any], real_images: int, held_out: list[int]) -> None:
+    """The last state, the averaged weights in half precision, and what they are and were trained on."""
+    save(run.state(), job.state_file)
+    save({name: value.half() for name, value in run.average.items()}, job.weights_file)
+    facts = {
+        "model": dict(model_cfg),
+        "training": asdict(run.cfg),
+        "real_images": real_images,
+        "held_out_images": held_out,
+    }
+    job.weights_file.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+class _Log:
+    """Means of the terms of the loss since the last line, every :data:`LOG_EVERY` steps."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.first, self.since = run, run.step, time.monotonic()
+        self.totals: dict[str, float] = {}
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self.totals[name] = self.totals.get(name, 0.0) + float(value)
+        step = self.run.step
+        if step % LOG_EVERY:
+            return
+        steps = step - self.first
+        logger.info(
+            "step %d lr %.1e %s s/step %.2f",
+            step,
+            self.run.cfg.learning_rate(step - 1),
+            " ".join(f"{name} {total / steps:.4f}" for name, total in self.totals.items()),
+            (time.monotonic() - self.since) / steps,
+        )
+        self.first, self.since, self.totals = step, time.monotonic(), {}
