@@ -32,7 +32,7 @@ from ahcq_plugin.mm.detectors.convert_hdetr import (
     read_checkpoint,
 )
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parent / "data"
 DETECTORS = Path(__file__).resolve().parents[3] / "mm_configs" / "_base_" / "detectors"
 CONFIGS = {"r50": "hdetr_r50.py", "swin_tiny": "hdetr_swin_t.py", "swin_large": "hdetr_swin_l.py"}
 
