@@ -19,7 +19,7 @@ from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE, load_file, save_atomic, 
 from ahcq_plugin.ptq.precondition import ConditionReport, original_tensors, restore_originals
 from ahcq_plugin.ptq.prepare import UnitPreparer, prepare_unit
 from ahcq_plugin.ptq.recipe import Recipe
-from ahcq_plugin.ptq.reconstruct import UnitReport, fingerprint
+from ahcq_plugin.ptq.reconstruct import ResumeError, UnitReport, fingerprint
 from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device
 from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.workers import ALONE, Workers
@@ -97,7 +97,9 @@ def quantize(
         (the quantized model, QuantReport)
     Raises:
         ValueError, TypeError: bad arguments, before anything is computed.
-        RuntimeError: a unit does not trace; its subclass AuditError: the audit failed.
+        ResumeError: the interrupted run was another; a ValueError.
+        UnitError: a unit does not trace, is never reached, or its values are not finite; a RuntimeError.
+        AuditError: the audit failed; a RuntimeError.
     """
     given = {"w_bits": w_bits, "a_bits": a_bits, "iterations": iterations, "seed": seed}
     recipe = Recipe.from_config(recipe, **{key: value for key, value in given.items() if value is not None})
@@ -144,7 +146,7 @@ def _calibrate(
             if saved["fingerprint"] != mark:
                 changed = sorted(k for k, v in recipe.to_dict().items() if saved["recipe"].get(k) != v)
                 what = f"the recipe changed ({', '.join(changed)})" if changed else "the model or the data changed"
-                raise ValueError(f"cannot resume from {work_dir}: {what}; use a new work dir, or start without resume")
+                raise ResumeError(f"cannot resume from {work_dir}: {what}; use a new work dir, or start without resume")
             model.load_state_dict(saved["state"])
             restore_originals(model, saved["originals"])
             return [ConditionReport(**layer) for layer in saved["conditions"]]

@@ -9,12 +9,13 @@ from ahcq_plugin.ptq.precondition import precondition
 from ahcq_plugin.ptq.prepare import prepare, prepare_unit
 from ahcq_plugin.ptq.prepared import quantizers, set_quantization
 from ahcq_plugin.ptq.recipe import Recipe
-from ahcq_plugin.ptq.reconstruct import UnitReport, reconstruct
+from ahcq_plugin.ptq.reconstruct import ResumeError, UnitReport, reconstruct
 
 __all__ = [
     "AuditError",
     "AuditReport",
     "Recipe",
+    "ResumeError",
     "UnitReport",
     "audit",
     "calibrate",

@@ -31,6 +31,10 @@ from ahcq_plugin.support.workers import ALONE, Workers
 logger = logging.getLogger(__name__)
 
 
+class ResumeError(ValueError):
+    """What an interrupted run left was made with another model, other data or another recipe."""
+
+
 @dataclass(frozen=True)
 class UnitReport:
     """Outcome of one unit.
@@ -82,7 +86,7 @@ def reconstruct(
     Returns:
         One report per unit, in order of execution.
     Raises:
-        ValueError: ``resume`` finds units saved for another model, data or recipe.
+        ResumeError: ``resume`` finds units saved for another model, data or recipe.
     """
     check_batches(batches)
     if resume and work_dir is None:
@@ -132,7 +136,7 @@ def _steps(unit: nn.Module, recipe: Recipe) -> int:
 def _load_unit(path: Path, mark: str, name: str) -> dict[str, Any]:
     saved = load_file(path)
     if saved["fingerprint"] != mark or saved["report"]["name"] != name:
-        raise ValueError(
+        raise ResumeError(
             f"cannot resume from {path}: it was made with another model, other calibration data or another recipe; "
             "use a new work dir, or start without resume"
         )
