@@ -27,7 +27,7 @@ from ahcq_plugin.ptq.precondition import ConditionReport, original_tensors, rest
 from ahcq_plugin.ptq.prepare import UnitPreparer, prepare_unit
 from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
-from ahcq_plugin.ptq.resume import UnitReport, determining, fingerprint
+from ahcq_plugin.ptq.resume import ResumeError, UnitReport, determining, fingerprint
 from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device
 from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.workers import ALONE, Workers
@@ -111,7 +111,9 @@ def quantize(
         (the quantized model, QuantReport)
     Raises:
         ValueError, TypeError: bad arguments, before anything is computed.
-        RuntimeError: a unit does not trace; its subclass AuditError: the audit failed.
+        ResumeError: the interrupted run was another; a ValueError.
+        UnitError: a unit does not trace, is never reached, or its values are not finite; a RuntimeError.
+        AuditError: the audit failed; a RuntimeError.
     """
     given = {"w_bits": w_bits, "a_bits": a_bits, "iterations": iterations, "seed": seed}
     recipe = Recipe.from_config(recipe, **{key: value for key, value in given.items() if value is not None})
@@ -224,7 +226,7 @@ class _Run:
                 settings = determining(self.recipe)
                 changed = sorted(key for key, value in settings.items() if saved["recipe"].get(key) != value)
                 what = f"the recipe changed ({', '.join(changed)})" if changed else "the model or the data changed"
-                raise ValueError(
+                raise ResumeError(
                     f"cannot resume from {self.work_dir}: {what}; use a new work dir, or start without resume"
                 )
             self.model.load_state_dict(saved["state"])

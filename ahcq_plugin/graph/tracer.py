@@ -110,6 +110,10 @@ def check_fixed(value: Any, fixed: Any, name: str, kind: str) -> None:
     )
 
 
+class UnitError(RuntimeError):
+    """A model cannot be quantized as it is: a unit does not trace, is not reached, or its values are not finite."""
+
+
 def trace_unit(module: nn.Module, name: str) -> fx.GraphModule:
     """Trace a unit in eval mode; parameters are shared with ``module`` and keep their paths.
 
@@ -119,7 +123,7 @@ def trace_unit(module: nn.Module, name: str) -> fx.GraphModule:
     Returns:
         A GraphModule with the unit's ``state_dict`` keys and ``meta["ahcq_unit"] = {"name": name, "placements": []}``.
     Raises:
-        RuntimeError: the unit does not trace; names it and the source line that stopped the tracer.
+        UnitError: the unit does not trace; names it and the source line that stopped the tracer.
     """
     attributes = set(vars(module))
     try:
@@ -128,7 +132,7 @@ def trace_unit(module: nn.Module, name: str) -> fx.GraphModule:
         traced = fx.GraphModule(module, graph, class_name=type(module).__name__)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RuntimeError(
+        raise UnitError(
             f"unit '{name}' ({type(module).__name__}) does not trace{_source_line(error)}: {reason}. "
             "Rewrite that code without control flow on tensor values, or leave the unit out with `units=`"
         ) from error

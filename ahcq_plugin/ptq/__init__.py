@@ -10,13 +10,14 @@ from ahcq_plugin.ptq.prepare import prepare, prepare_unit
 from ahcq_plugin.ptq.prepared import quantizers, set_quantization
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.reconstruct import reconstruct
-from ahcq_plugin.ptq.resume import UnitReport
+from ahcq_plugin.ptq.resume import ResumeError, UnitReport
 
 __all__ = [
     "AuditError",
     "AuditReport",
     "Checkpoint",
     "Recipe",
+    "ResumeError",
     "UnitReport",
     "audit",
     "calibrate",

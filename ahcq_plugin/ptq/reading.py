@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from ahcq_plugin.graph import UnitError
 from ahcq_plugin.ptq.prepared import intercepted
 
 
@@ -60,7 +61,7 @@ def read_units(units: dict[str, nn.Module], run: Callable[[], Any]) -> Reading:
     """Watch ``units`` during ``run()``, one forward of their model.
 
     Raises:
-        RuntimeError: a unit is never called.
+        UnitError: a unit is never called.
     """
     order: dict[str, None] = {}
     reads: dict[str, frozenset[str]] = {}
@@ -81,7 +82,7 @@ def read_units(units: dict[str, nn.Module], run: Callable[[], Any]) -> Reading:
         run()
     missing = [name for name in units if name not in reads]
     if missing:
-        raise RuntimeError(f"the forward never calls unit {missing[0]!r}; leave it out with `units=`")
+        raise UnitError(f"the forward never calls unit {missing[0]!r}; leave it out with `units=`")
     return Reading(list(order), reads, calls)
 
 

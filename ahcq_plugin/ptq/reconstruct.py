@@ -51,7 +51,7 @@ def reconstruct(
     Returns:
         One report per unit, in order of execution.
     Raises:
-        ValueError: ``resume`` finds units saved for another model, data or recipe.
+        ResumeError: ``resume`` finds units saved for another model, data or recipe.
     """
     check_batches(batches)
     if resume and work_dir is None:

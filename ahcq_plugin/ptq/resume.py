@@ -18,6 +18,10 @@ from ahcq_plugin.support.digest import digest
 from ahcq_plugin.support.workers import Workers
 
 
+class ResumeError(ValueError):
+    """What an interrupted run left was made with another model, other data or another recipe."""
+
+
 @dataclass(frozen=True)
 class UnitReport:
     """Outcome of one unit.
@@ -77,14 +81,14 @@ class UnitFiles:
         """Give ``unit``, the one at place ``number``, its finished state; None: there is none.
 
         Raises:
-            ValueError: it was saved for another model, data or recipe.
+            ResumeError: it was saved for another model, data or recipe.
         """
         if self.folder is None or not self.workers.first(self.resume and self._path(number).exists()):
             return None
         path = self._path(number)
         saved = load_file(path)
         if saved["fingerprint"] != self.mark or saved["report"]["name"] != name:
-            raise ValueError(
+            raise ResumeError(
                 f"cannot resume from {path}: it was made with another model, other calibration data or another recipe; "
                 "use a new work dir, or start without resume"
             )

@@ -41,9 +41,9 @@ class TimmFocalNet(BaseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps (B, C, H, W) at strides 4, 8, 16, 32 of images (B, 3, H, W)."""
-        x, found = self.stem(x), []
+        x, maps = self.stem(x), []
         for index, stage in enumerate(self.layers):
             x = stage(x)
             if index in self.out_indices:
-                found.append(self.norms[str(index)](x))
-        return tuple(found)
+                maps.append(self.norms[str(index)](x))
+        return tuple(maps)
