@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
 from ahcq_plugin.mm.data.wrappers import wrapped
-from ahcq_plugin.mm.weights import WEIGHTS
+from ahcq_plugin.zoo.published import of_path
 
 DRY_RUN = "--dry-run runs without it"
 
@@ -103,7 +103,5 @@ def check_detector(cfg: Config) -> None:
 
 def _where_to_get(path: str) -> str:
     """For a message: who fetches a published file, '' for others."""
-    for entry in WEIGHTS.values():
-        if entry.file == Path(path).name:
-            return f": python tools/fetch_weights.py {entry.name} makes it of {entry.url}"
-    return ""
+    entry = of_path(path)
+    return f": python tools/fetch_weights.py {entry.name} makes it of {entry.url}" if entry else ""
