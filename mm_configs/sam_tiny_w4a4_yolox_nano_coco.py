@@ -5,11 +5,6 @@ _base_ = [
     "./_base_/detectors/yolox_nano.py",
     "./_base_/sam/sam_tiny.py",
     "./_base_/quant/ahcq_w4a4_short.py",
-    "./_base_/runtime/ptq.py",
 ]
 test_dataloader = dict(num_workers=0, persistent_workers=False, dataset={{_base_.eval_dataset}})
-test_cfg = dict(
-    type="PTQLoop",
-    calib=dict(dataset={{_base_.calib_dataset}}, num_images=32, max_boxes=16, seed=0),
-    cache_dir="work_dirs/cache",
-)  # detections and floating-point results, for all runs
+test_cfg = dict(calib=dict(dataset={{_base_.calib_dataset}}))

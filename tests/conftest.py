@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests import skips
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # The same examples in every run, and no opinion on how fast the machine is.
@@ -54,12 +56,18 @@ SMALL_SAM2 = {
 }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    skips.register(config)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder with real images and weights; tests that ask for it are skipped where it is absent."""
-    path = Path(os.environ.get("AHCQ_DATA", ROOT.parent / "shared" / "data"))
+    named = os.environ.get("AHCQ_DATA")
+    path = Path(named or ROOT.parent / "shared" / "data")
     if not path.is_dir():
-        pytest.skip(f"no real data at {path} (set AHCQ_DATA to a folder with coco_val/, coco_train/, yolox_nano/)")
+        problem = "AHCQ_DATA names no folder, it is" if named else "no real data at"
+        pytest.skip(f"{problem} {path} (set AHCQ_DATA to a folder with coco_val/, coco_train/, yolox_nano/)")
     return path
 
 

@@ -26,7 +26,7 @@ LAYERS = {
     "export": ENGINE | {"zoo", "metrics"},
     "hls": ENGINE | {"export"},
     "zoo": SUPPORT,
-    "api": ENGINE,
+    "api": ENGINE | {"zoo"},  # load_quantized: the SAM that a checkpoint is of
     "__init__": ENGINE | {"api"},  # of the package itself
     "mqbench": ENGINE | {"api", "__init__", "export"},
     "mm": PRODUCT,

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import inspect
 import json
 
 import pytest
@@ -8,8 +9,9 @@ from torch import nn
 
 from ahcq_plugin import quantize
 from ahcq_plugin.ptq import AuditError, audit, calibrate, quantizers
+from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE, load_file
 from ahcq_plugin.ptq.prepare import prepare
-from ahcq_plugin.ptq.prepared import activation_quantizers, observing, set_quantization
+from ahcq_plugin.ptq.prepared import activation_quantizers, observing, set_quantization, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.zoo.sam import box_forward
 
@@ -85,6 +87,59 @@ def test_a_failed_audit_raises_with_all_problems(tiny_sam, tiny_items, monkeypat
     monkeypatch.setattr("ahcq_plugin.api.freeze", lambda model: model)
     with pytest.raises(AuditError, match=r"the audit failed with \d+ problems; no result is reported:\n  .*off"):
         quantize(tiny_sam, tiny_items, "rtn", forward=box_forward, progress=False)
+
+
+class ByKeyword(nn.Module):
+    """An MLP that calls its layers by keyword, as some models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return x + self.down(input=nn.functional.gelu(self.up(input=self.norm(x))))
+
+
+@pytest.mark.parametrize("recipe", ["adaround", "brecq"])
+def test_layers_called_by_keyword(recipe):
+    torch.manual_seed(0)
+    model, batches = nn.Sequential(ByKeyword(), ByKeyword()), [torch.randn(2, 5, 8) for _ in range(2)]
+    _, report = quantize(model, batches, recipe, 8, 8, units=ByKeyword, iterations=2, progress=False)
+    assert [unit.name for unit in report.units] == ["0", "1"] and report.audit.passed
+
+
+def test_the_default_recipe_is_the_papers():
+    assert inspect.signature(quantize).parameters["recipe"].default == "ahcq"
+
+
+def test_the_report_has_the_weights_that_were_calibrated(tiny_sam, tiny_items, tmp_path):
+    recipe = {"name": "rtn", "acnr": True}
+    qmodel, report = quantize(tiny_sam, tiny_items, recipe, forward=box_forward, work_dir=tmp_path, progress=False)
+    assert set(report.unrounded) == {f"{name}.weight" for name in weight_layers(qmodel)}
+    calibrated, rounded = load_file(tmp_path / CALIBRATED_FILE)["state"], qmodel.state_dict()
+    for name, weight in report.unrounded.items():
+        assert torch.equal(weight, calibrated[name]) and not torch.equal(weight, rounded[name]), name
+    assert "unrounded" not in report.to_dict()
+    again = quantize(tiny_sam, tiny_items, recipe, forward=box_forward, work_dir=tmp_path, resume=True, progress=False)
+    assert all(torch.equal(weight, report.unrounded[name]) for name, weight in again[1].unrounded.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "the model or the data changed"),
+        ({"w_bits": 5}, r"the recipe changed \(w_bits\)"),
+        ({"w_bits": 5, "a_bits": 5}, r"the recipe changed \(a_bits, w_bits\)"),
+    ],
+)
+def test_a_resume_blames_only_settings_that_determine_the_result(tiny_sam, tiny_items, tmp_path, change, message):
+    def run(recipe, items, resume):
+        quantize(tiny_sam, items, recipe, forward=box_forward, work_dir=tmp_path, resume=resume, progress=False)
+
+    run("rtn", tiny_items, False)
+    run({"name": "rtn", "cache_device": "disk"}, tiny_items, True)
+    with pytest.raises(ValueError, match=rf"cannot resume from .*: {message}; use a new work dir"):
+        run({"name": "rtn", "cache_device": "disk", **change}, tiny_items[1:], True)
 
 
 @pytest.mark.parametrize(

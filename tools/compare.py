@@ -15,22 +15,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("image")
     parser.add_argument("checkpoints", nargs="+", help="quantized.pth of runs, all of one SAM")
-    boxes = parser.add_mutually_exclusive_group(required=True)
-    boxes.add_argument("--annotations", help="COCO file with true boxes of the image, found by its file name")
-    boxes.add_argument("--box", action="append", metavar="X0,Y0,X1,Y1", help="in pixels of the image; repeat it")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--annotations", help="COCO file with true boxes of the image, found by its file name")
+    given.add_argument("--box", action="append", metavar="X0,Y0,X1,Y1", help="in pixels of the image; repeat it")
     parser.add_argument("--sam-checkpoint", help="floating-point weights; default: where the configs look")
     parser.add_argument("--out", default="compare.png", help="default: %(default)s")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     try:
-        found = read_boxes(args.annotations, args.image) if args.annotations else _parse(args.box)
-        panels = compare(args.image, found, args.checkpoints, args.sam_checkpoint, args.device)
+        boxes = read_boxes(args.annotations, args.image) if args.annotations else _parse(args.box)
+        panels = compare(args.image, boxes, args.checkpoints, args.sam_checkpoint, args.device)
         draw(panels, args.out)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for panel in panels[2:]:
-        print(f"{panel.title}: IoU to FP {panel.iou:.4f} over {len(found)} boxes")
+        print(f"{panel.title}: IoU to FP {panel.iou:.4f} over {len(boxes)} boxes")
     print(f"written: {args.out}")
     return 0
 

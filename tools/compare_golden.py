@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
+from ahcq_plugin import load_quantized
 from ahcq_plugin.export import OnnxSam, export_onnx, load_spec
 from ahcq_plugin.export.compare import compare, golden_forward, mask_overlap
-from ahcq_plugin.ptq.checkpoint import load_checkpoint, load_file
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.predict import make_batch
-from ahcq_plugin.zoo.sam import box_forward, build_sam, name_of_state
+from ahcq_plugin.zoo.sam import box_forward
 
 NUDGE = 1 + 2**-22  # changes the last bit of the image
 
@@ -29,8 +29,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    state = load_file(args.checkpoint)["state_dict"]
-    model = load_checkpoint(args.checkpoint, build_sam(name_of_state(state), checkpoint=False))
+    model = load_quantized(args.checkpoint)
     spec = load_spec(args.spec)
     items = coco_items(args.coco) if args.coco else scene_items(2 * args.images, seed=7)
     batches = [make_batch(model, i.image, i.boxes[:4]) for i in itertools.islice(items, args.images)]

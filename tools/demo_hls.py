@@ -6,15 +6,15 @@ import sys
 import time
 from pathlib import Path
 
+from ahcq_plugin import load_quantized
 from ahcq_plugin.export import SpecError, export_spec
-from ahcq_plugin.hls import HLSOptions, compile_generated, cosim, flow, generate, select
+from ahcq_plugin.hls import compile_generated, cosim, flow, generate, select
 from ahcq_plugin.hls.check import check_on_model
 from ahcq_plugin.hls.csim import BuildError
 from ahcq_plugin.hls.vectors import make_vectors
-from ahcq_plugin.ptq.checkpoint import load_checkpoint
 from ahcq_plugin.zoo.items import scene_items
 from ahcq_plugin.zoo.predict import make_batch
-from ahcq_plugin.zoo.sam import box_forward, build_sam
+from ahcq_plugin.zoo.sam import box_forward
 
 UNITS = ("image_encoder.blocks.0", "mask_decoder.transformer.layers.0")
 SIMULATED = ("attn_qkv", "matmul", "matmul_1", "mlp_lin2")  # of the first: CAG, Q.K^T, LNQ, HLUQ
@@ -31,17 +31,17 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args, start = parse_args(), time.monotonic()
     say = lambda text: print(f"[{time.monotonic() - start:4.0f} s] {text}", flush=True)  # noqa: E731
-    model = load_checkpoint(args.checkpoint, build_sam("sam_tiny", checkpoint=False))
+    model = load_quantized(args.checkpoint)
     spec = export_spec(model, args.out / "spec")
     say(f"exported {sum(1 for _ in spec.matmuls())} matmuls to {args.out / 'spec'}")
 
-    layers, options = select(spec, UNITS), HLSOptions()
-    folder = generate(layers, args.out / "cpp", options)
+    layers = select(spec, UNITS)
+    folder = generate(layers, args.out / "cpp")
     say(f"generated HLS C++ of {len(layers)} of them in {folder}; vitis_hls -f run_hls.tcl runs in each folder there")
-    compiled = compile_generated(layers, folder, options)
+    compiled = compile_generated(layers, folder)
     items = [item for item, _ in zip(scene_items(args.images, seed=7), range(args.images), strict=False)]
     batches = [make_batch(model, item.image, item.boxes[:4]) for item in items]
-    rows = check_on_model(model, layers, compiled, batches, box_forward)
+    rows = check_on_model(model, compiled, batches, box_forward)
     say(f"C++ beside the golden model, on the codes of {len(batches)} images:")
     for layer in layers:
         row, m = rows[layer.top], layer.matmul
@@ -53,11 +53,8 @@ def main() -> int:
     failed = any(row.different for row in rows.values())
 
     for layer in (layer for layer in layers if layer.unit == UNITS[0] and layer.matmul.name in SIMULATED):
-        passed, _ = flow.run_testbench(folder, layer.top)
-        place, small = folder / layer.top, [make_vectors(layer.matmul, 2, 2, seed=1)]
-        cosim.write_bench(place / "bench.npz", layer, options, small, [], place / "registers.json")
-        cosim.build(layer.top, place, folder / "include")
-        result = cosim.run(layer.top, place, place / "bench.npz")
+        passed, _ = flow.run_testbench(layer, folder)
+        result = cosim.simulate(layer, folder, [make_vectors(layer.matmul, 2, 2, seed=1)])
         failed = failed or not passed or bool(result.failed)
         say(
             f"{layer.top}: test bench {'equal' if passed else 'DIFFERS'}; "

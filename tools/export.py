@@ -5,9 +5,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from ahcq_plugin import load_quantized
 from ahcq_plugin.export import export_onnx, export_spec
-from ahcq_plugin.ptq.checkpoint import load_checkpoint, load_file
-from ahcq_plugin.zoo.sam import build_sam, name_of_state
+from ahcq_plugin.zoo.sam import build_sam
 
 ROW = "{:<50} {:<34} {:<7} {:<8} {:>5} {:>5} {:>5} {:>5} {:>8}"
 
@@ -24,9 +24,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     try:
-        content = load_file(args.checkpoint)
-        name = args.sam or name_of_state(content.get("state_dict", {}) if isinstance(content, dict) else {})
-        model = load_checkpoint(args.checkpoint, build_sam(name, checkpoint=False))
+        model = load_quantized(args.checkpoint, (lambda _: build_sam(args.sam, checkpoint=False)) if args.sam else None)
         spec = export_spec(model, args.out)
         if args.onnx:
             export_onnx(model, args.out)

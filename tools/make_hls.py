@@ -16,7 +16,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("spec", type=Path, help="folder that tools/export.py wrote")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the generated C++")
     parser.add_argument("--layers", nargs="+", default=["*"], help="units or unit.matmul, with * and ?; default: all")
-    parser.add_argument("--lanes", type=int, default=128, help="processing elements (outputs at a time)")
+    parser.add_argument("--pe", type=int, default=128, help="processing elements (outputs at a time)")
     parser.add_argument("--simd", type=int, default=8, help="inputs of a processing element per cycle")
     parser.add_argument("--out-floats", type=int, default=4, help="float32 outputs a beat")
     parser.add_argument("--part", default=HLSOptions.part)
@@ -33,29 +33,24 @@ def main() -> int:
     try:
         if args.synth:
             synth.find_vitis()
-        options = HLSOptions(args.lanes, args.simd, args.out_floats, args.part, args.clock_mhz)
-        layers = select(load_spec(args.spec), args.layers)
-        generate(layers, args.out, options)
+        options = HLSOptions(args.pe, args.simd, args.out_floats, args.part, args.clock_mhz)
+        layers = select(load_spec(args.spec), args.layers, options)
+        generate(layers, args.out)
         print(f"written: {len(layers)} layers in {args.out}")
         for layer in layers:
-            folder, found = args.out / layer.top, results.setdefault(layer.top, {})
+            measured = results.setdefault(layer.top, {})
             if args.csim:
-                found["csim"], said = flow.run_testbench(args.out, layer.top)
-                print(f"csim   {layer.top}: {'equal' if found['csim'] else said}")
+                measured["csim"], said = flow.run_testbench(layer, args.out)
+                print(f"csim   {layer.top}: {'equal' if measured['csim'] else said}")
             if args.cosim:
-                small = [make_vectors(layer.matmul, 2, 2, seed=1)]
-                cosim.write_bench(folder / "bench.npz", layer, options, small, [], folder / "registers.json")
-                cosim.build(layer.top, folder, args.out / "include")
-                result = cosim.run(layer.top, folder, folder / "bench.npz")
-                found["cosim"] = not result.failed
-                print(
-                    f"cosim  {layer.top}: {f'{len(result.passed)} tests passed' if found['cosim'] else result.failed}"
-                )
+                result = cosim.simulate(layer, args.out, [make_vectors(layer.matmul, 2, 2, seed=1)])
+                measured["cosim"] = not result.failed
+                print(f"cosim  {layer.top}: {result.failed or f'{len(result.passed)} tests passed'}")
             if args.synth:
-                report = synth.synthesize(folder, layer.top, args.synth)
-                found["synthesis"] = flow.synthesis_entry(report)
+                report = synth.synthesize(args.out / layer.top, layer.top, args.synth)
+                measured["synthesis"] = flow.synthesis_entry(report)
                 print(f"synth  {layer.top}: {report.used}, II {report.interval_cycles}, {report.estimated_ns} ns")
-            failed = failed or not all(found.get(step, True) for step in ("csim", "cosim"))
+            failed = failed or not all(measured.get(step, True) for step in ("csim", "cosim"))
         print(f"report: {flow.write_report(args.out, results)}")
     except (SpecError, BuildError, synth.SynthesisError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

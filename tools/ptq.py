@@ -29,6 +29,8 @@ def parse_args() -> argparse.Namespace:
         help="override the config: recipe.iterations=500 sam.checkpoint=x.pth",
     )
     parser.add_argument("--recipe", help="instead of the config's: rtn, adaround, brecq, qdrop, ptq4sam, ahcq")
+    for bits, of in (("--w-bits", "weights"), ("--a-bits", "activations")):
+        parser.add_argument(bits, type=int, help=f"of {of}, instead of the recipe's: 2 to 8")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in the work dir")
     parser.add_argument("--dry-run", action="store_true", help="random weights, two generated images, a few iterations")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")

@@ -17,8 +17,9 @@ from ahcq_plugin.export.operands import (
     UniformOperand,
     WeightOperand,
 )
-from ahcq_plugin.functional import agq, hluq, lnq, power_of_two
+from ahcq_plugin.functional import lnq
 from ahcq_plugin.functional.tables import Table
+from ahcq_plugin.ptq.freeze import unfrozen
 from ahcq_plugin.quantizers import (
     AGQFakeQuantize,
     CAGFakeQuantize,
@@ -67,9 +68,7 @@ def weight_operand(layer: nn.Module) -> WeightOperand:
 
 def check_frozen(quantizer: FakeQuantize) -> None:
     """SpecError unless the quantizer is on, in its final form, and neither observes nor drops nor rounds softly."""
-    wrong = quantizer.problems()
-    wrong += ["quantization is off"] * (not quantizer.quantizing) + ["its observer is on"] * quantizer.observing
-    wrong += ["drop mode is on"] * (quantizer.prob != 1) + ["soft rounding is on"] * getattr(quantizer, "adaround", 0)
+    wrong = unfrozen(quantizer)
     if wrong:
         raise SpecError(f"the model is not frozen ({', '.join(wrong)}); export what `quantize` or `freeze` returned")
 
@@ -99,24 +98,24 @@ def _hluq(quantizer: HLUQFakeQuantize) -> HLUQOperand:
         _float32(params.scale_log),
         _float32(params.scale_uniform),
         int(params.log_levels),
-        _boundaries(hluq.table(params, quantizer.bits)),
+        _boundaries(quantizer.table()),
     )
 
 
 def _lnq(quantizer: LNQFakeQuantize) -> TableOperand:
     params = quantizer.params()
     integers = _int64(lnq.integer_levels(params, quantizer.bits))
-    return _table(quantizer.bits, lnq.table(params, quantizer.bits), integers, lnq.DECODE_FRACTION_BITS, params.clip)
+    return _table(quantizer.bits, quantizer.table(), integers, lnq.DECODE_FRACTION_BITS, params.clip)
 
 
 def _agq(quantizer: AGQFakeQuantize) -> TableOperand:
     params = quantizer.params()
-    return _powers(quantizer.bits, agq.table(params, quantizer.bits), int(params.tau), params.scale)
+    return _powers(quantizer.bits, quantizer.table(), int(params.tau), params.scale)
 
 
 def _power_of_two(quantizer: PowerOfTwoFakeQuantize) -> TableOperand:
     params = quantizer.params()
-    return _powers(quantizer.bits, power_of_two.table(params, quantizer.bits), 1, params.scale, params.offset)
+    return _powers(quantizer.bits, quantizer.table(), 1, params.scale, params.offset)
 
 
 def _powers(bits: int, table: Table, parts: int, scale: Tensor, offset: Tensor | None = None) -> TableOperand:

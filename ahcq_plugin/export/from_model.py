@@ -38,7 +38,7 @@ def make_spec(qmodel: nn.Module, batch: Any = None, forward: Forward | None = No
     """The spec of every quantized unit.
 
     Args:
-        qmodel: what ``quantize`` returned, or ``load_checkpoint`` made.
+        qmodel: what ``quantize`` returned, or ``load_quantized`` read.
         batch: one item that the model runs on: shapes come from it (the k of attention is its number of tokens).
             None: a SAM gets an image of zeros and one box.
         forward: as for ``quantize``.
@@ -48,7 +48,7 @@ def make_spec(qmodel: nn.Module, batch: Any = None, forward: Forward | None = No
     """
     units = prepared_units(qmodel)
     if not units:
-        raise ValueError("the model has no quantized unit: export what `quantize` returned or `load_checkpoint` made")
+        raise ValueError("the model has no quantized unit: export what `quantize` returned or `load_quantized` read")
     if batch is None:
         batch, forward = _sam_item(qmodel), box_forward
     forward, device = forward or default_forward, model_device(qmodel)

@@ -70,22 +70,32 @@ def run(matmul: Matmul, left_codes: np.ndarray, right_codes: np.ndarray | None =
     Raises:
         SpecError: a shape or dtype that does not fit, or a code outside [0, 2^bits - 1].
     """
+    left_codes, right_codes = checked_codes(matmul, left_codes, right_codes)
+    if matmul.kind == "linear":
+        accumulators = _linear_accumulators(matmul, left_codes)
+        return GoldenResult(accumulators, _dequantize_linear(matmul, accumulators), lane_names(matmul.left))
+    right = np.swapaxes(right_codes, -1, -2) if matmul.kind == "qk" else right_codes
+    accumulators = _two_sided(matmul, left_codes, right)
+    output = accumulators.astype(np.float32) * product_scale(matmul)
+    return GoldenResult(accumulators[..., None], output, ("sum",))
+
+
+def checked_codes(
+    matmul: Matmul, left_codes: np.ndarray, right_codes: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Both operands of ``run`` as int64, same shapes; raises what ``run`` does."""
     left_codes = _checked(matmul, "left", left_codes, matmul.left.bits, (None, matmul.k))
     if matmul.kind == "linear":
         if right_codes is not None:
             raise SpecError(f"matmul '{matmul.name}' has a constant weight: `right_codes` must be None")
-        accumulators = _linear_accumulators(matmul, left_codes)
-        return GoldenResult(accumulators, _dequantize_linear(matmul, accumulators), lane_names(matmul.left))
+        return left_codes, None
     shape = (None, matmul.k) if matmul.kind == "qk" else (matmul.k, None)
     right_codes = _checked(matmul, "right", right_codes, matmul.right.bits, shape)
-    right = np.swapaxes(right_codes, -1, -2) if matmul.kind == "qk" else right_codes
-    if left_codes.shape[:-2] != right.shape[:-2]:
+    if left_codes.shape[:-2] != right_codes.shape[:-2]:
         raise SpecError(
             f"matmul '{matmul.name}': the leading axes of the codes differ: {left_codes.shape}, {right_codes.shape}"
         )
-    accumulators = _two_sided(matmul, left_codes, right)
-    output = accumulators.astype(np.float32) * product_scale(matmul)
-    return GoldenResult(accumulators[..., None], output, ("sum",))
+    return left_codes, right_codes
 
 
 def lane_operands(left: UniformOperand | GroupedOperand | HLUQOperand | TableOperand, codes: np.ndarray) -> list:

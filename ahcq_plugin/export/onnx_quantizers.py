@@ -8,30 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ahcq_plugin.functional import agq, hluq, lnq, power_of_two, uniform
+from ahcq_plugin.functional import uniform
 from ahcq_plugin.functional.tables import Table
-from ahcq_plugin.quantizers import (
-    AGQFakeQuantize,
-    CAGFakeQuantize,
-    FakeQuantize,
-    HLUQFakeQuantize,
-    LNQFakeQuantize,
-    PowerOfTwoFakeQuantize,
-)
+from ahcq_plugin.quantizers import CAGFakeQuantize, FakeQuantize, TableFakeQuantize
 
 
 def onnx_quantizer(quantizer: FakeQuantize) -> nn.Module:
     """A module without state of training whose forward equals that of a frozen activation quantizer, in ONNX terms."""
     if isinstance(quantizer, CAGFakeQuantize):
         return UniformQDQ(quantizer.params(), quantizer.bits, -1)
-    if isinstance(quantizer, HLUQFakeQuantize):
-        return TableLookup(hluq.table(quantizer.params(), quantizer.bits))
-    if isinstance(quantizer, LNQFakeQuantize):
-        return TableLookup(lnq.table(quantizer.params(), quantizer.bits, quantizer.levels))
-    if isinstance(quantizer, AGQFakeQuantize):
-        return TableLookup(agq.table(quantizer.params(), quantizer.bits))
-    if isinstance(quantizer, PowerOfTwoFakeQuantize):
-        return TableLookup(power_of_two.table(quantizer.params(), quantizer.bits))
+    if isinstance(quantizer, TableFakeQuantize):
+        return TableLookup(quantizer.table())
     return UniformQDQ(quantizer.params(), quantizer.bits, quantizer.ch_axis)
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -46,13 +45,6 @@ class RoleTable:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Number of tensors by unit and role."""
-        counted: dict[str, Counter[str]] = {}
-        for row in self.rows:
-            counted.setdefault(row.unit, Counter())[row.role] += 1
-        return {unit: dict(roles) for unit, roles in counted.items()}
 
     def __str__(self) -> str:
         cells = [_HEADER, *((row.unit, row.tensor, row.role, row.quantizer) for row in self.rows)]

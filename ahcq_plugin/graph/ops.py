@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 
 import torch
 from torch import fx, nn
@@ -30,9 +30,16 @@ SCALE_OPS = frozenset(
     {operator.mul, operator.imul, operator.truediv, operator.itruediv, operator.neg, torch.mul, torch.div, torch.neg}
     | {"mul", "mul_", "div", "div_", "neg"}
 )
+_DIVISIONS = frozenset({operator.truediv, operator.itruediv, torch.div, "div", "div_"})
 SIZE_METHODS = frozenset({"size", "dim", "numel", "item", "stride"})
 SIZE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device"})
-MATMULS = frozenset({torch.matmul, torch.bmm, torch.baddbmm, operator.matmul, "matmul", "bmm", "baddbmm", "__matmul__"})
+_MATMUL, _BMM, _BADDBMM = ("input", "other"), ("input", "mat2"), ("input", "batch1", "batch2")
+#: What multiplies two tensors -> the names of its arguments, of which the last two are the factors.
+MATMULS = {
+    **dict.fromkeys((torch.matmul, torch.linalg.matmul, operator.matmul, "matmul", "__matmul__"), _MATMUL),
+    **dict.fromkeys((torch.bmm, torch.mm, "bmm", "mm"), _BMM),
+    **dict.fromkeys((torch.baddbmm, "baddbmm"), _BADDBMM),
+}
 SOFTMAXES = frozenset({torch.softmax, F.softmax, "softmax"})
 EINSUMS = frozenset({torch.einsum, torch.functional.einsum})
 ACTIVATION_MODULES = (nn.GELU, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.Mish, nn.Hardswish)
@@ -136,9 +143,12 @@ class GraphIndex:
         """The tensor that ``node`` multiplies or divides by a scalar; None for any other node."""
         if not _calls(node, SCALE_OPS):
             return None
-        tensors = [a for a in node.args if isinstance(a, fx.Node) and not self.is_scalar(a)]
-        scalars = sum(map(self.is_scalar, node.args))
-        return tensors[0] if len(tensors) == 1 and scalars == len(node.args) - 1 else None
+        operands = [*node.args, *node.kwargs.values()]
+        tensors = [a for a in operands if isinstance(a, fx.Node) and not self.is_scalar(a)]
+        if len(tensors) != 1 or sum(map(self.is_scalar, operands)) != len(operands) - 1:
+            return None
+        divides = _calls(node, _DIVISIONS) and tensors[0] not in node.args[:1]  # a scalar by the tensor
+        return None if divides else tensors[0]
 
     @staticmethod
     def _tensor_input(node: fx.Node) -> fx.Node | None:
@@ -177,7 +187,7 @@ class GraphIndex:
 
     def edges(self, node: fx.Node) -> list[Edge]:
         """Every use of the tensor ``node``; nodes that only read its size are left out."""
-        found = []
+        uses = []
         for user in node.users:
             if self.is_scalar(user):
                 continue
@@ -185,8 +195,8 @@ class GraphIndex:
                 held: list[fx.Node] = []
                 map_arg(value, held.append)
                 if node in held:
-                    found.append((user, key))
-        return found
+                    uses.append((user, key))
+        return uses
 
 
 def function_name(node: fx.Node) -> str | None:
@@ -194,11 +204,23 @@ def function_name(node: fx.Node) -> str | None:
     return getattr(node.target, "__name__", None) if node.op == "call_function" else None
 
 
-def matmul_operands(node: fx.Node) -> list[tuple[int, object]]:
-    """(argument index, operand) of the left and the right factor."""
-    first = 1 if node.target in (torch.baddbmm, "baddbmm") else 0
-    return list(enumerate(node.args))[first : first + 2]
+def matmul_operands(node: fx.Node) -> list[tuple[int | str, object]]:
+    """(index or keyword of the argument, operand) of the left and the right factor of a matmul."""
+    names = MATMULS[node.target]
+    keys = [i if i < len(node.args) else names[i] for i in (len(names) - 2, len(names) - 1)]
+    return [(key, argument(node, key)) for key in keys]
 
 
-def _calls(node: fx.Node, targets: frozenset) -> bool:
+def layer_input(node: fx.Node) -> tuple[int | str, object]:
+    """(index or keyword of the argument, tensor) that a called Linear or Conv2d reads."""
+    key = 0 if node.args else "input"
+    return key, argument(node, key)
+
+
+def argument(node: fx.Node, key: int | str) -> object:
+    """The positional or keyword argument of a node; None where that keyword is not given."""
+    return node.args[key] if isinstance(key, int) else node.kwargs.get(key)
+
+
+def _calls(node: fx.Node, targets: Container) -> bool:
     return node.op in ("call_function", "call_method") and node.target in targets

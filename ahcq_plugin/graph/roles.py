@@ -22,7 +22,15 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ahcq_plugin.graph.ops import EINSUMS, FUNCTIONAL_LAYERS, Edge, GraphIndex, function_name, matmul_operands
+from ahcq_plugin.graph.ops import (
+    EINSUMS,
+    FUNCTIONAL_LAYERS,
+    Edge,
+    GraphIndex,
+    function_name,
+    layer_input,
+    matmul_operands,
+)
 from ahcq_plugin.graph.tracer import UNIT_KEY
 
 logger = logging.getLogger(__name__)
@@ -60,7 +68,7 @@ def find_attentions(index: GraphIndex) -> list[Attention]:
     Raises:
         ValueError: the scores or the context of an attention come from einsum.
     """
-    found = []
+    attentions = []
     for softmax in filter(index.is_softmax, index.graph.nodes):
         users = [n for n in index.walk_forward(softmax) if index.is_matmul(n) or function_name(n) == "einsum"]
         context = users[0] if users else None
@@ -70,8 +78,8 @@ def find_attentions(index: GraphIndex) -> list[Attention]:
         for node in (scores, context):
             if node.target in EINSUMS:
                 raise ValueError(f"attention by einsum (node '{node.name}') is not supported; write it with matmul")
-        found.append(Attention(scores, softmax, context))
-    return found
+        attentions.append(Attention(scores, softmax, context))
+    return attentions
 
 
 def _scores(index: GraphIndex, softmax: fx.Node) -> fx.Node | None:
@@ -121,8 +129,7 @@ def find_roles(gm: fx.GraphModule) -> list[RoleSite]:
     projections = _projections(index, attentions)
     contexts = {a.context for a in attentions}
     for node in filter(index.is_layer, gm.graph.nodes):
-        key = 0 if node.args else "input"
-        source = node.args[0] if node.args else node.kwargs["input"]
+        key, source = layer_input(node)
         claims.add(source, _layer_role(index, node, source, projections, contexts), [(node, key)])
     operands = [operand for attention in attentions for operand in _operands(index, attention)]
     for role, path in operands:
@@ -151,13 +158,13 @@ class _Claims:
         grouped: dict[tuple[fx.Node, str], list[Edge]] = {}
         for (node, *edge), role in self._owner.items():
             grouped.setdefault((node, role), []).append(tuple(edge))
-        found = []
+        sites = []
         for node, role in sorted(grouped, key=lambda site: (order[site[0]], ROLES.index(site[1]))):
             edges = grouped[node, role]
             edges.sort(key=lambda edge: (order[edge[0]], str(edge[1])))
             layers = dict.fromkeys(n.target for n, _ in edges if role in LAYER_ROLES)
-            found.append(RoleSite(node, role, tuple(edges), tuple(layers)))
-        return found
+            sites.append(RoleSite(node, role, tuple(edges), tuple(layers)))
+        return sites
 
 
 def _layer_role(
@@ -188,15 +195,15 @@ def _projections(index: GraphIndex, attentions: list[Attention]) -> set[fx.Node]
 def _operands(index: GraphIndex, attention: Attention) -> list[tuple[str, list[fx.Node]]]:
     """(role, path from the matmul over its operand back to the tensor to quantize) of q, k, softmax and v."""
     (_, left), (_, right) = matmul_operands(attention.scores)
-    found = [("q", index.walk_back(left, False)), ("k", index.walk_back(right, False))]
-    found = [(role, [attention.scores, *path]) for role, path in found]
+    paths = [("q", index.walk_back(left, False)), ("k", index.walk_back(right, False))]
+    paths = [(role, [attention.scores, *path]) for role, path in paths]
     for _, operand in matmul_operands(attention.context):
         path = index.walk_back(operand, True)
         if attention.softmax in path:
-            found.append(("softmax", [attention.context, *path[: path.index(attention.softmax) + 1]]))
+            paths.append(("softmax", [attention.context, *path[: path.index(attention.softmax) + 1]]))
         else:
-            found.append(("v", [attention.context, *index.walk_back(operand, False)]))
-    return found
+            paths.append(("v", [attention.context, *index.walk_back(operand, False)]))
+    return paths
 
 
 def _edge_on(index: GraphIndex, path: list[fx.Node]) -> Edge:

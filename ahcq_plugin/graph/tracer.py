@@ -20,7 +20,7 @@ from torch.ao.quantization import FakeQuantizeBase
 from torch.fx.node import has_side_effect
 
 from ahcq_plugin.graph.rewrites import expand_fused_attention
-from ahcq_plugin.graph.untraceable import known
+from ahcq_plugin.graph.untraceable import treatment
 
 UNIT_KEY = "ahcq_unit"
 # Functions of segment_anything and sam2 (and of their many copies) that branch on sizes: kept whole, as one node each.
@@ -50,8 +50,8 @@ class BlockTracer(fx.Tracer):
         return graph
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        """As ``fx.Tracer``, through the replaced ``forward`` of a known class."""
-        replaced = known(m).forward
+        """As ``fx.Tracer``, through the ``forward`` that replaces the module's own."""
+        replaced = treatment(m).forward
         return super().call_module(m, partial(replaced, self, m) if replaced else forward, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -59,7 +59,9 @@ class BlockTracer(fx.Tracer):
         for base in (nn.Linear, nn.Conv2d):
             if isinstance(m, base) and type(m).forward is base.forward:
                 return True
-        return isinstance(m, FakeQuantizeBase) or known(m).is_leaf or super().is_leaf_module(m, module_qualified_name)
+        return (
+            isinstance(m, FakeQuantizeBase) or treatment(m).is_leaf or super().is_leaf_module(m, module_qualified_name)
+        )
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Placeholders; those with a default are replaced by it, with a check in the graph."""
@@ -67,20 +69,20 @@ class BlockTracer(fx.Tracer):
         return fn, args if concrete_args is not None else [self._fix_default(arg) for arg in args]
 
     def _fix_default(self, arg: Any) -> Any:
-        if not isinstance(arg, fx.Proxy) or not arg.node.args or arg.node.target in known(self.root).free:
+        if not isinstance(arg, fx.Proxy) or not arg.node.args or arg.node.target in treatment(self.root).free:
             return arg
-        fixed = known(self.root).fixed
+        fixed = treatment(self.root).fixed
         value = fixed.get(arg.node.target, arg.node.args[0])
         kind = "" if arg.node.target in fixed else "its default "
         self.create_proxy("call_function", check_fixed, (arg, value, arg.node.target, kind), {})
         return value
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """True inside a plain ``assert`` and for known counts; any other control flow on a traced value raises
+        """True inside a plain ``assert`` and for counts; any other control flow on a traced value raises
         ``TraceError``."""
         if obj.node.target is operator.gt and obj.node.args[1] == 0:
             counted = obj.node.args[0]
-            if counted.op == "placeholder" and counted.target in known(self.root).counts:
+            if counted.op == "placeholder" and counted.target in treatment(self.root).counts:
                 self._taken_tests.append(obj.node)
                 return True
         frame = sys._getframe(1)
@@ -108,6 +110,10 @@ def check_fixed(value: Any, fixed: Any, name: str, kind: str) -> None:
     )
 
 
+class UnitError(RuntimeError):
+    """A model cannot be quantized as it is: a unit does not trace, is not reached, or its values are not finite."""
+
+
 def trace_unit(module: nn.Module, name: str) -> fx.GraphModule:
     """Trace a unit in eval mode; parameters are shared with ``module`` and keep their paths.
 
@@ -117,7 +123,7 @@ def trace_unit(module: nn.Module, name: str) -> fx.GraphModule:
     Returns:
         A GraphModule with the unit's ``state_dict`` keys and ``meta["ahcq_unit"] = {"name": name, "placements": []}``.
     Raises:
-        RuntimeError: the unit does not trace; names it and the source line that stopped the tracer.
+        UnitError: the unit does not trace; names it and the source line that stopped the tracer.
     """
     attributes = set(vars(module))
     try:
@@ -126,7 +132,7 @@ def trace_unit(module: nn.Module, name: str) -> fx.GraphModule:
         traced = fx.GraphModule(module, graph, class_name=type(module).__name__)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RuntimeError(
+        raise UnitError(
             f"unit '{name}' ({type(module).__name__}) does not trace{_source_line(error)}: {reason}. "
             "Rewrite that code without control flow on tensor values, or leave the unit out with `units=`"
         ) from error
@@ -135,7 +141,7 @@ def trace_unit(module: nn.Module, name: str) -> fx.GraphModule:
             delattr(module, constant)
     keep_state(module, traced)
     for path, child in module.named_modules():
-        if path and known(child).is_asked_for and type(traced.get_submodule(path)) is nn.Module:
+        if path and treatment(child).is_asked_for and type(traced.get_submodule(path)) is nn.Module:
             traced.get_submodule(path).__class__ = type(child)
     traced.meta[UNIT_KEY] = {"name": name, "placements": []}
     return traced

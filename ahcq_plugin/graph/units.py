@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ahcq_plugin.graph.ops import GraphIndex
 from ahcq_plugin.graph.roles import find_attentions
 from ahcq_plugin.graph.tracer import UNIT_KEY, trace_unit
-from ahcq_plugin.graph.untraceable import known
+from ahcq_plugin.graph.untraceable import treatment
 
 logger = logging.getLogger(__name__)
 UnitSpec = str | type[nn.Module]
@@ -38,31 +38,31 @@ def find_units(model: nn.Module, units: UnitSpec | Iterable[UnitSpec] | None = N
         TypeError: an item of ``units`` is neither a type nor a string.
     """
     if units is None:
-        found = _by_structure(model)
+        chosen = _by_structure(model)
     else:
         specs = [units] if isinstance(units, str | type) else list(units)
-        found = {name for spec in specs for name in _matches(model, spec)}
-    outermost = {name for name in found if not any(_inside(name, other) for other in found)}
+        chosen = {name for spec in specs for name in _matches(model, spec)}
+    outermost = {name for name in chosen if not any(_inside(name, other) for other in chosen)}
     return [name for name, _ in model.named_modules() if name in outermost]
 
 
 def _matches(model: nn.Module, spec: UnitSpec) -> list[str]:
     modules = {name: module for name, module in model.named_modules() if name}
     if isinstance(spec, type):
-        found, label = [n for n, m in modules.items() if isinstance(m, spec)], spec.__name__
+        names, label = [n for n, m in modules.items() if isinstance(m, spec)], spec.__name__
     elif isinstance(spec, str):
         label = spec
         if isinstance(modules.get(spec), _NO_FORWARD):
             kind = type(modules[spec]).__name__
             raise ValueError(f"`units` entry {spec!r} is a {kind}, which has no forward; use '{spec}.*'")
-        found = [spec] if spec in modules else fnmatch.filter(modules, spec)
-        found = [n for n in found if not isinstance(modules[n], _NO_FORWARD)]
+        names = [spec] if spec in modules else fnmatch.filter(modules, spec)
+        names = [n for n in names if not isinstance(modules[n], _NO_FORWARD)]
     else:
         raise TypeError(f"`units` takes module types, names and globs, got {spec!r}")
-    if not found:
+    if not names:
         known = [n for n, m in modules.items() if next(m.children(), None) is not None] or list(modules)
         raise ValueError(f"`units` entry {label!r} matches no module; some module names: {', '.join(known[:8])}")
-    return found
+    return names
 
 
 def _inside(name: str, other: str) -> bool:
@@ -71,32 +71,32 @@ def _inside(name: str, other: str) -> bool:
 
 def _by_structure(model: nn.Module) -> set[str]:
     modules = dict(model.named_modules())
-    found: set[str] = set()
+    units: set[str] = set()
     parents: set[str] = set()
     for name, module in reversed(modules.items()):  # inner lists first
         container = name.rpartition(".")[0]
         is_element = bool(name) and isinstance(modules[container], _LISTS)
-        if is_element and _free_of(name, found) and _is_block(module, name):
-            found.add(name)
+        if is_element and _free_of(name, units) and _is_block(module, name):
+            units.add(name)
             parents.add(container.rpartition(".")[0])
     for name, module in reversed(modules.items()):
-        if name and _free_of(name, found) and not any(_inside(name, u) for u in found) and _is_attention(module, name):
-            found.add(name)
+        if name and _free_of(name, units) and not any(_inside(name, u) for u in units) and _is_attention(module, name):
+            units.add(name)
     for parent in parents:
         for child, module in modules[parent].named_children():
             name = f"{parent}.{child}".lstrip(".")
-            if _free_of(name, found) and _is_convolutional(module, 2):
-                found.add(name)
+            if _free_of(name, units) and _is_convolutional(module, 2):
+                units.add(name)
     for name, module in modules.items():
         is_pyramid = isinstance(module, nn.ModuleList) and len(module) and all(_is_convolutional(m, 1) for m in module)
         if parents and is_pyramid:
-            found.update(f"{name}.{child}".lstrip(".") for child, _ in module.named_children())
-    return found | {name for name, module in modules.items() if name and known(module).is_unit}
+            units.update(f"{name}.{child}".lstrip(".") for child, _ in module.named_children())
+    return units | {name for name, module in modules.items() if name and treatment(module).is_unit}
 
 
-def _free_of(name: str, found: set[str]) -> bool:
+def _free_of(name: str, units: set[str]) -> bool:
     """Neither a unit nor around one."""
-    return name not in found and not any(_inside(unit, name) for unit in found)
+    return name not in units and not any(_inside(unit, name) for unit in units)
 
 
 def _is_prepared(module: nn.Module) -> bool:

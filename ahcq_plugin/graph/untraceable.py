@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classes whose code ``torch.fx`` cannot follow as it is written, known by name: SAM 2's, also in copies of it.
+"""Classes whose code ``torch.fx`` cannot follow as it is written, recognised by name: SAM 2's, also in copies of it.
 
 What the tracer does with each is said here and nowhere else; no module of SAM 2 is imported.
 """
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class Known:
+class Treatment:
     """How a class is traced.
 
     Attributes:
@@ -43,13 +43,13 @@ class Known:
     attributes: tuple[str, ...] = ()
 
 
-def known(module: nn.Module) -> Known:
+def treatment(module: nn.Module) -> Treatment:
     """How ``module`` is traced: its class's entry, the empty one for all other classes."""
-    entry = _KNOWN.get(type(module).__name__)
+    entry = _TREATMENTS.get(type(module).__name__)
     if entry is None or not all(hasattr(module, name) for name in entry.attributes):
-        return Known()
+        return Treatment()
     parameters = inspect.signature(type(module).forward).parameters
-    return entry if set(parameters) >= {*entry.free, *entry.fixed} else Known()
+    return entry if set(parameters) >= {*entry.free, *entry.fixed} else Treatment()
 
 
 def rotary_attention(
@@ -106,12 +106,12 @@ def _rotations(places: int, width: int, theta: float, device: torch.device) -> T
         return torch.cat([torch.polar(torch.ones_like(angle), angle) for angle in angles], dim=-1).to(device)
 
 
-_KNOWN = {
-    "MemoryAttentionLayer": Known(free=("pos", "query_pos", "num_k_exclude_rope"), counts=("num_k_exclude_rope",)),
-    "RoPEAttention": Known(
+_TREATMENTS = {
+    "MemoryAttentionLayer": Treatment(free=("pos", "query_pos", "num_k_exclude_rope"), counts=("num_k_exclude_rope",)),
+    "RoPEAttention": Treatment(
         forward=rotary_attention, is_asked_for=True, attributes=("compute_cis", "rope_k_repeat", "_separate_heads")
     ),
     # SAM 2 applies the sigmoid itself, before it scales the mask
-    "MemoryEncoder": Known(fixed={"skip_mask_sigmoid": True}, is_unit=True),
-    "PositionEmbeddingSine": Known(is_leaf=True),
+    "MemoryEncoder": Treatment(fixed={"skip_mask_sigmoid": True}, is_unit=True),
+    "PositionEmbeddingSine": Treatment(is_leaf=True),
 }

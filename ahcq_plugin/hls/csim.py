@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ahcq_plugin.export import Matmul
-from ahcq_plugin.export.golden import GoldenResult
+from ahcq_plugin.export import SpecError
+from ahcq_plugin.export.golden import GoldenResult, checked_codes
 from ahcq_plugin.export.matmul import lane_names
+from ahcq_plugin.hls.layer import Layer
 from ahcq_plugin.hls.render import render
 from ahcq_plugin.hls.resources import ap_types, sources
 
@@ -53,11 +54,11 @@ def tool(name: str) -> str | None:
 
 def compiler() -> list[str]:
     """The C++ compiler, behind ccache where there is one; BuildError if g++ is missing."""
-    found = tool("g++")
-    if found is None:
+    path = tool("g++")
+    if path is None:
         raise BuildError("g++ is not on PATH: install a C++17 compiler (Debian: `apt-get install g++`)")
     cache = tool("ccache")
-    return [cache, found] if cache else [found]
+    return [cache, path] if cache else [path]
 
 
 def compile_cpp(arguments: Sequence[str], folder: Path) -> None:
@@ -73,70 +74,78 @@ class CompiledLayer:
     """A generated layer as a Python function.
 
     Attributes:
-        matmul: what it was generated from.
-        top: name of its top function.
-        scales: float32, the memory of scales.
+        layer: what it was generated from.
     """
 
-    matmul: Matmul
-    top: str
-    scales: np.ndarray
+    layer: Layer
     _library: ctypes.CDLL
 
     def run(self, left: np.ndarray, right: np.ndarray | None = None, accumulators: bool = True) -> GoldenResult:
         """The C++ counterpart of ``golden.run`` for codes (batch, rows, k) and (batch, n, k) or (batch, k, n).
 
         Raises:
+            SpecError: a shape or dtype that does not fit, or a code outside [0, 2^bits - 1].
             RuntimeError: the layer read or wrote another number of beats than it should.
         """
-        matmul, lanes = self.matmul, lane_names(self.matmul.left)
+        layer, lanes = self.layer, lane_names(self.layer.matmul.left)
+        left, right = checked_codes(layer.matmul, left, right)
+        if left.ndim != 3:
+            raise self._wrong_shape("left codes", left, f"(batch, rows, {layer.matmul.k})")
         batch, rows, _ = left.shape
+        if right is not None:
+            wanted = (batch, layer.inputs[1].rows, layer.inputs[1].length)
+            if right.shape != wanted:
+                raise self._wrong_shape("right codes", right, str(wanted))
         left = np.ascontiguousarray(left, np.uint8)
         right = np.ascontiguousarray(right if right is not None else np.zeros(1), np.uint8)
-        output = np.zeros((batch, rows, matmul.n), np.float32)
+        output = np.zeros((batch, rows, layer.matmul.n), np.float32)
         sums = np.zeros((*output.shape, len(lanes)), np.int64)
-        function = getattr(self._library, f"{self.top}_run")
-        pointers = [_pointer(left), _pointer(right), batch, rows, _pointer(self.scales), _pointer(output)]
+        function = getattr(self._library, f"{layer.top}_run")
+        pointers = [_pointer(left), _pointer(right), batch, rows, _pointer(layer.layout.scales), _pointer(output)]
         if not function(*pointers, _pointer(sums) if accumulators else None):
-            raise RuntimeError(f"{self.top}: its streams did not hold exactly what they should")
+            raise RuntimeError(f"{layer.top}: its streams did not hold exactly what they should")
         return GoldenResult(sums, output, lanes)
 
     def quantize(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Codes of float32 (rows, length) by the generated quantizer ``name``."""
+        """int64 codes of float32 (rows, length) by the generated quantizer ``name``.
+
+        Raises:
+            SpecError: another shape.
+            RuntimeError: the quantizer read or wrote another number of beats than it should.
+        """
         values = np.ascontiguousarray(values, np.float32)
+        length = {given.quantizer: given.length for given in self.layer.inputs}[name]
+        if values.ndim != 2 or values.shape[1] != length:
+            raise self._wrong_shape(f"values for the {name}", values, f"(rows, {length})")
         codes = np.zeros(values.shape, np.uint8)
-        if not getattr(self._library, f"{self.top}_{name}_run")(_pointer(values), len(values), _pointer(codes)):
-            raise RuntimeError(f"{self.top}_{name}: its streams did not hold exactly what they should")
+        top = f"{self.layer.top}_{name}"
+        if not getattr(self._library, f"{top}_run")(_pointer(values), len(values), _pointer(codes)):
+            raise RuntimeError(f"{top}: its streams did not hold exactly what they should")
         return codes.astype(np.int64)
 
+    def _wrong_shape(self, what: str, got: np.ndarray, wanted: str) -> SpecError:
+        return SpecError(f"matmul '{self.layer.matmul.name}': {what} of shape {got.shape}, expected {wanted}")
 
-def compile_layers(
-    folder: Path,
-    layers: Sequence[tuple[str, str, Matmul, np.ndarray, Sequence[str]]],
-    kernels: Path,
-    name: str = "csim",
-) -> dict[str, CompiledLayer]:
-    """Compile generated layers into one library.
 
-    Args:
-        folder: where their folders are; the library goes there too.
-        layers: (folder of the layer, top, matmul, scales, names of quantizers) of each.
-        kernels: the include folder of the kernels.
-        name: of the library.
+def compile_generated(layers: Sequence[Layer], folder: Path) -> dict[str, CompiledLayer]:
+    """The layers that ``generate`` wrote to ``folder``, compiled together and callable from Python, by top name.
+
+    The library stays in ``folder``.
+
     Raises:
         BuildError: g++ is missing or fails.
     """
-    plain = [dict(folder=part, top=top, quantizers=list(names)) for part, top, _, _, names in layers]
-    (folder / f"{name}.cpp").write_text(render("csim_api.cpp.j2", dict(layers=plain)), encoding="utf-8")
-    compile_cpp(
-        [*FLAGS, *QUIET, *include_flags(kernels, folder), *SHARED, "-c", f"{name}.cpp", "-o", f"{name}.o"], folder
-    )
-    compile_cpp(["-shared", f"{name}.o", "-o", f"{name}.so"], folder)
+    folder = Path(folder).resolve()
+    parts = [dict(top=layer.top, quantizers=[given.quantizer for given in layer.inputs]) for layer in layers]
+    (folder / "csim.cpp").write_text(render("csim_api.cpp.j2", dict(layers=parts)), encoding="utf-8")
+    flags = [*FLAGS, *QUIET, *include_flags(folder / "include", folder), *SHARED]
+    compile_cpp([*flags, "-c", "csim.cpp", "-o", "csim.o"], folder)
+    compile_cpp(["-shared", "csim.o", "-o", "csim.so"], folder)
     # A process keeps a library by its path: new contents need a new one.
-    path = folder / f"{name}-{hashlib.sha256((folder / f'{name}.so').read_bytes()).hexdigest()[:16]}.so"
-    os.replace(folder / f"{name}.so", path)
+    path = folder / f"csim-{hashlib.sha256((folder / 'csim.so').read_bytes()).hexdigest()[:16]}.so"
+    os.replace(folder / "csim.so", path)
     library = ctypes.CDLL(str(path))
-    return {top: CompiledLayer(matmul, top, scales, library) for _, top, matmul, scales, _ in layers}
+    return {layer.top: CompiledLayer(layer, library) for layer in layers}
 
 
 def _pointer(values: np.ndarray) -> ctypes.c_void_p:

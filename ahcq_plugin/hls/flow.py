@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ahcq_plugin.hls.csim import FLAGS, QUIET, compile_cpp, include_flags
-from ahcq_plugin.hls.generator import FORMAT, MANIFEST
+from ahcq_plugin.hls.emit import FORMAT, MANIFEST
+from ahcq_plugin.hls.layer import Layer
 from ahcq_plugin.hls.synth import SynthesisReport
 from ahcq_plugin.support.files import replacing
 
@@ -33,18 +34,21 @@ def manifest(folder: Path) -> list[dict]:
     return content["layers"]
 
 
-def run_testbench(folder: Path, top: str) -> tuple[bool, str]:
-    """Compile the generated test bench of ``top`` with g++ and run it: (equal to the golden model, what it printed).
+def run_testbench(layer: Layer, folder: Path) -> tuple[bool, str]:
+    """Compile the test bench of ``layer`` in the generated ``folder`` with g++ and run it.
+
+    Returns:
+        (equal to the golden model, what it printed).
 
     Raises:
         BuildError: g++ is missing or fails.
     """
-    layer = (folder / top).resolve()
-    flags = [*FLAGS, *QUIET, *include_flags((folder / "include").resolve(), layer)]
-    compile_cpp([*flags, "-I.", "-c", f"{top}.cpp", "-o", f"{top}.o"], layer)
-    compile_cpp([*flags, "-I.", "-c", f"{top}_tb.cpp", "-o", f"{top}_tb.o"], layer)
-    compile_cpp([f"{top}.o", f"{top}_tb.o", "-o", "testbench"], layer)
-    run = subprocess.run([str(layer / "testbench")], cwd=layer, capture_output=True, text=True)
+    top, place = layer.top, (folder / layer.top).resolve()
+    flags = [*FLAGS, *QUIET, *include_flags((folder / "include").resolve(), place)]
+    compile_cpp([*flags, "-I.", "-c", f"{top}.cpp", "-o", f"{top}.o"], place)
+    compile_cpp([*flags, "-I.", "-c", f"{top}_tb.cpp", "-o", f"{top}_tb.o"], place)
+    compile_cpp([f"{top}.o", f"{top}_tb.o", "-o", "testbench"], place)
+    run = subprocess.run([str(place / "testbench")], cwd=place, capture_output=True, text=True)
     return run.returncode == 0, run.stdout
 
 

@@ -7,6 +7,7 @@ pass to channels-last meets no tensor of ours; it is left off, because it would 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,16 +15,18 @@ import hls4ml
 import numpy as np
 import torch
 from hls4ml.backends.template import FunctionCallTemplate, LayerConfigTemplate
-from hls4ml.model.layers import Layer, layer_map, register_layer
+from hls4ml.model.layers import Layer as HLS4MLLayer
+from hls4ml.model.layers import layer_map, register_layer
 from hls4ml.model.types import StandardFloatPrecisionType
 from hls4ml.utils.torch import HLS4MLModule
 from torch import Tensor
 
 from ahcq_plugin.export import Matmul, SpecError, golden
 from ahcq_plugin.export.codes import encode
-from ahcq_plugin.hls.layer import array_layer_text, top_name
+from ahcq_plugin.hls.layer import Layer
 from ahcq_plugin.hls.options import HLSOptions
 from ahcq_plugin.hls.resources import sources
+from ahcq_plugin.hls.texts import array_layer_text
 
 BACKEND = "Vitis"
 KERNELS = ("arrays", "attention", "beats", "dequantize", "layer", "linear", "operands", "quantize", "rows")
@@ -35,7 +38,7 @@ class QuantizedMatmul(HLS4MLModule):
     Args:
         matmul: from a spec, or made by hand.
         rows: of the left operand.
-        options: lanes, inputs a lane and cycle, floats a beat.
+        options: processing elements, their inputs a cycle, floats a beat.
     """
 
     def __init__(self, matmul: Matmul, rows: int = 1, options: HLSOptions | None = None):
@@ -60,7 +63,7 @@ class QuantizedMatmul(HLS4MLModule):
         return torch.from_numpy(golden.run(matmul, left_codes, encode(matmul.right, right.detach().numpy())).output)
 
 
-class AhcqMatmul(Layer):
+class AhcqMatmul(HLS4MLLayer):
     """The layer in hls4ml's model; its output is float32 whatever the configuration says."""
 
     def initialize(self) -> None:
@@ -74,7 +77,7 @@ class AhcqConfig(LayerConfigTemplate):
     def __init__(self):
         super().__init__(AhcqMatmul)
 
-    def format(self, node: Layer) -> str:
+    def format(self, node: HLS4MLLayer) -> str:
         """The text that ``array_layer_text`` made."""
         return node.get_attr("ahcq_text")
 
@@ -85,7 +88,7 @@ class AhcqCall(FunctionCallTemplate):
     def __init__(self):
         super().__init__(AhcqMatmul, include_header=["nnet_utils/arrays.h"])
 
-    def format(self, node: Layer) -> str:
+    def format(self, node: HLS4MLLayer) -> str:
         """``linear_arrays`` of one input or ``product_arrays`` of two."""
         names = [node.get_input_variable(name).name for name in node.inputs] + [node.get_output_variable().name]
         function = "linear_arrays" if len(names) == 2 else "product_arrays"
@@ -135,14 +138,14 @@ def _parse(operation, layer_name, input_names, input_shapes, node, module, reade
     got = [tuple(shape[1:]) for shape in input_shapes]
     if [int(np.prod(shape)) for shape in got] != [int(np.prod(shape)) for shape in wanted]:
         raise SpecError(f"`{layer_name}` takes inputs of shapes {wanted}, got {got}")
-    top = top_name("", layer_name)
+    layer = Layer("", dataclasses.replace(module.matmul, name=layer_name), module.options)
     shape = [*wanted[0][:-1], module.matmul.n]
-    layer = dict(
+    attributes = dict(
         class_name=AhcqMatmul.__name__,
         name=layer_name,
         inputs=input_names,
         output_shape=shape,
-        ahcq_top=top,
-        ahcq_text=array_layer_text(top, module.matmul, module.rows, module.options),
+        ahcq_top=layer.top,
+        ahcq_text=array_layer_text(layer, module.rows),
     )
-    return layer, [None, *shape]
+    return attributes, [None, *shape]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a matmul lies in the hardware: tiles of outputs, folds of inputs, words of weights, the memory of scales.
+"""How a matmul lies in the hardware: tiles of outputs, folds of inputs, the memory of scales.
 
-A tile is ``lanes`` outputs, which the processing elements compute at the same time; a fold is the ``simd`` inputs that
+A tile is ``pe`` outputs, which the processing elements compute at the same time; a fold is the ``simd`` inputs that
 they take in one cycle. Every group of grouped channels begins with a fold of its own.
 """
 
@@ -13,7 +13,6 @@ import numpy as np
 
 from ahcq_plugin.export import GroupedOperand, HLUQOperand, Matmul, SpecError, TableOperand
 from ahcq_plugin.export.golden import dequant_constants, product_scale
-from ahcq_plugin.export.matmul import lane_starts
 from ahcq_plugin.hls.options import HLSOptions
 
 MAX_WORD_BITS = 64  # a processing element's weights of one cycle are one C++ integer
@@ -24,25 +23,46 @@ class Layout:
     """See the module; made by ``lay_out``.
 
     Attributes:
-        lanes: processing elements, at most the number of outputs rounded up to ``out``.
+        pe: processing elements, at most the number of outputs rounded up to ``out``.
         simd, out: as in the options.
         tiles, folds: how many.
         slots: int64 (folds * simd,): channel of each place of the fold order, -1 for padding.
         group_folds: folds of each group (one group unless the channels are grouped).
+        read_beats: beats of a row that are read before its first fold leaves: all of them where channels are put in
+            the order of their groups, else 0, for they are read while the first tile's folds leave.
         scales: float32, what the host writes through AXI4-Lite: left scales, then for ``linear`` the weight scales,
             biases and, with hluq and table, the offsets of the N outputs.
         left_scales: how many of them belong to the left operand.
+        has_offset: whether every output has an offset of its own, made of the left operand's offset.
     """
 
-    lanes: int
+    pe: int
     simd: int
     out: int
     tiles: int
     folds: int
     slots: np.ndarray
     group_folds: tuple[int, ...]
+    read_beats: int
     scales: np.ndarray
     left_scales: int
+    has_offset: bool
+
+    @property
+    def stage_cycles(self) -> dict[str, int]:
+        """Cycles that each stage of the pipeline takes for a row, the trip counts of its loops (II = 1).
+
+        ``send`` (``rows.h``) repeats the row for every tile, ``multiply`` (``linear.h``, ``attention.h``) takes the
+        folds, ``dequantize`` (``dequantize.h``) drains every group of every tile, ``out`` numbers a cycle.
+        """
+        steps = self.tiles * self.folds
+        drained = self.tiles * len(self.group_folds) * (self.pe // self.out)
+        return dict(send=self.read_beats + steps, multiply=steps, dequantize=drained)
+
+    @property
+    def row_cycles(self) -> int:
+        """Cycles from row to row: those of the slowest stage, for all stages run at the same time."""
+        return max(self.stage_cycles.values())
 
 
 def lay_out(matmul: Matmul, options: HLSOptions) -> Layout:
@@ -52,59 +72,28 @@ def lay_out(matmul: Matmul, options: HLSOptions) -> Layout:
             f"matmul '{matmul.name}': `simd` {options.simd} times {matmul.right.bits}-bit weights is more than "
             f"{MAX_WORD_BITS} bits a cycle; use `simd` <= {MAX_WORD_BITS // matmul.right.bits}"
         )
-    lanes = min(options.lanes, -(-matmul.n // options.out) * options.out)
+    pe = min(options.pe, -(-matmul.n // options.out) * options.out)
     slots, group_folds = _slots(matmul, options.simd)
     left = _left_scales(matmul)
+    has_offset = matmul.kind == "linear" and isinstance(matmul.left, HLUQOperand | TableOperand)
     parts = [left]
     if matmul.kind == "linear":
         parts += [matmul.right.scales, matmul.bias]
-        if has_offset(matmul):
+        if has_offset:
             parts.append(dequant_constants(matmul))
     return Layout(
-        lanes=lanes,
+        pe=pe,
         simd=options.simd,
         out=options.out,
-        tiles=-(-matmul.n // lanes),
+        tiles=-(-matmul.n // pe),
         folds=len(slots) // options.simd,
         slots=slots,
         group_folds=group_folds,
+        read_beats=-(-matmul.k // options.simd) if isinstance(matmul.left, GroupedOperand) else 0,
         scales=np.concatenate(parts).astype(np.float32),
         left_scales=len(left),
+        has_offset=has_offset,
     )
-
-
-def has_offset(matmul: Matmul) -> bool:
-    """Whether every output has an offset of its own, made of the left operand's offset."""
-    return matmul.kind == "linear" and isinstance(matmul.left, HLUQOperand | TableOperand)
-
-
-def weight_words(matmul: Matmul, layout: Layout) -> np.ndarray:
-    """uint64 (tiles * folds, lanes): ``simd`` codes each, code i at bit i * bits; padding holds the zero point."""
-    bits, right = matmul.right.bits, matmul.right
-    codes = np.zeros((layout.tiles * layout.lanes, layout.folds * layout.simd), np.uint64)
-    padded = np.concatenate([right.codes, right.zero_points[:, None]], axis=1)  # slot -1 is the last column
-    codes[: matmul.n] = padded[:, layout.slots]
-    shifts = (np.arange(layout.simd) * bits).astype(np.uint64)
-    words = (codes.reshape(layout.tiles, layout.lanes, layout.folds, layout.simd) << shifts).sum(-1, dtype=np.uint64)
-    return words.transpose(0, 2, 1).reshape(layout.tiles * layout.folds, layout.lanes)
-
-
-def zero_points(matmul: Matmul, layout: Layout) -> np.ndarray:
-    """int64 (tiles, lanes) of the weights; 0 beyond the outputs."""
-    return _by_lane(matmul.right.zero_points[:, None], layout)[:, 0]
-
-
-def starts(matmul: Matmul, layout: Layout) -> np.ndarray:
-    """int64 (tiles * groups, lanes): what each accumulator starts with; of hluq, whose lanes run together, zeros."""
-    groups = len(layout.group_folds)
-    return _by_lane(lane_starts(matmul.left, matmul.right)[:, :groups], layout).reshape(-1, layout.lanes)
-
-
-def _by_lane(values: np.ndarray, layout: Layout) -> np.ndarray:
-    """(n, groups) to (tiles, groups, lanes)."""
-    padded = np.zeros((layout.tiles * layout.lanes, values.shape[1]), np.int64)
-    padded[: len(values)] = values
-    return padded.reshape(layout.tiles, layout.lanes, -1).transpose(0, 2, 1)
 
 
 def _slots(matmul: Matmul, simd: int) -> tuple[np.ndarray, tuple[int, ...]]:

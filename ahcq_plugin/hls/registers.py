@@ -17,14 +17,14 @@ SCALAR_BYTES = 8
 def register_map(is_product: bool, scale_words: int) -> dict[str, int]:
     """Byte address of each register, and ``address_bits`` of the whole space."""
     names = ["batch", "rows"] if is_product else ["rows"]
-    found = {"control": 0x00}
+    addresses = {"control": 0x00}
     for index, name in enumerate(names):
-        found[name] = FIRST_SCALAR + SCALAR_BYTES * index
+        addresses[name] = FIRST_SCALAR + SCALAR_BYTES * index
     size = 4 << (scale_words - 1).bit_length()
     end = FIRST_SCALAR + SCALAR_BYTES * len(names)
-    found["scales"] = -(-end // size) * size
-    found["address_bits"] = (found["scales"] + size - 1).bit_length()
-    return found
+    addresses["scales"] = -(-end // size) * size
+    addresses["address_bits"] = (addresses["scales"] + size - 1).bit_length()
+    return addresses
 
 
 def read_driver_header(text: str, names: list[str]) -> dict[str, int]:
@@ -35,10 +35,10 @@ def read_driver_header(text: str, names: list[str]) -> dict[str, int]:
     Raises:
         ValueError: the header does not name one of them.
     """
-    found = {"control": 0x00}
+    addresses = {"control": 0x00}
     for match in re.finditer(r"#define\s+\w+_CONTROL_ADDR_(\w+?)_(DATA|BASE)\s+0x([0-9a-fA-F]+)", text):
-        found[match[1].lower()] = int(match[3], 16)
-    missing = sorted(set(names) - set(found))
+        addresses[match[1].lower()] = int(match[3], 16)
+    missing = sorted(set(names) - set(addresses))
     if missing:
-        raise ValueError(f"the driver header has no address of {', '.join(missing)}; it has {', '.join(found)}")
-    return found
+        raise ValueError(f"the driver header has no address of {', '.join(missing)}; it has {', '.join(addresses)}")
+    return addresses

@@ -32,8 +32,8 @@ def ap_types() -> Path:
     Raises:
         FileNotFoundError: hls4ml is not installed, or its wheel has no such headers.
     """
-    found = importlib.util.find_spec("hls4ml")
-    folder = Path(found.origin).parent / "templates" / "vivado" / "ap_types" if found and found.origin else None
+    package = importlib.util.find_spec("hls4ml")
+    folder = Path(package.origin).parent / "templates" / "vivado" / "ap_types" if package and package.origin else None
     if folder is None or not (folder / "ap_int.h").is_file():
         raise FileNotFoundError(
             f"ap_int.h of the hls4ml package is needed to compile outside Vitis HLS, looked in {folder}: "

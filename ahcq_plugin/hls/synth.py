@@ -44,10 +44,10 @@ class SynthesisReport:
 
 def find_vitis() -> str:
     """The path of ``vitis_hls``; SynthesisError if it is not on PATH."""
-    found = shutil.which("vitis_hls")
-    if found is None:
+    path = shutil.which("vitis_hls")
+    if path is None:
         raise SynthesisError("vitis_hls is not on PATH: source the settings64.sh of Vitis HLS, or leave --synth out")
-    return found
+    return path
 
 
 def synthesize(folder: Path, top: str, until: str = "synth", timeout_s: float | None = None) -> SynthesisReport:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ahcq_plugin.export import GroupedOperand, HLUQOperand, Matmul, TableOperand, UniformOperand, golden
-from ahcq_plugin.export.codes import encode
+from ahcq_plugin.export import GroupedOperand, HLUQOperand, Matmul, TableOperand, UniformOperand
 from ahcq_plugin.export.operands import Activation, top
 
 
@@ -51,7 +50,7 @@ def directed_rows(matmul: Matmul, count: int, rng: np.random.Generator) -> np.nd
     sum that an output can reach; the smallest; special codes at random.
     """
     left, k = matmul.left, matmul.k
-    special, zero = _special_codes(left), _zero_codes(left, k)
+    special, zero = _special_codes(left), _zero_codes(left)
     places = _corner_places(left, k)
     low, high = _extreme_codes(left)
     rows = np.empty((count, k), np.int64)
@@ -97,31 +96,6 @@ def quantizer_values(operand: Activation, rows: int, length: int, seed: int) -> 
     return values
 
 
-def golden_text(matmul: Matmul, scales: np.ndarray, vectors: Vectors) -> str:
-    """The golden vectors as the C++ test bench reads them: arrays of integers, floats as their bits."""
-    result = golden.run(matmul, vectors.left, vectors.right)
-    batch, rows = vectors.left.shape[:2]
-    arrays: dict[str, np.ndarray] = {
-        "batch_rows": np.asarray([batch, rows]),
-        "left": vectors.left,
-        "right": np.zeros(0, np.int64) if vectors.right is None else vectors.right,
-        "scales": scales.view(np.uint32),
-        "accumulators": result.accumulators,
-        "out": result.output.view(np.uint32),
-    }
-    sides = [("left_quantizer", matmul.left, matmul.k)]
-    if matmul.kind != "linear":
-        sides.append(("right_quantizer", matmul.right, matmul.k if matmul.kind == "qk" else matmul.n))
-    for name, operand, length in sides:
-        count = min(4096, 2 * (-(-4 * 2**operand.bits // length)))
-        values = quantizer_values(operand, count, length, seed=0)
-        arrays[f"{name}_values"] = values.view(np.uint32)
-        arrays[f"{name}_codes"] = encode(operand, values)
-    return "".join(
-        f"{name} {data.size}\n{' '.join(map(str, data.ravel().tolist()))}\n" for name, data in arrays.items()
-    )
-
-
 def _special_codes(operand: Activation) -> np.ndarray:
     """The ends, the zero code and its neighbours; of hluq all codes around L, of a table all of few codes."""
     last = top(operand.bits)
@@ -135,7 +109,7 @@ def _special_codes(operand: Activation) -> np.ndarray:
     return np.asarray(sorted({0, last, 1, last - 1, *(code for code in middle if 0 <= code <= last)}))
 
 
-def _zero_codes(left: Activation, k: int) -> np.ndarray | int:
+def _zero_codes(left: Activation) -> np.ndarray | int:
     """The code of the value 0 (of a table: of its smallest entry), for each channel where they differ."""
     if isinstance(left, GroupedOperand):
         return left.zero_points[left.labels()]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ahcq_plugin.mm.data.images import original_image
 from ahcq_plugin.mm.data.prompts import BoxPrompts, Detections, ground_truth_prompts
+from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.zoo.predict import input_boxes, input_image
 from ahcq_plugin.zoo.sam import build_sam
 
@@ -167,8 +168,8 @@ class BoxPromptedSAM(BaseDetector):
         if self.prompts == "gt":
             return [ground_truth_prompts(sample) for sample in batch_data_samples]
         if self.prompts == "detector":
-            found = self.detector.predict(batch_inputs, batch_data_samples)
-            return [self._kept(BoxPrompts.from_instances(sample.pred_instances)) for sample in found]
+            samples = self.detector.predict(batch_inputs, batch_data_samples)
+            return [self._kept(BoxPrompts.from_instances(sample.pred_instances)) for sample in samples]
         return [self.detected(sample.img_id) for sample in batch_data_samples]
 
     def detected(self, img_id: int | str) -> BoxPrompts:
@@ -213,14 +214,21 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """(N, 4) xyxy boxes clipped to an image of ``size`` (height, width): coordinates in [0, width] and [0, height].
 
     Raises:
-        ValueError: not (N, 4), or not finite.
+        ValueError: not (N, 4); a DataError: not finite.
     """
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes must have shape (N, 4), got {tuple(boxes.shape)}")
     if not all(map(math.isfinite, boxes.flatten().tolist())):
-        raise ValueError("boxes must be finite")
+        raise DataError("boxes must be finite")
     limit = boxes.new_tensor([size[1], size[0], size[1], size[0]])
     return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def check_sam_config(config: Mapping) -> None:
+    """``sam`` of a config has a name, and besides at most a checkpoint; else ValueError."""
+    if not isinstance(config, Mapping) or not {"name"} <= set(config) <= {"name", "checkpoint"}:
+        got = sorted(config) if isinstance(config, Mapping) else repr(config)
+        raise ValueError(f"`sam` takes name and checkpoint, got {got}")
 
 
 def build_sam_from_config(config: Mapping, build: Callable[..., nn.Module] = build_sam) -> nn.Module:
@@ -231,8 +239,6 @@ def build_sam_from_config(config: Mapping, build: Callable[..., nn.Module] = bui
     Raises:
         ValueError, FileNotFoundError: an unknown key, and what ``build`` raises.
     """
-    unknown = set(config) - {"name", "checkpoint"}
-    if unknown or "name" not in config:
-        raise ValueError(f"`sam` takes name and checkpoint, got {sorted(config)}")
+    check_sam_config(config)
     name, checkpoint = config["name"], config.get("checkpoint")
     return build(dict(name) if isinstance(name, Mapping) else name, checkpoint=checkpoint)

@@ -14,7 +14,8 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from torch import nn
 
-from ahcq_plugin.mm.evaluation.records import leaf_config
+from ahcq_plugin.mm.data.wrappers import innermost
+from ahcq_plugin.mm.preflight import loop_class
 from ahcq_plugin.support.files import write_json
 from ahcq_plugin.zoo.checkpoints import packaged_config
 from ahcq_plugin.zoo.scenes import write_coco
@@ -29,36 +30,15 @@ _PUBLISHED = {"vit_b": (768, 12), "vit_l": (256, 4), "vit_h": (320, 4)}
 
 
 def make_dry_run(cfg: Config) -> list[str]:
-    """Cut ``cfg`` down, in place; outputs go to ``<work_dir>/dry_run``.
+    """Cut ``cfg``, whose keys are checked, down in place; outputs go to ``<work_dir>/dry_run``.
 
     Returns: what was replaced, one line each.
     """
     cfg.work_dir = str(Path(cfg.work_dir) / "dry_run")
     cfg.load_from = None
     cfg.recipe["iterations"] = ITERATIONS
-    if cfg.test_cfg.type == "VideoPTQLoop":
-        return _video_dry_run(cfg)
-    cfg.sam = dict(name=small_sam(cfg.sam["name"]), checkpoint=False)
-    dataset = _scenes(cfg.test_dataloader.dataset, Path(cfg.work_dir))
-    notes = [f"{IMAGES} generated images of {IMAGE_SIZE} pixels, {ITERATIONS} iterations a unit, random weights"]
-    sam = cfg.sam["name"]
-    notes.append(
-        f"SAM's input is {sam['image_size']} pixels, its encoder has {sam['depth']} blocks of width {sam['embed_dim']} "
-        f"with {sam['num_heads']} heads"
-    )
-    if _shrink_inputs(dataset["pipeline"]):
-        notes.append(f"the detector's input is {DETECTOR_INPUT_SIZE} pixels")
-    cfg.test_dataloader.update(batch_size=1, num_workers=0, persistent_workers=False)
-    cfg.test_dataloader["dataset"] = dataset  # update() would merge it with the old one
-    loop = cfg.test_cfg
-    if loop.get("prompts", "detector") != "detector":
-        loop.prompts = "gt"  # a file of detections knows other images
-    seed = (loop.get("calib") or {}).get("seed", 0)
-    # A detector with random weights may find nothing, and calibration needs boxes.
-    loop["calib"] = dict(dataset=dataset, num_images=IMAGES, max_boxes=BOXES, prompts="gt", seed=seed)
-    loop.update(score_thr=0.0, max_boxes=BOXES, cache_dir=None)
-    _let_everything_pass(cfg.model)
-    return notes
+    cfg.test_cfg["cache_dir"] = None
+    return loop_class(cfg).cut_down(cfg)
 
 
 @torch.no_grad()
@@ -74,20 +54,6 @@ def initialise(detector: nn.Module) -> None:
     for module in detector.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.mul_(0.5)
-
-
-def _video_dry_run(cfg: Config) -> list[str]:
-    root = str(Path(cfg.work_dir) / "clips")
-    dataset = dict(type="GeneratedClips", data_root=root, count=IMAGES, frames=FRAMES, size=IMAGE_SIZE)
-    cfg.test_dataloader["dataset"] = dataset
-    cfg.test_cfg["calib"] = dict(dataset=dataset, num_videos=IMAGES, num_frames=2, max_objects=BOXES)
-    cfg.test_cfg["cache_dir"] = None
-    cfg.sam = dict(name=small_sam2(cfg.sam["name"]), checkpoint=False)
-    return [
-        f"{IMAGES} generated clips of {FRAMES} frames of {IMAGE_SIZE} pixels, {ITERATIONS} iterations a unit, "
-        "random weights",
-        f"SAM 2's input is {cfg.sam['name']['image_size']} pixels",
-    ]
 
 
 def small_sam2(name: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -112,9 +78,9 @@ def small_sam(name: str | Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _scenes(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def scenes(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Data set of generated images with the classes of the configured one, under its pipeline."""
-    config = leaf_config(config)
+    config = innermost(config)
     ann_file = write_coco(folder / "scenes", IMAGES, size=IMAGE_SIZE)
     kind = DATASETS.get(config["type"])
     classes: Sequence[str] = (config.get("metainfo") or kind.METAINFO)["classes"]
@@ -131,7 +97,7 @@ def _scenes(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     )
 
 
-def _shrink_inputs(pipeline: Sequence[dict[str, Any]]) -> bool:
+def shrink_inputs(pipeline: Sequence[dict[str, Any]]) -> bool:
     """Images are resized to :data:`DETECTOR_INPUT_SIZE` at most, in place; False when nothing was larger."""
     large = [step for step in pipeline if np.max(step.get("scale") or 0) > DETECTOR_INPUT_SIZE]
     for step in large:
@@ -139,7 +105,7 @@ def _shrink_inputs(pipeline: Sequence[dict[str, Any]]) -> bool:
     return bool(large)
 
 
-def _let_everything_pass(config: Any) -> None:
+def let_everything_pass(config: Any) -> None:
     """No score threshold and few boxes in a detector's config: random weights give scores near 0."""
     if isinstance(config, Mapping):
         for key, value in config.items():
@@ -148,7 +114,7 @@ def _let_everything_pass(config: Any) -> None:
             elif key == "max_per_img":
                 config[key] = BOXES
             else:
-                _let_everything_pass(value)
+                let_everything_pass(value)
     elif isinstance(config, (list, tuple)):
         for item in config:
-            _let_everything_pass(item)
+            let_everything_pass(item)

@@ -16,17 +16,21 @@ from mmengine.dist import init_dist, is_main_process
 from mmengine.runner import Runner
 from rich.console import Console
 
+from ahcq_plugin.graph import UnitError
 from ahcq_plugin.mm.dry_run import initialise, make_dry_run
-from ahcq_plugin.mm.preflight import preflight
+from ahcq_plugin.mm.errors import DataError
+from ahcq_plugin.mm.preflight import check_keys, preflight
 from ahcq_plugin.mm.quantization_loop import PTQResult
 from ahcq_plugin.mm.report.summary import result_table, stage_table
-from ahcq_plugin.ptq import AuditError
+from ahcq_plugin.ptq import AuditError, ResumeError
 from ahcq_plugin.support.files import write_text
 
 #: Exit codes.
 OK, AUDIT_FAILED, BAD_INPUT = 0, 1, 2
 #: Who may have started several processes; none: there is one.
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
+#: What is the input's fault also in the middle of a run.
+_INPUT_ERRORS = (DataError, ResumeError, UnitError, FileNotFoundError)
 _CONFIG_ERRORS = (OSError, SyntaxError, NameError, AttributeError, TypeError, KeyError, ValueError, ImportError)
 
 
@@ -35,6 +39,8 @@ def launch(
     work_dir: str | None = None,
     cfg_options: Mapping[str, Any] | None = None,
     recipe: str | None = None,
+    w_bits: int | None = None,
+    a_bits: int | None = None,
     resume: bool = False,
     dry_run: bool = False,
     device: str | None = None,
@@ -45,7 +51,9 @@ def launch(
 ) -> int:
     """Run a PTQ config and print its table; of several processes (``launcher``, see MMEngine's) the first prints.
 
-    Returns: 0; 1 when the audit failed (its problems are printed, no figures); 2 when the input is bad (one line).
+    Returns: 0; 1 when the audit failed (its problems are printed, no figures); 2 when the input is bad or the SAM
+        cannot be quantized (one line).
+    Raises: whatever else goes wrong in the middle of a run.
     """
     console = console or Console()
     try:
@@ -54,28 +62,34 @@ def launch(
         if launcher != "none":
             start_processes(launcher, cfg)
             console.quiet = not is_main_process()
-        apply_arguments(
-            cfg, work_dir or str(Path("work_dirs") / Path(config).stem), recipe, resume, device, seed, toolkit
-        )
-        for line in make_dry_run(cfg) if dry_run else ():
-            console.print(f"dry run: {line}", highlight=False)
-        runner = build_runner(cfg, random_weights=dry_run)
-        if dry_run:
-            initialise(runner.model)
+        cfg.work_dir = work_dir or str(Path("work_dirs") / Path(config).stem)
+        override_recipe(cfg, name=recipe, w_bits=w_bits, a_bits=a_bits, seed=seed)
+        override_loop(cfg, device=device, toolkit=toolkit, resume=resume or None, seed=seed)
+        runner = build_runner(cfg, dry_run, console)
     except (ValueError, FileNotFoundError) as error:
-        _complain(console, f"error: {' '.join(str(error).split())}")
+        _complain(console, f"error: {_one_line(error)}")
         return BAD_INPUT
+    return run(runner, console)
+
+
+def run(runner: Runner, console: Console) -> int:
+    """Run and print the table, or one line about what is wrong with the input, its traceback in ``error.txt``.
+
+    Returns: an exit code, see :func:`launch`.
+    """
     try:
         runner.test()
-    except (ValueError, FileNotFoundError) as error:
-        trace = Path(cfg.work_dir) / "error.txt"
-        if is_main_process():
-            write_text(traceback.format_exc(), trace)
-        _complain(console, f"error: {' '.join(str(error).split())} (traceback in {trace})")
-        return BAD_INPUT
     except AuditError as error:
         _complain(console, str(error))
         return AUDIT_FAILED
+    except (ValueError, FileNotFoundError, UnitError) as error:
+        if runner.test_loop.computing and not isinstance(error, _INPUT_ERRORS):
+            raise  # a defect, not the input's fault
+        trace = Path(runner.work_dir) / "error.txt"
+        if is_main_process():
+            write_text(traceback.format_exc(), trace)
+        _complain(console, f"error: {_one_line(error)} (traceback in {trace})")
+        return BAD_INPUT
     print_result(runner.test_loop.result, console)
     return OK
 
@@ -102,12 +116,16 @@ def start_processes(launcher: str, cfg: Config) -> None:
         ) from error
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def _complain(console: Console, text: str) -> None:
     console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def read_config(path: str, cfg_options: Mapping[str, Any] | None = None) -> Config:
-    """Config with overrides merged; ``recipe`` and ``sam`` of ``test_cfg`` move to the top level.
+    """Config with overrides merged, a recipe's name made a mapping.
 
     Raises:
         FileNotFoundError, ValueError: no such file, not a config, an override of a key that is not there.
@@ -118,10 +136,6 @@ def read_config(path: str, cfg_options: Mapping[str, Any] | None = None) -> Conf
         cfg = Config.fromfile(path)
     except _CONFIG_ERRORS as error:
         raise ValueError(f"cannot read the config {path}: {type(error).__name__}: {error}") from error
-    loop = cfg.get("test_cfg") or {}
-    for key in ("recipe", "sam"):
-        if key in loop:
-            cfg[key] = loop.pop(key)
     if isinstance(cfg.get("recipe"), str):
         cfg.recipe = dict(name=cfg.recipe)
     for key in cfg_options or {}:
@@ -134,44 +148,39 @@ def read_config(path: str, cfg_options: Mapping[str, Any] | None = None) -> Conf
     return cfg
 
 
-def apply_arguments(
-    cfg: Config,
-    work_dir: str,
-    recipe: str | None,
-    resume: bool,
-    device: str | None,
-    seed: int | None,
-    toolkit: str | None = None,
-) -> None:
-    """Put command-line arguments where the run reads them, in place."""
-    cfg.work_dir = work_dir
+def override_recipe(cfg: Config, **keys: Any) -> None:
+    """Set the recipe's keys that are not None, in place."""
+    given = {key: value for key, value in keys.items() if value is not None}
+    if given:
+        cfg.recipe = {**(cfg.get("recipe") or {}), **given}
+
+
+def override_loop(cfg: Config, seed: int | None = None, **keys: Any) -> None:
+    """Set the test loop's keys that are not None, in place; ``seed`` is that of calibration."""
     loop = cfg.get("test_cfg") or {}
-    if recipe is not None:
-        cfg.recipe = {**(cfg.get("recipe") or {}), "name": recipe}
-    if resume:
-        loop["resume"] = True
-    if device is not None:
-        loop["device"] = device
-    if toolkit is not None:
-        loop["toolkit"] = toolkit
+    loop.update({key: value for key, value in keys.items() if value is not None})
     if seed is not None:
         loop["calib"] = {**(loop.get("calib") or {}), "seed": seed}
-        cfg.recipe = {**(cfg.get("recipe") or {}), "seed": seed}
 
 
-def build_runner(cfg: Config, random_weights: bool = False) -> Runner:
-    """Runner with its test loop built, everything checked.
+def build_runner(cfg: Config, dry_run: bool, console: Console) -> Runner:
+    """Runner with its test loop built, everything checked; for a dry run cut down, which is printed.
 
     Raises:
         ValueError, FileNotFoundError: see :func:`ahcq_plugin.mm.preflight.preflight`.
     """
+    check_keys(cfg)
+    for line in make_dry_run(cfg) if dry_run else ():
+        console.print(f"dry run: {line}", highlight=False)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints while it reads annotations
-        preflight(cfg, random_weights)
+        preflight(cfg, random_weights=dry_run)
         try:
             runner = Runner.from_cfg(cfg)
             _ = runner.test_loop  # built on first access
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"the config does not build: {error}") from error
+    if dry_run:
+        initialise(runner.model)
     return runner
 
 

@@ -4,21 +4,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import BaseLoop
 from torch import nn
 
 from ahcq_plugin import QuantReport, quantize
+from ahcq_plugin.graph import find_units
+from ahcq_plugin.mm.box_prompted_sam import build_sam_from_config
+from ahcq_plugin.mm.checks import check_device
 from ahcq_plugin.mm.report.data import ReportData
 from ahcq_plugin.mm.report.page import write_report
 from ahcq_plugin.mm.toolkits import unit_preparer
 from ahcq_plugin.ptq import Recipe
-from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE, load_file
 from ahcq_plugin.ptq.distributions import collect_distributions
 from ahcq_plugin.support.batches import Forward
 from ahcq_plugin.support.cache import Cache
@@ -91,10 +94,11 @@ class QuantizationLoop(BaseLoop):
     Runs in ``run()``, after the Runner has loaded its checkpoint; what :meth:`wrap` returns then replaces
     ``runner.model``. Writes ``metrics.json``, ``report.html`` and ``quantized.pth`` into the Runner's work dir.
 
+    The config says at its top level what is quantized and how: ``sam = dict(name=..., checkpoint=...)`` and ``recipe``,
+    a name or a dict, see :class:`ahcq_plugin.ptq.Recipe`.
+
     Args:
         runner, dataloader: given by the Runner.
-        sam: ``dict(name=..., checkpoint=...)``; default: ``sam`` at the config's top level.
-        recipe: name or dict, see :class:`ahcq_plugin.ptq.Recipe`; default: ``recipe`` at the config's top level.
         units: see :func:`ahcq_plugin.quantize`.
         toolkit: who places the quantizers: 'native' (this package) or 'mqbench'; the results are equal.
         cache_dir: folder where the floating-point evaluation (and detections) are kept for other runs; None: not kept.
@@ -102,7 +106,8 @@ class QuantizationLoop(BaseLoop):
         resume: go on with an interrupted reconstruction in the work dir.
     """
 
-    #: Runs the SAM on a calibration item; how evaluations come back from JSON.
+    #: Builds the SAM from name and ``checkpoint``, runs it on a calibration item; how evaluations come back from JSON.
+    build: ClassVar[Callable[..., nn.Module]]
     forward: ClassVar[Forward]
     measured: ClassVar[type[Measured]]
 
@@ -110,8 +115,6 @@ class QuantizationLoop(BaseLoop):
         self,
         runner,
         dataloader,
-        sam: Mapping[str, Any] | None,
-        recipe: str | Mapping[str, Any] | None,
         units: Any,
         toolkit: str,
         cache_dir: str | None,
@@ -119,13 +122,47 @@ class QuantizationLoop(BaseLoop):
         resume: bool,
     ):
         super().__init__(runner, dataloader)
-        self.sam_config = sam if sam is not None else self._top_level("sam")
-        self.recipe = Recipe.from_config(recipe if recipe is not None else self._top_level("recipe"))
+        self.sam_config, recipe = (self._top_level(key) for key in ("sam", "recipe"))
+        self.recipe = Recipe.from_config(recipe)
         self.units, self.prepare_unit = units, unit_preparer(toolkit)
         self.workers = Workers.running()
         self.cache = Cache(cache_dir, self.workers)
         self.device, self.resume = device, resume
+        self.computing = False
         self.result: PTQResult | None = None
+
+    @classmethod
+    def check(cls, cfg: Config, random_weights: bool = False) -> None:
+        """Check what a config says of a run, before anything is built; with ``random_weights`` the detector needs no
+        checkpoint.
+
+        Raises:
+            ValueError, FileNotFoundError: one line that says what is wrong and what to do.
+        """
+        loop = cfg.test_cfg
+        Recipe.from_config(cfg.recipe)
+        unit_preparer(loop.get("toolkit", "native"))
+        check_device(loop.get("device"))
+        cls.check_data(cfg, random_weights)
+        sam = build_sam_from_config(cfg.sam, cls.build)
+        try:
+            if loop.get("units") is not None:
+                find_units(sam, loop.units)
+        except TypeError as error:
+            raise ValueError(f"test_cfg: {error}") from error
+
+    @classmethod
+    @abstractmethod
+    def check_data(cls, cfg: Config, random_weights: bool) -> None:
+        """The part of :meth:`check` that concerns test data, calibration data and where boxes come from."""
+
+    @classmethod
+    @abstractmethod
+    def cut_down(cls, cfg: Config) -> list[str]:
+        """Cut data and SAM of ``cfg`` down to a dry run, in place; what is generated goes into ``cfg.work_dir``.
+
+        Returns: what was replaced, one line each.
+        """
 
     @abstractmethod
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -164,8 +201,10 @@ class QuantizationLoop(BaseLoop):
 
         Returns: metrics as ``fp/AP``, ``quantized/AP``, ...; the whole outcome stays in ``self.result``.
         Raises:
-            ValueError, FileNotFoundError: bad weights or data, before anything is quantized.
-            RuntimeError: the audit failed; nothing is reported then.
+            ValueError, FileNotFoundError: bad weights or data. Once ``self.computing`` is True a ValueError means bad
+                input only if it is a DataError or a ResumeError.
+            UnitError: the SAM cannot be quantized as it is.
+            AuditError: the audit failed; nothing is reported then.
         """
         runner, stages, workers = self.runner, Stopwatch(), self.workers
         for name in OUTPUTS if workers.is_first else ():  # an earlier run's must not pass for this one's if it fails
@@ -177,6 +216,7 @@ class QuantizationLoop(BaseLoop):
         with stages("detect", model.device):
             records = self.read(model)
             batches = self.calibration(model)
+        self.computing = True
         with stages("fp_eval", model.device):
             floating = self._floating_point(model, records)
         model.sam, report = quantize(
@@ -228,7 +268,6 @@ class QuantizationLoop(BaseLoop):
         if not self.workers.is_first:
             return PTQResult(metrics, report, files)
         write_json(metrics, files["metrics.json"])
-        unrounded = load_file(folder / CALIBRATED_FILE)["state"]  # what `quantize` started the reconstruction from
         data = ReportData(
             metrics,
             content["units"],
@@ -236,7 +275,7 @@ class QuantizationLoop(BaseLoop):
             content["audit"],
             self.runner.cfg.pretty_text,
             content["conditions"],
-            distributions=collect_distributions(self.runner.model.sam, item, type(self).forward, unrounded),
+            distributions=collect_distributions(self.runner.model.sam, item, type(self).forward, report.unrounded),
             **self.pictures(records, floating, quantized),
         )
         write_report(files["report.html"], data)
@@ -244,5 +283,5 @@ class QuantizationLoop(BaseLoop):
 
     def _top_level(self, key: str) -> Any:
         if key not in self.runner.cfg:
-            raise ValueError(f"{type(self).__name__}: give `{key}` in test_cfg or at the top level of the config")
+            raise ValueError(f"{type(self).__name__}: give `{key}` at the top level of the config")
         return self.runner.cfg[key]

@@ -5,14 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from mmdet.registry import DATASETS
+from mmengine.config import Config
 from mmengine.registry import LOOPS
 from torch import Tensor, nn
 
+from ahcq_plugin.mm import dry_run
 from ahcq_plugin.mm.box_prompted_sam import build_sam_from_config
+from ahcq_plugin.mm.checks import DRY_RUN
 from ahcq_plugin.mm.evaluation.jf_metric import JFMetric
 from ahcq_plugin.mm.evaluation.video_evaluation import VideoEvaluation, evaluate_videos
 from ahcq_plugin.mm.quantization_loop import CalibrationOptions, QuantizationLoop
@@ -82,15 +87,16 @@ class CalibrationClips(Sequence):
 
 @LOOPS.register_module()
 class VideoPTQLoop(QuantizationLoop):
-    """A run on videos, see :class:`QuantizationLoop`. Figures are those of :class:`JFMetric`.
+    """A run on videos, see :class:`QuantizationLoop`. Figures are those of :class:`JFMetric`; the config's ``sam`` is
+    for :func:`ahcq_plugin.zoo.sam2.build_sam2`.
 
     Args:
         evaluator: given by the Runner; its JFMetric measures.
-        sam: ``dict(name=..., checkpoint=...)`` of :func:`ahcq_plugin.zoo.sam2.build_sam2`.
         calib: keys of :class:`VideoCalibration`.
-        recipe, units, toolkit, cache_dir, device, resume: see :class:`QuantizationLoop`.
+        units, toolkit, cache_dir, device, resume: see :class:`QuantizationLoop`.
     """
 
+    build = staticmethod(build_sam2)
     forward = staticmethod(clip_forward)
     measured = VideoEvaluation
 
@@ -99,8 +105,6 @@ class VideoPTQLoop(QuantizationLoop):
         runner,
         dataloader,
         evaluator,
-        sam: Mapping[str, Any] | None = None,
-        recipe: str | Mapping[str, Any] | None = None,
         calib: Mapping[str, Any] | None = None,
         units: Any = None,
         toolkit: str = "native",
@@ -108,34 +112,64 @@ class VideoPTQLoop(QuantizationLoop):
         device: str | None = None,
         resume: bool = False,
     ):
-        super().__init__(runner, dataloader, sam, recipe, units, toolkit, cache_dir, device, resume)
+        super().__init__(runner, dataloader, units, toolkit, cache_dir, device, resume)
         if self.workers.size > 1:
-            raise RuntimeError(
-                f"VideoPTQLoop runs in one process, got {self.workers.size}: start it without a launcher"
-            )
+            raise ValueError(f"VideoPTQLoop runs in one process, got {self.workers.size}: start it without a launcher")
         self.calib = VideoCalibration.from_config(calib)
         evaluator = runner.build_evaluator(evaluator)
         self.metric = next((metric for metric in evaluator.metrics if isinstance(metric, JFMetric)), None)
         if self.metric is None:
             raise ValueError("VideoPTQLoop measures with a JFMetric: give test_evaluator = dict(type='JFMetric')")
 
+    @classmethod
+    def check_data(cls, cfg: Config, random_weights: bool) -> None:
+        """Both data sets are there; the model only stands in and has no weights."""
+        calib = VideoCalibration.from_config(cfg.test_cfg.get("calib"))
+        for config in (cfg.test_dataloader.dataset, _calibration_data(calib)):
+            try:
+                DATASETS.build(dict(config))
+            except FileNotFoundError as error:
+                where = f": {cfg.data_source}" if "data_source" in cfg else ""
+                raise FileNotFoundError(f"{error}{where}; {DRY_RUN}") from error
+
+    @classmethod
+    def cut_down(cls, cfg: Config) -> list[str]:
+        """Generated clips; the SAM 2 keeps its width and depth, its input is small."""
+        root = str(Path(cfg.work_dir) / "clips")
+        dataset = dict(
+            type="GeneratedClips", data_root=root, count=dry_run.IMAGES, frames=dry_run.FRAMES, size=dry_run.IMAGE_SIZE
+        )
+        cfg.test_dataloader["dataset"] = dataset
+        cfg.test_cfg["calib"] = dict(
+            dataset=dataset, num_videos=dry_run.IMAGES, num_frames=2, max_objects=dry_run.BOXES
+        )
+        sam = dry_run.small_sam2(cfg.sam["name"])
+        cfg.sam = dict(name=sam, checkpoint=False)
+        return [
+            f"{dry_run.IMAGES} generated clips of {dry_run.FRAMES} frames of {dry_run.IMAGE_SIZE} pixels, "
+            f"{dry_run.ITERATIONS} iterations a unit, random weights",
+            f"SAM 2's input is {sam['image_size']} pixels",
+        ]
+
     def wrap(self, model: nn.Module) -> VideoModel:
         """A SAM 2; the Runner's model only stands in for one."""
-        return VideoModel(build_sam_from_config(self.sam_config, build_sam2))
+        return VideoModel(build_sam_from_config(self.sam_config, self.build))
 
     def read(self, model: VideoModel) -> list[Video]:
         """The videos."""
         dataset = self.dataloader.dataset
-        return [dataset[index] for index in range(len(dataset))]
+        videos = [dataset[index] for index in range(len(dataset))]
+        for video in videos:
+            _ = video.annotated  # raises ValueError where the first frame has no annotation
+        return videos
 
     def calibration(self, model: VideoModel) -> CalibrationClips:
         """First frames of some videos that show an object there."""
         calib = self.calib
-        if calib.dataset is None:
-            raise ValueError("VideoPTQLoop: no calibration videos; give `calib.dataset`")
-        dataset = DATASETS.build(dict(calib.dataset))
+        dataset = DATASETS.build(dict(_calibration_data(calib)))
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(calib.seed)).tolist()
-        videos = [video for video in (dataset[index] for index in order) if video.masks(0).any()][: calib.num_videos]
+        showing = (video for video in (dataset[index] for index in order) if video.masks(0).any())
+        videos = list(islice(showing, calib.num_videos))
         if len(videos) < calib.num_videos:
             raise ValueError(
                 f"calib: `num_videos` is {calib.num_videos}, but only {len(videos)} of {len(dataset)} calibration "
@@ -169,3 +203,9 @@ class VideoPTQLoop(QuantizationLoop):
         rows = {name: {"fp": row, "quantized": quantized.sequences[name]} for name, row in floating.sequences.items()}
         speed = {"fp": floating.seconds_per_frame, "quantized": quantized.seconds_per_frame}
         return {"sequences": rows, "seconds_per_frame": speed}
+
+
+def _calibration_data(calib: VideoCalibration) -> Mapping[str, Any]:
+    if calib.dataset is None:
+        raise ValueError("no calibration videos: give test_cfg.calib.dataset in the config")
+    return calib.dataset

@@ -19,7 +19,7 @@ from ahcq_plugin.functional.dropping import Drop
 from ahcq_plugin.mqbench.onnx_form import quantize_dequantize
 from ahcq_plugin.quantizers import cag
 from ahcq_plugin.quantizers.observers import AvgMinMaxObserver, RangeObserver, RangeSearchObserver
-from ahcq_plugin.quantizers.search import MIN_SCALE, SearchObserver
+from ahcq_plugin.quantizers.search import SearchObserver
 
 
 def take_scheme(options: dict[str, Any]) -> Any:
@@ -124,7 +124,7 @@ class _MQBenchFakeQuantize:
     def quantize(self, x: Tensor, drop: Drop | None = None) -> Tensor:
         if torch.onnx.is_in_onnx_export():
             return quantize_dequantize(self, x)
-        if torch.is_grad_enabled() and self.scale.requires_grad and bool((self.scale < MIN_SCALE).any()):
+        if torch.is_grad_enabled() and self.scale.requires_grad:
             self.keep_valid()  # MQBench's optimizer may carry a small scale below zero
         return super().quantize(x, drop)
 

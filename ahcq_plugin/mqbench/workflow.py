@@ -12,7 +12,7 @@ from torch import nn
 
 from ahcq_plugin import ptq
 from ahcq_plugin.mqbench.backend import recipe_of
-from ahcq_plugin.ptq.reconstruct import UnitReport
+from ahcq_plugin.ptq.resume import UnitReport
 from ahcq_plugin.support.batches import Forward
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.signal import find_peaks
 from torch import Tensor
 
 _SAMPLE = 8192
@@ -33,6 +32,8 @@ def is_bimodal(values: Tensor, points: int = 128, height: float = 0.01, distance
     x = _checked(values).flatten()
     if not x.numel() or x.min() == x.max():
         return False
+    from scipy.signal import find_peaks  # here: it takes longer to import than all of ours, and few recipes need it
+
     peaks, _ = find_peaks(y := density(x, points), height=height * y.sum(), distance=distance)
     return len(peaks) == 2
 

@@ -16,11 +16,6 @@ from . import spectrum
 from .spectrum import Conditioned
 
 
-def reduce_condition_number(weight: Tensor, lam: float = 0.003, threshold: float = 100.0, steps: int = 200) -> Tensor:
-    """The weight of ``condition_weight_isotropic`` (same arguments) without its report."""
-    return condition_weight_isotropic(weight, lam, threshold, steps).weight
-
-
 @torch.no_grad()
 def condition_weight_isotropic(
     weight: Tensor, lam: float = 0.003, threshold: float = 100.0, steps: int = 200

@@ -3,27 +3,30 @@
 
 from ahcq_plugin.ptq.audit import AuditError, AuditReport, audit
 from ahcq_plugin.ptq.calibrate import calibrate
-from ahcq_plugin.ptq.checkpoint import load_checkpoint, save_checkpoint
+from ahcq_plugin.ptq.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from ahcq_plugin.ptq.freeze import freeze
 from ahcq_plugin.ptq.precondition import precondition
 from ahcq_plugin.ptq.prepare import prepare, prepare_unit
 from ahcq_plugin.ptq.prepared import quantizers, set_quantization
 from ahcq_plugin.ptq.recipe import Recipe
-from ahcq_plugin.ptq.reconstruct import UnitReport, reconstruct
+from ahcq_plugin.ptq.reconstruct import reconstruct
+from ahcq_plugin.ptq.resume import ResumeError, UnitReport
 
 __all__ = [
     "AuditError",
     "AuditReport",
+    "Checkpoint",
     "Recipe",
+    "ResumeError",
     "UnitReport",
     "audit",
     "calibrate",
     "freeze",
-    "load_checkpoint",
     "precondition",
     "prepare",
     "prepare_unit",
     "quantizers",
+    "read_checkpoint",
     "reconstruct",
     "save_checkpoint",
     "set_quantization",

@@ -7,20 +7,22 @@ audit finds either by comparing what flows with what the codes say, not by trust
 
 from __future__ import annotations
 
-import operator
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from ahcq_plugin.graph import prepared_units
+from ahcq_plugin.graph.ops import GraphIndex, layer_input, matmul_operands
+from ahcq_plugin.ptq.freeze import unfrozen
 from ahcq_plugin.ptq.prepared import is_weight, quantizers, watched, weight_layers
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
 
-MATMULS = {torch.matmul, torch.bmm, operator.matmul, "matmul", "bmm", "__matmul__"}
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def audit(model: nn.Module, batch: Any, forward: Forward | None = None) -> Audit
 
     Every quantizer is on, observes nothing, drops nothing and rounds hard; every weight is on its grid; on ``batch``
     every quantizer is reached, and what leaves it equals ``decode(encode(input))`` and is on the grid, bit for bit;
-    every Linear and Conv in a unit has a quantized weight and input, every matmul two quantized operands.
+    every Linear and Conv2d in a unit has a quantized weight and reads a quantizer, and between the quantizers and a
+    matmul stand only changes of shape and scalar factors (``graph/ops.py`` has the lists), with dropout off.
     """
     report = AuditReport()
     units = prepared_units(model)
@@ -71,7 +74,7 @@ def audit(model: nn.Module, batch: Any, forward: Forward | None = None) -> Audit
     for name, unit in units.items():
         report.problems.extend(f"{name}.{problem}" for problem in _uncovered(unit))
     for name, quantizer in quantizers(model):
-        report.problems.extend(f"{name}: {problem}" for problem in _wrong_modes(quantizer))
+        report.problems.extend(f"{name}: {problem}" for problem in unfrozen(quantizer))
     for name, layer in weight_layers(model).items():
         on_grid = layer.weight_fake_quant.decode(layer.weight_fake_quant.encode(layer.weight)).to(layer.weight.dtype)
         if not torch.equal(on_grid, layer.weight):
@@ -81,57 +84,51 @@ def audit(model: nn.Module, batch: Any, forward: Forward | None = None) -> Audit
     return report
 
 
-def _wrong_modes(quantizer: FakeQuantize) -> list[str]:
-    found = []
-    if quantizer.observing:
-        found.append("its observer is on")
-    if not quantizer.quantizing:
-        found.append("quantization is off")
-    if quantizer.prob != 1.0:
-        found.append(f"drop mode is on: only {quantizer.prob:.0%} of the elements are quantized")
-    if is_weight(quantizer) and quantizer.adaround:
-        found.append("soft rounding is on")
-    return found + quantizer.problems()
-
-
 def _uncovered(unit: fx.GraphModule) -> list[str]:
     """Layers and matmuls of a unit that compute on unquantized values."""
-    found = []
+    index, problems = GraphIndex(unit, unit.graph), []
     for node in unit.graph.nodes:
-        if node.op == "call_module":
-            layer = unit.get_submodule(node.target)
-            if isinstance(layer, (nn.Linear, nn.Conv2d)):
-                if not isinstance(getattr(layer, "weight_fake_quant", None), FakeQuantize):
-                    found.append(f"{node.target}: its weight has no quantizer")
-                if not _is_quantizer(unit, node.args[0]):
-                    found.append(f"{node.target}: its input is not quantized")
-        elif node.op in ("call_function", "call_method") and node.target in MATMULS:
-            for side, operand in zip(("left", "right"), node.args[:2], strict=True):
-                if not _comes_from_quantizer(unit, operand):
-                    found.append(f"{node.name}: its {side} operand is not quantized")
-    return found
+        if index.is_layer(node):
+            if not isinstance(getattr(index.module(node), "weight_fake_quant", None), FakeQuantize):
+                problems.append(f"{node.target}: its weight has no quantizer")
+            if not _is_quantizer(index, layer_input(node)[1]):
+                problems.append(f"{node.target}: its input is not quantized")
+        elif index.is_matmul(node):
+            for side, (_, operand) in zip(("left", "right"), matmul_operands(node), strict=True):
+                if not _comes_from_quantizer(index, operand):
+                    problems.append(f"{node.name}: its {side} operand is not quantized")
+    return problems
 
 
-def _is_quantizer(unit: fx.GraphModule, node: fx.Node) -> bool:
-    return node.op == "call_module" and isinstance(unit.get_submodule(node.target), FakeQuantize)
+def _is_quantizer(index: GraphIndex, node: fx.Node) -> bool:
+    return isinstance(index.module(node), FakeQuantize)
 
 
-def _comes_from_quantizer(unit: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a quantizer comes before any layer on the way back along first operands (reshapes, scalar factors)."""
-    while not _is_quantizer(unit, node):
-        if node.op in ("placeholder", "get_attr") or not isinstance(node.args[0], fx.Node):
-            return False
-        if node.op == "call_module" and not isinstance(unit.get_submodule(node.target), (nn.Identity, nn.Dropout)):
-            return False
-        if "softmax" in str(getattr(node.target, "__name__", node.target)):
-            return False
-        node = node.args[0]
-    return True
+def _comes_from_quantizer(index: GraphIndex, node: fx.Node) -> bool:
+    """Whether only changes of shape and scalar factors stand between a quantizer and the tensor ``node``."""
+    *between, source = index.walk_back(node)
+    return _is_quantizer(index, source) and not any(_changes_values(index, step) for step in between)
+
+
+def _changes_values(index: GraphIndex, node: fx.Node) -> bool:
+    """Whether a node that passes for a change of shape does more: dropout that is on, padding with something but 0.
+
+    Zeros from padding add nothing to a product.
+    """
+    if node.target in (F.dropout, torch.dropout):
+        return _given(node, 2, "train" if node.target is torch.dropout else "training", True) is not False
+    if node.target is F.pad:
+        return _given(node, 3, "value", None) not in (None, 0)
+    return isinstance(index.module(node), DROPOUTS) and index.module(node).training
+
+
+def _given(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 def _check_values(model: nn.Module, batch: Any, forward: Forward, report: AuditReport) -> None:
     counts: dict[str, int] = defaultdict(int)
-    found: dict[str, str] = {}
+    problems: dict[str, str] = {}
     calls: set[str] = set()
 
     def compare(name: str, quantizer: FakeQuantize, x: Tensor, out: Tensor) -> None:
@@ -141,9 +138,9 @@ def _check_values(model: nn.Module, batch: Any, forward: Forward, report: AuditR
         expected = quantizer.decode(quantizer.encode(x)).to(out.dtype)
         if not torch.equal(out, expected):
             share = float((out != expected).float().mean())
-            found.setdefault(name, f"{share:.2%} of its output differs from decode(encode(input))")
+            problems.setdefault(name, f"{share:.2%} of its output differs from decode(encode(input))")
         elif not torch.equal(quantizer.decode(quantizer.encode(out)).to(out.dtype), out):
-            found.setdefault(name, "its output is not on the grid")
+            problems.setdefault(name, "its output is not on the grid")
 
     with watched(dict(quantizers(model)), compare):
         forward(model, to_device(batch, model_device(model)))
@@ -151,7 +148,7 @@ def _check_values(model: nn.Module, batch: Any, forward: Forward, report: AuditR
     for name, quantizer in quantizers(model):
         per_role[quantizer.role] += 1
         if name not in calls:
-            found[name] = "no data reaches it"
-    report.problems.extend(f"{name}: {problem}" for name, problem in found.items())
+            problems[name] = "no data reaches it"
+    report.problems.extend(f"{name}: {problem}" for name, problem in problems.items())
     report.counts.update(counts)
     report.quantizers.update(per_role)

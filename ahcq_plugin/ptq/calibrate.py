@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ahcq_plugin.graph import prepared_units
+from ahcq_plugin.graph import UnitError, prepared_units
 from ahcq_plugin.ptq.prepared import activation_quantizers, intercepted, observing, weight_layers
 from ahcq_plugin.ptq.score import ProductRunner
 from ahcq_plugin.quantizers import FakeQuantize
@@ -66,7 +66,7 @@ def _named(name: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except RuntimeError as error:
-        raise RuntimeError(f"{name}: {error}") from error
+        raise UnitError(f"{name}: {error}") from error
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def calibrate(
             searches its parameters by the error of the product behind it.
         workers: processes that share the items; their number changes no parameter.
     Raises:
-        RuntimeError: a quantizer saw no data; nothing is committed for activations in that case if it was the first.
+        UnitError: a quantizer saw no data; nothing is committed for activations in that case if it was the first.
     """
     check_batches(batches)
     layers = weight_layers(model)

@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import pickle
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq.prepare import prepare
 from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.quantizers.base import ResizingStateMixin
 from ahcq_plugin.support.files import replacing
+from ahcq_plugin.support.state import load_state
 
 FORMAT = "ahcq_plugin.checkpoint/1"
 CALIBRATED_FILE = "calibrated.pt"  # in a run's work dir: the state after calibration, weights in floating point
@@ -54,20 +57,50 @@ def save_checkpoint(path: str | Path, model: nn.Module, recipe: Recipe, extra: d
     save_atomic(content, path)
 
 
-def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
-    """Prepare a freshly built floating-point ``model`` as the checkpoint says and load its state, in place.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A quantized checkpoint, read.
+
+    Attributes:
+        path: the file, for messages.
+        recipe: what the model was prepared with.
+        units: names of its units.
+        state: its ``state_dict``, tensors on the CPU.
+        extra: plain values that were saved with it.
+    """
+
+    path: Path
+    recipe: Recipe
+    units: list[str]
+    state: dict[str, Tensor]
+    extra: dict[str, Any]
+
+    def load_into(self, model: nn.Module) -> nn.Module:
+        """Prepare a freshly built floating-point ``model`` as the checkpoint says and load its state, in place.
+
+        Raises:
+            ValueError: made for another model, or ``model`` is prepared already.
+        """
+        prepare(model, self.recipe, self.units)
+        load_state(model, self.state, str(self.path), "this model", _resizing(model))
+        return model
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read what ``save_checkpoint`` wrote.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, unreadable, of another format, or made for another model.
+        FileNotFoundError, ValueError: no such file, unreadable, or of another format.
     """
     content = load_file(path)
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        raise ValueError(f"{path} is not a quantized checkpoint: format {found!r}, expected {FORMAT!r}")
-    prepare(model, Recipe.from_config(content["recipe"]), content["units"])
-    try:
-        model.load_state_dict(content["state_dict"])
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        raise ValueError(f"{path} does not fit this model: {' '.join(lines)[:300]}") from error
-    return model
+    written = content.get("format") if isinstance(content, dict) else None
+    if written != FORMAT:
+        raise ValueError(f"{path} is not a quantized checkpoint: format {written!r}, expected {FORMAT!r}")
+    recipe = Recipe.from_config(content["recipe"])
+    return Checkpoint(Path(path), recipe, content["units"], content["state_dict"], content["extra"])
+
+
+def _resizing(model: nn.Module) -> set[str]:
+    """Names of the tensors whose shape is known only after calibration."""
+    resizing = [(name, module) for name, module in model.named_modules() if isinstance(module, ResizingStateMixin)]
+    return {f"{prefix}.{name}" for prefix, module in resizing for name in (*module._parameters, *module._buffers)}

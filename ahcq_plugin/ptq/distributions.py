@@ -163,8 +163,8 @@ class Meter:
         # float32 values can round to just outside of float64 ends.
         position = self._position(x.float()).clamp_(start, end).flatten()
         for part in position.split(_CHUNK):
-            found = torch.histc(part, len(self.counts), start, end)
-            self.counts += found.cpu().numpy().astype(np.int64)
+            counted = torch.histc(part, len(self.counts), start, end)
+            self.counts += counted.cpu().numpy().astype(np.int64)
 
     def result(self) -> Distribution:
         """The row of this quantizer."""

@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ahcq_plugin.ptq.prepared import quantizers, weight_layers
+from ahcq_plugin.ptq.prepared import is_weight, quantizers, weight_layers
+from ahcq_plugin.quantizers import FakeQuantize
 
 
 @torch.no_grad()
@@ -29,3 +30,17 @@ def freeze(model: nn.Module) -> nn.Module:
         quantizer.enable_fake_quant()
         quantizer.prob = 1.0
     return model
+
+
+def unfrozen(quantizer: FakeQuantize) -> list[str]:
+    """What of a quantizer is not as ``freeze`` leaves it, a phrase each: empty when it is frozen."""
+    wrong = []
+    if quantizer.observing:
+        wrong.append("its observer is on")
+    if not quantizer.quantizing:
+        wrong.append("quantization is off")
+    if quantizer.prob != 1.0:
+        wrong.append(f"drop mode is on: only {quantizer.prob:.0%} of the elements are quantized")
+    if is_weight(quantizer) and quantizer.adaround:
+        wrong.append("soft rounding is on")
+    return wrong + quantizer.problems()

@@ -3,23 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 
-def channel_axis(unit: nn.Module) -> int:
-    """1 for units that end in a convolution (N, C, H, W), -1 for those that end in a Linear (..., C)."""
-    layers = [m for m in unit.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    return 1 if isinstance(layers[-1], nn.Conv2d) else -1
+def output_error(out: Any, target: Any, axes: Sequence[int]) -> Tensor:
+    """Squared error: summed over channels, averaged over the rest, added up over the float tensors of ``out``.
 
-
-def output_error(out: Any, target: Any, axis: int) -> Tensor:
-    """Squared error: summed over channels, averaged over the rest, added up over the float tensors of ``out``."""
-    pairs = zip(pytree.tree_leaves(out), pytree.tree_leaves(target), strict=True)
-    terms = [(o.float() - t.float()).square().sum(axis).mean() for o, t in pairs if t.is_floating_point()]
+    Args:
+        axes: where the channels lie, for each leaf of ``out`` (see ``channel_axes``).
+    """
+    triples = zip(pytree.tree_leaves(out), pytree.tree_leaves(target), axes, strict=True)
+    terms = [(o.float() - t.float()).square().sum(axis).mean() for o, t, axis in triples if t.is_floating_point()]
     return torch.stack(terms).sum()
 
 

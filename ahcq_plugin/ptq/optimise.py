@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 
 from ahcq_plugin.functional.adaround import rounding_regularizer
 from ahcq_plugin.functional.dropping import Drop
+from ahcq_plugin.ptq.channels import channel_axes
 from ahcq_plugin.ptq.freeze import harden
-from ahcq_plugin.ptq.loss import channel_axis, output_error, rounding_exponent
+from ahcq_plugin.ptq.loss import output_error, rounding_exponent
 from ahcq_plugin.ptq.prepared import is_weight, quantizers, set_quantization, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.quantizers import FakeQuantize
@@ -131,10 +132,11 @@ def optimise(
             the order of additions does, in last bits.
     """
     device = next(module.parameters()).device
-    axis = channel_axis(module)
     trained_before = {p: p.requires_grad for p in module.parameters()}
     for parameter in trained_before:
         parameter.requires_grad_(False)
+    args, kwargs = inputs("floating", 0)
+    axes = channel_axes(module, args, kwargs)
     set_quantization(module, True, recipe.quantize_activations)
     layers = weight_layers(module)
     alphas = []
@@ -159,7 +161,7 @@ def optimise(
                     with own:
                         sample = chosen[place]
                         args, kwargs = mix(inputs("quantized", sample), inputs("floating", sample), recipe.input_mix)
-                        share = output_error(module(*args, **kwargs), target(sample), axis) / recipe.batch_size
+                        share = output_error(module(*args, **kwargs), target(sample), axes) / recipe.batch_size
                         share.backward()
                     error += share.detach()
                 workers.add([*gradients([*alphas, *scales.parameters()], workers), error])

@@ -45,14 +45,15 @@ def precondition(
 
     ``big`` keeps the model's function. ACNR does not: its layers keep ``original_weight``, the target of
     reconstruction. It needs the activations' quantization errors, hence quantizers: it calibrates them on the weights
-    as they came; ``calibrate`` then starts afresh and overwrites all of it. ``workers`` share the layers.
+    as they came; ``calibrate`` then starts afresh and overwrites all of it. ``workers`` share the layers; the first of
+    them decides which keys are folded.
 
     Returns:
         One line per Linear weight; empty unless the recipe asks for ``acnr`` or ``condiquant``.
     """
     forward = forward or default_forward
     if recipe.big:
-        fold_bimodal_keys(model, batches[0], forward)
+        fold_bimodal_keys(model, batches[0], forward, workers)
     if not (recipe.acnr or recipe.condiquant):
         return []
     layers = {name: layer for name, layer in weight_layers(model).items() if isinstance(layer, nn.Linear)}

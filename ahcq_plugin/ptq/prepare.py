@@ -64,7 +64,7 @@ def prepare(
         ``model``.
     Raises:
         ValueError: no unit was found, or the model is already prepared.
-        RuntimeError: a unit does not trace (named with the line that stopped the tracer).
+        UnitError: a unit does not trace (named with the line that stopped the tracer).
     On errors the model keeps its units as they were.
     """
     if prepared_units(model):

@@ -96,12 +96,13 @@ def watched(modules: Mapping[str, nn.Module], note: Callable[[str, nn.Module, An
 
     Args:
         modules: by the name to note them with.
-        note: gets the first positional argument of the call and what it returned.
+        note: gets the first argument of the call, positional or by keyword, and what it returned.
     """
-    hooks = [
-        module.register_forward_hook(lambda m, inputs, out, name=name: note(name, m, inputs[0], out))
-        for name, module in modules.items()
-    ]
+
+    def hook(name: str) -> Callable[[nn.Module, tuple, dict, Any], None]:
+        return lambda module, args, kwargs, out: note(name, module, [*args, *kwargs.values()][0], out)
+
+    hooks = [module.register_forward_hook(hook(name), with_kwargs=True) for name, module in modules.items()]
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from ahcq_plugin.graph import UnitError
 from ahcq_plugin.ptq.prepared import intercepted
 
 
@@ -37,12 +38,12 @@ class Reading:
     @cached_property
     def behind(self) -> dict[str, frozenset[str]]:
         """unit -> all units that its inputs depend on; in a loop (the memory of SAM 2) that includes itself."""
-        found = dict(self.reads)
+        behind = dict(self.reads)
         while True:
-            wider = {name: sources.union(*(found[s] for s in sources)) for name, sources in found.items()}
-            if wider == found:
-                return found
-            found = wider
+            wider = {name: sources.union(*(behind[s] for s in sources)) for name, sources in behind.items()}
+            if wider == behind:
+                return behind
+            behind = wider
 
     @cached_property
     def settled(self) -> frozenset[str]:
@@ -60,7 +61,7 @@ def read_units(units: dict[str, nn.Module], run: Callable[[], Any]) -> Reading:
     """Watch ``units`` during ``run()``, one forward of their model.
 
     Raises:
-        RuntimeError: a unit is never called.
+        UnitError: a unit is never called.
     """
     order: dict[str, None] = {}
     reads: dict[str, frozenset[str]] = {}
@@ -81,7 +82,7 @@ def read_units(units: dict[str, nn.Module], run: Callable[[], Any]) -> Reading:
         run()
     missing = [name for name in units if name not in reads]
     if missing:
-        raise RuntimeError(f"the forward never calls unit {missing[0]!r}; leave it out with `units=`")
+        raise UnitError(f"the forward never calls unit {missing[0]!r}; leave it out with `units=`")
     return Reading(list(order), reads, calls)
 
 
@@ -106,7 +107,7 @@ def mark(tree: Any, sources: frozenset[str]) -> None:
 
 def units_behind(tree: Any) -> frozenset[str]:
     """Units whose outputs the tensors in ``tree`` were computed from."""
-    found: frozenset[str] = frozenset()
+    sources: frozenset[str] = frozenset()
     for leaf in pytree.tree_leaves(tree):
-        found |= getattr(leaf, "_ahcq_sources", frozenset())
-    return found
+        sources |= getattr(leaf, "_ahcq_sources", frozenset())
+    return sources

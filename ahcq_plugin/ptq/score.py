@@ -16,10 +16,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ahcq_plugin.graph.ops import GraphIndex, matmul_operands
+from ahcq_plugin.ptq.unit_runner import UnitRunner
 from ahcq_plugin.quantizers import FakeQuantize
 
 
-class ProductRunner(fx.Interpreter):
+class ProductRunner(UnitRunner):
     """Runs a prepared unit and calls ``score(x, product)`` of the ``wanted`` quantizers on the way.
 
     A quantizer in front of Linear layers gets their products without bias; one in front of a matmul gets the product
@@ -35,19 +36,13 @@ class ProductRunner(fx.Interpreter):
     def _find_matmuls(self, unit: fx.GraphModule) -> dict[fx.Node, tuple[FakeQuantize, bool]]:
         """matmul -> (the wanted quantizer of one of its operands, whether that is the left one)."""
         index = GraphIndex(unit, unit.graph)
-        found = {}
+        scored = {}
         for node in filter(index.is_matmul, unit.graph.nodes):
             for is_left, (_, operand) in zip((True, False), matmul_operands(node), strict=True):
                 quantizer = index.module(index.walk_back(operand)[-1])
                 if quantizer in self.wanted:
-                    found[node] = (quantizer, is_left)
-        return found
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The unit's output."""
-        names = [node.target for node in self.module.graph.nodes if node.op == "placeholder"]
-        given = dict(zip(names, args, strict=False)) | kwargs
-        return self.run(*(given[name] for name in names if name in given))
+                    scored[node] = (quantizer, is_left)
+        return scored
 
     def run_node(self, n: fx.Node) -> Any:
         quantizer = self.submodules.get(n.target) if n.op == "call_module" else None
@@ -56,8 +51,7 @@ class ProductRunner(fx.Interpreter):
             quantizer.score(x, linear_product(quantizer.consumers))
         elif n in self._matmuls:
             scored, is_left = self._matmuls[n]
-            args, _ = self.fetch_args_kwargs_from_env(n)
-            left, right = (args[position] for position, _ in matmul_operands(n))
+            left, right = self.map_nodes_to_values([operand for _, operand in matmul_operands(n)], n)
             # (L R)^T = R^T L^T: rows of the scored operand always stand on dim -2
             x, other = (left, right) if is_left else (right.mT, left.mT)
             scored.score(x, lambda rows: rows @ other)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ahcq_plugin.graph import prepared_units
+from ahcq_plugin.graph import UnitError, prepared_units
 from ahcq_plugin.ptq.prepared import intercepted, original_weights, set_quantization
 from ahcq_plugin.ptq.reading import read_units
 from ahcq_plugin.ptq.store import Store
@@ -46,7 +46,7 @@ class UnitStream:
         order: unit names in order of their last calls.
         samples: (item, call) of every call of the collected unit.
     Raises:
-        RuntimeError: a unit is never called.
+        UnitError: a unit is never called.
     """
 
     def __init__(
@@ -131,13 +131,13 @@ class UnitStream:
                 self._run(item)
             except _Stop:
                 return
-        raise RuntimeError(f"item {item}: the forward calls unit {name!r} {calls[name]} times, expected {last}")
+        raise UnitError(f"item {item}: the forward calls unit {name!r} {calls[name]} times, expected {last}")
 
     def _stand_in(self, key: Key, wanted: str, earlier: set[str], run: Callable[[], Any]) -> Any:
         """The output of a unit on the way to the unit ``wanted``: looked up where it is final, else computed."""
         name, stream, item, call = key
         if not self._calls and name not in earlier:
-            raise RuntimeError(f"the order of the units differs between items: {name!r} ran before {wanted!r}")
+            raise UnitError(f"the order of the units differs between items: {name!r} ran before {wanted!r}")
         if name not in self._reading.behind[wanted]:
             return self._look_up(key)
         if name in earlier:

@@ -11,6 +11,7 @@ from ahcq_plugin.quantizers.lnq import LNQFakeQuantize
 from ahcq_plugin.quantizers.observers import AvgMinMaxObserver, RangeSearchObserver
 from ahcq_plugin.quantizers.power_of_two import PowerOfTwoFakeQuantize
 from ahcq_plugin.quantizers.search import SearchObserver
+from ahcq_plugin.quantizers.table import TableFakeQuantize
 from ahcq_plugin.quantizers.uniform import UniformFakeQuantize
 
 #: Families of activation quantizers that a recipe can give a role.
@@ -40,6 +41,7 @@ __all__ = [
     "QuantLinear",
     "RangeSearchObserver",
     "SearchObserver",
+    "TableFakeQuantize",
     "UniformFakeQuantize",
     "quantize_layer",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ahcq_plugin.functional import adaround, uniform
 from ahcq_plugin.functional.dropping import Drop
 from ahcq_plugin.quantizers.base import FakeQuantize, per_channel
+from ahcq_plugin.quantizers.host_value import HostValue
 from ahcq_plugin.quantizers.observers import RangeSearchObserver
 
 
@@ -29,17 +30,19 @@ class AdaRoundFakeQuantize(FakeQuantize):
         self.register_buffer("scale", torch.ones(1))
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
         self.register_buffer("soft", torch.zeros(1, dtype=torch.uint8))
+        self._modes["soft"] = HostValue()
         self.register_parameter("alpha", None)
         self._base: Tensor | None = None
+        self.adaround = False
 
     @property
     def adaround(self) -> bool:
         """Whether forward returns the soft weight."""
-        return bool(self.soft[0])
+        return bool(self._modes["soft"].read(self.soft))
 
     @adaround.setter
     def adaround(self, value: bool) -> None:
-        self.soft.fill_(int(value))
+        self._modes["soft"].note(self.soft.fill_(int(value)), bool(value))
         if not value:
             self.alpha, self._base = None, None
 
@@ -54,7 +57,7 @@ class AdaRoundFakeQuantize(FakeQuantize):
         params = self.params(weight.ndim)
         self._base = adaround.floor_base(weight.detach(), params)
         self.alpha = nn.Parameter(adaround.init_alpha(weight.detach(), params))
-        self.soft.fill_(1)
+        self.adaround = True
 
     def rectified_sigmoid(self) -> Tensor:
         """h(alpha) in [0, 1], the weight's shape."""

@@ -7,18 +7,13 @@ import torch
 from torch import nn
 
 from ahcq_plugin.functional import agq
-from ahcq_plugin.quantizers.search import (
-    MIN_SCALE,
-    LearnedScaleMixin,
-    SearchedFakeQuantize,
-    SearchObserver,
-    geometric,
-)
+from ahcq_plugin.quantizers.search import MIN_SCALE, LearnedScaleMixin, SearchObserver, geometric
+from ahcq_plugin.quantizers.table import TableFakeQuantize
 
 CLIP_SHARES = geometric(1.0, 0.05, 14)
 
 
-class AGQFakeQuantize(LearnedScaleMixin, SearchedFakeQuantize):
+class AGQFakeQuantize(LearnedScaleMixin, TableFakeQuantize):
     """AGQ per tensor. ``scale``, the largest level, is searched together with tau and then learned."""
 
     family = "agq"

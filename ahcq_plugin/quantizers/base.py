@@ -15,6 +15,7 @@ from torch.ao.quantization import FakeQuantizeBase
 
 from ahcq_plugin.functional.dropping import Drop
 from ahcq_plugin.functional.uniform import check_bits
+from ahcq_plugin.quantizers.host_value import HostValue
 
 #: Shares of a reconstruction's iterations at which quantizers may change their form.
 MILESTONES = (0.2, 0.4, 0.6, 0.8)
@@ -37,6 +38,7 @@ class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
     """Base of all fake quantizers; a subclass implements ``encode``, ``decode``, ``quantize`` and ``commit``.
 
     Three modes live in buffers: observing, quantizing, and ``prob`` (QDrop: the share of elements that are quantized).
+    A forward reads them from ``HostValue``, so that it does not wait for a GPU; whoever writes the buffers is followed.
     Calibration observes every item, then calls ``begin_search`` and, where that returns True, ``score`` once per item;
     ``commit`` ends it. Whoever only observes (MQBench) goes straight to ``commit``.
 
@@ -53,6 +55,7 @@ class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
 
     def __init__(self, observer, quant_min=0, quant_max=255, ch_axis=-1, role="", **observer_kwargs):
         super().__init__()
+        self._modes = {name: HostValue() for name in ("observer_enabled", "fake_quant_enabled", "drop_keep")}
         bits = int(quant_max).bit_length()
         if quant_min != 0 or quant_max != 2**bits - 1:
             raise ValueError(f"`quant_min`, `quant_max` must be 0 and 2^bits - 1, got {quant_min!r}, {quant_max!r}")
@@ -64,25 +67,37 @@ class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
         self.register_buffer("drop_keep", torch.tensor([1.0]))
         self.enable_observer(False)
         self.enable_fake_quant(False)
+        self.prob = 1.0
 
     @property
     def prob(self) -> float:
         """Probability that an element is quantized; below 1 only during reconstruction (QDrop)."""
-        return float(self.drop_keep)
+        return self._modes["drop_keep"].read(self.drop_keep)
 
     @prob.setter
     def prob(self, value: float) -> None:
-        self.drop_keep.fill_(value)
+        stored = torch.tensor(value, dtype=self.drop_keep.dtype, device="cpu").item()
+        self._modes["drop_keep"].note(self.drop_keep.fill_(value), stored)
 
     @property
     def observing(self) -> bool:
         """Whether forward records statistics."""
-        return bool(self.observer_enabled[0])
+        return bool(self._modes["observer_enabled"].read(self.observer_enabled))
 
     @property
     def quantizing(self) -> bool:
         """Whether forward returns quantized values."""
-        return bool(self.fake_quant_enabled[0])
+        return bool(self._modes["fake_quant_enabled"].read(self.fake_quant_enabled))
+
+    def enable_observer(self, enabled: bool = True) -> None:
+        """Record statistics from now on, or not."""
+        super().enable_observer(enabled)
+        self._modes["observer_enabled"].note(self.observer_enabled, bool(enabled))
+
+    def enable_fake_quant(self, enabled: bool = True) -> None:
+        """Return quantized values from now on, or the input as it is."""
+        super().enable_fake_quant(enabled)
+        self._modes["fake_quant_enabled"].note(self.fake_quant_enabled, bool(enabled))
 
     def channel_axis(self, ndim: int) -> int | None:
         """Axis of an ``ndim``-dimensional tensor along which parameters differ; None: one set per tensor."""

@@ -189,7 +189,3 @@ class CAGFakeQuantize(LearnedScaleMixin, FakeQuantize):
         """int64 (G,): where each group begins in the permuted order."""
         sizes = torch.bincount(self.labels, minlength=self.scale.numel())
         return sizes.cumsum(0) - sizes
-
-    def parameter_bits(self) -> int:
-        """Bits that its parameters take in hardware: a float32 scale and a zero point for each group."""
-        return self.scale.numel() * (32 + self.bits)

@@ -9,13 +9,8 @@ import torch
 from torch import nn
 
 from ahcq_plugin.functional import hluq
-from ahcq_plugin.quantizers.search import (
-    MIN_SCALE,
-    LearnedScaleMixin,
-    SearchedFakeQuantize,
-    SearchObserver,
-    geometric,
-)
+from ahcq_plugin.quantizers.search import MIN_SCALE, LearnedScaleMixin, SearchObserver, geometric
+from ahcq_plugin.quantizers.table import TableFakeQuantize
 
 RANGE_SHARES = (0.1, 0.3, 0.5)
 LEVEL_DIVISORS = (8, 4, 2)
@@ -23,7 +18,7 @@ SEARCHED_RANGES = geometric(1.0, 0.1, 14)
 MIN_RANGE = 1e-8
 
 
-class HLUQFakeQuantize(LearnedScaleMixin, SearchedFakeQuantize):
+class HLUQFakeQuantize(LearnedScaleMixin, TableFakeQuantize):
     """HLUQ per tensor. ``scale`` is [scale_log, scale_uniform], learned; offset and number of log levels are fixed.
 
     The offset is the mean minimum. scale_log is a share 0.1, 0.3 or 0.5 of the range, the number of log levels an

@@ -16,8 +16,8 @@ class QuantLinear(nn.Linear):
 
     original_weight: Tensor | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight_fake_quant(self.weight), self.bias)
+    def forward(self, input: Tensor) -> Tensor:  # named as nn.Linear's: models call it by keyword too
+        return F.linear(input, self.weight_fake_quant(self.weight), self.bias)
 
 
 class QuantConv2d(nn.Conv2d):
@@ -25,8 +25,8 @@ class QuantConv2d(nn.Conv2d):
 
     original_weight: Tensor | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight_fake_quant(self.weight), self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight_fake_quant(self.weight), self.bias)
 
 
 def quantize_layer(layer: nn.Linear | nn.Conv2d, weight_fake_quant: nn.Module) -> QuantLinear | QuantConv2d:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from ahcq_plugin.functional import lnq
 from ahcq_plugin.functional.dropping import Drop
-from ahcq_plugin.quantizers.search import SearchedFakeQuantize, SearchObserver, geometric
+from ahcq_plugin.functional.tables import Table
+from ahcq_plugin.quantizers.search import SearchObserver, geometric
+from ahcq_plugin.quantizers.table import TableFakeQuantize
 
 PUBLISHED_FACTORS = (0.001, 0.1, 1.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 #: The last three are for attention that is spread over hundreds or thousands of tokens: with probabilities near
@@ -18,7 +20,7 @@ CLIP_SHARES = geometric(1.0, 0.05, 14)
 MIN_CLIP = 1e-8
 
 
-class LNQFakeQuantize(SearchedFakeQuantize):
+class LNQFakeQuantize(TableFakeQuantize):
     """LNQ per tensor, static. ``scale`` is the clip; it and the shape factor are searched together.
 
     ``finish`` rounds the decode table to ``lnq.DECODE_FRACTION_BITS`` fraction bits of the clip into the buffer
@@ -40,8 +42,8 @@ class LNQFakeQuantize(SearchedFakeQuantize):
     def _levels(self) -> Tensor | None:
         return self.levels if len(self.levels) else None
 
-    def decode(self, codes: Tensor) -> Tensor:
-        return lnq.decode(codes, self.params(), self.bits, self._levels())
+    def table(self) -> Table:
+        return lnq.table(self.params(), self.bits, self._levels())
 
     def quantize(self, x: Tensor, drop: Drop | None = None) -> Tensor:
         return lnq.fake_quantize(x, self.params(), self.bits, self._levels(), drop)

@@ -7,18 +7,13 @@ import torch
 from torch import nn
 
 from ahcq_plugin.functional import power_of_two
-from ahcq_plugin.quantizers.search import (
-    MIN_SCALE,
-    LearnedScaleMixin,
-    SearchedFakeQuantize,
-    SearchObserver,
-    geometric,
-)
+from ahcq_plugin.quantizers.search import MIN_SCALE, LearnedScaleMixin, SearchObserver, geometric
+from ahcq_plugin.quantizers.table import TableFakeQuantize
 
 SCALE_SHARES = geometric(1.0, 0.1, 14)
 
 
-class PowerOfTwoFakeQuantize(LearnedScaleMixin, SearchedFakeQuantize):
+class PowerOfTwoFakeQuantize(LearnedScaleMixin, TableFakeQuantize):
     """Powers of two per tensor, 2 to 6 bits. ``scale``, the largest level, is searched and then learned.
 
     The offset is the mean minimum.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What quantizers with searched parameters share: observer, scores of candidates, frame of the fake quantizer."""
+"""What quantizers with searched parameters share: observer, scores of candidates, the choice among them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ahcq_plugin.functional.dropping import Drop
-from ahcq_plugin.functional.tables import check_table_bits
-from ahcq_plugin.quantizers.base import FakeQuantize
 from ahcq_plugin.quantizers.observers import AvgMinMaxObserver
 
 MIN_SCALE = torch.finfo(torch.float32).eps
@@ -207,45 +204,6 @@ class OutputErrorSearch:
             )
 
 
-class SearchedFakeQuantize(OutputErrorSearch, FakeQuantize):
-    """Frame of the families that are always per tensor and searched. A subclass implements ``params`` besides.
-
-    Raises:
-        ValueError: ``ch_axis`` other than -1, or bits that the family does not offer.
-        TypeError: an observer that is not a ``SearchObserver``.
-    """
-
-    def __init__(self, observer=SearchObserver, quant_min=0, quant_max=255, ch_axis=-1, role="", **observer_kwargs):
-        super().__init__(observer, quant_min, quant_max, ch_axis, role, **observer_kwargs)
-        self.check_bits()
-        self.check_tensor_wide()
-        if not isinstance(self.activation_post_process, SearchObserver):
-            raise TypeError(
-                f"the family {self.family} needs a SearchObserver, got {type(self.activation_post_process).__name__}"
-            )
-
-    def check_bits(self) -> None:
-        """ValueError unless the family offers ``self.bits``."""
-        check_table_bits(self.bits)
-
-    def params(self) -> Any:
-        """Current parameters, for the functions of ``functional``."""
-        raise NotImplementedError
-
-    def encode(self, x: Tensor) -> Tensor:
-        return self.functional.encode(x, self.params(), self.bits)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        return self.functional.decode(codes, self.params(), self.bits)
-
-    def quantize(self, x: Tensor, drop: Drop | None = None) -> Tensor:
-        grad_factor = (max(x.numel(), 1) * self.quant_max) ** -0.5
-        return self.functional.fake_quantize(x, self.params(), self.bits, grad_factor, drop)
-
-    def calculate_qparams(self):
-        return self.scale, torch.zeros_like(self.scale, dtype=torch.int32)
-
-
 class LearnedScaleMixin:
     """For quantizers whose ``scale`` is a parameter that reconstruction learns."""
 
@@ -255,10 +213,10 @@ class LearnedScaleMixin:
         """The scale."""
         return [self.scale]
 
-    @torch.no_grad()
     def keep_valid(self) -> None:
         """Scales of at least float32 eps."""
-        self.scale.abs_().clamp_(min=MIN_SCALE)
+        # on the data: valid scales stay as they are, and so does a graph that has saved them
+        self.scale.data.abs_().clamp_(min=MIN_SCALE)
 
 
 def geometric(first: float, last: float, count: int) -> list[float]:

@@ -53,9 +53,9 @@ class Workers:
         """
         if self.size == 1:
             return list(mine)
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, to_device(list(mine), "cpu"))
-        return [found[item % self.size][item // self.size] for item in range(count)]
+        shares: list[Any] = [None] * self.size
+        dist.all_gather_object(shares, to_device(list(mine), "cpu"))
+        return [shares[item % self.size][item // self.size] for item in range(count)]
 
     def first(self, value: Any) -> Any:
         """The first process's ``value`` (plain, to be pickled)."""

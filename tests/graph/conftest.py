@@ -3,9 +3,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import nn
+
+from ahcq_plugin.graph import describe
+
+
+def role_counts(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Number of tensors by unit and role."""
+    counted: dict[str, Counter[str]] = {}
+    for row in describe(model):
+        counted.setdefault(row.unit, Counter())[row.role] += 1
+    return {unit: dict(roles) for unit, roles in counted.items()}
 
 
 def _meta_sam(name: str) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ahcq_plugin.graph import describe, find_roles, find_units, find_weight_layers, trace_unit
+from tests.graph.conftest import role_counts
 
 ATTENTION = {"q": 1, "k": 1, "v": 1, "softmax": 1, "attn_out": 1}
 ENCODER_BLOCK = {"qkv_in": 1, **ATTENTION, "mlp_in": 1, "post_act": 1, "weight": 4}
@@ -34,12 +35,12 @@ def order(model: nn.Module, unit: str) -> list[tuple[str, ...]]:
 
 
 def test_role_counts_of_sam_b_and_sam_l(sam_b, sam_l):
-    assert describe(sam_b).counts() == sam_counts(12)
-    assert describe(sam_l).counts() == sam_counts(24)
+    assert role_counts(sam_b) == sam_counts(12)
+    assert role_counts(sam_l) == sam_counts(24)
 
 
 def test_role_counts_of_a_timm_vit(vit_tiny):
-    assert describe(vit_tiny).counts() == {f"blocks.{i}": ENCODER_BLOCK for i in range(12)}
+    assert role_counts(vit_tiny) == {f"blocks.{i}": ENCODER_BLOCK for i in range(12)}
 
 
 @pytest.mark.parametrize("unit", ["image_encoder.blocks.0", "image_encoder.blocks.2"], ids=["windows", "global"])

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ahcq_plugin.graph import describe, find_units, trace_unit
-from ahcq_plugin.graph.untraceable import known, rotate
+from ahcq_plugin.graph.untraceable import rotate, treatment
+from tests.graph.conftest import role_counts
 
 pytest.importorskip("sam2")
 from sam2.modeling.position_encoding import apply_rotary_enc, compute_axial_cis
@@ -121,7 +122,7 @@ def test_roles_of_the_memory_encoder_and_the_pyramid(small_sam2):
 
 
 def test_roles_of_the_decoder(small_sam2):
-    counts = describe(small_sam2).counts()
+    counts = role_counts(small_sam2)
     attention = {"q": 3, "k": 3, "v": 3, "softmax": 3, "attn_out": 3}
     shared = {**attention, "mlp_in": 1, "post_act": 1, "weight": 14}
     assert counts[f"{DECODER}.layers.0"] == {"qkv_in": 7, **shared}
@@ -219,7 +220,7 @@ def test_a_class_that_only_shares_the_name_is_none_of_the_known_ones():
         def forward(self, x):
             return x
 
-    assert known(RoPEAttention()) == known(MemoryEncoder()) == known(nn.Identity())
+    assert treatment(RoPEAttention()) == treatment(MemoryEncoder()) == treatment(nn.Identity())
 
 
 def test_every_parameter_of_every_unit_gets_a_finite_gradient(small_sam2, small_clips):

@@ -32,17 +32,17 @@ SHAPES = {
     "table_3": ("linear", "table", 3, 5, 7, 7),
     "av_table_8": ("av", "table", 8, 6, 9, 5),
 }
-OPTIONS = HLSOptions(lanes=8, simd=4, out=4)
+OPTIONS = HLSOptions(pe=8, simd=4, out=4)
 
 
 def make_matmul(kind: str, family: str, bits: int, right_bits: int, k: int, n: int, rng: np.random.Generator):
     """A random matmul; the accumulators are as narrow as the spec allows."""
     if kind == "linear":
         return specs.make_linear(family, bits, k, n, rng, right_bits)
-    found = specs.make_product(kind, family, bits, k, n, rng)
+    product = specs.make_product(kind, family, bits, k, n, rng)
     right = specs.make_left("uniform", right_bits, k, rng)
-    width = specs.signed_bits(*specs.accumulator_range(found.left, right, k))
-    return dataclasses.replace(found, right=right, accumulator_bits=width)
+    width = specs.signed_bits(*specs.accumulator_range(product.left, right, k))
+    return dataclasses.replace(product, right=right, accumulator_bits=width)
 
 
 def make_layer(name: str, shape: tuple | None = None, seed: int = 0) -> Layer:
@@ -54,7 +54,7 @@ def make_layer(name: str, shape: tuple | None = None, seed: int = 0) -> Layer:
             continue
         if family == "hluq" and not 3 <= matmul.left.log_levels <= 2**matmul.left.bits - 4:
             continue
-        return Layer("", dataclasses.replace(matmul, name=name))
+        return Layer("", dataclasses.replace(matmul, name=name), OPTIONS)
     raise AssertionError(f"no random matmul for {name}")
 
 

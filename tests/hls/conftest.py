@@ -25,8 +25,8 @@ def compiled(tmp_path_factory):
     from ahcq_plugin.hls import compile_generated, generate
 
     layers = {name: _CASES.make_layer(name) for name in _CASES.SHAPES}
-    folder = generate(list(layers.values()), tmp_path_factory.mktemp("csim") / "layers", _CASES.OPTIONS)
-    functions = compile_generated(list(layers.values()), folder, _CASES.OPTIONS)
+    folder = generate(list(layers.values()), tmp_path_factory.mktemp("csim") / "layers")
+    functions = compile_generated(list(layers.values()), folder)
     return {name: (layer, functions[layer.top]) for name, layer in layers.items()}
 
 

@@ -34,7 +34,7 @@ ONE = st.fixed_dictionaries(
         n=st.integers(1, 20),
         simd=st.sampled_from([1, 2, 3, 4, 8]),
         out=st.sampled_from([1, 2, 3]),
-        lane_beats=st.integers(1, 4),
+        pe_beats=st.integers(1, 4),
         seed=st.integers(0, 2**32 - 1),
     )
 )
@@ -48,16 +48,16 @@ ONE = st.fixed_dictionaries(
 )
 @given(drawn=st.lists(ONE, min_size=6, max_size=6))
 def test_any_spec_compiles_and_is_equal(cases, drawn: list[dict]) -> None:
-    layers, options = {}, {}
+    layers = {}
     for index, case in enumerate(drawn):
         rng = np.random.default_rng(case["seed"])
         matmul = cases.make_matmul(*case["kind"], case["bits"], case["right_bits"], case["k"], case["n"], rng)
-        layer = Layer("unit", dataclasses.replace(matmul, name=f"layer.{index}"))
-        lanes, out = case["out"] * case["lane_beats"], case["out"]
-        layers[layer.top], options[layer.top] = layer, HLSOptions(lanes=lanes, simd=case["simd"], out=out)
+        options = HLSOptions(pe=case["out"] * case["pe_beats"], simd=case["simd"], out=case["out"])
+        layer = Layer("unit", dataclasses.replace(matmul, name=f"layer.{index}"), options)
+        layers[layer.top] = layer
     with tempfile.TemporaryDirectory() as place:
-        folder = generate(list(layers.values()), Path(place) / "layers", options)
-        compiled = compile_generated(list(layers.values()), folder, options)
+        folder = generate(list(layers.values()), Path(place) / "layers")
+        compiled = compile_generated(list(layers.values()), folder)
         for case, (top, layer) in zip(drawn, layers.items(), strict=True):
             vectors = make_vectors(layer.matmul, 3, 60, case["seed"])
             result = compiled[top].run(vectors.left, vectors.right)

@@ -15,8 +15,8 @@ import pytest
 from ahcq_plugin.hls import HLSOptions, Layer, cosim, generate
 from ahcq_plugin.hls.vectors import make_vectors
 
-OPTIONS = HLSOptions(lanes=8, simd=8, out=4)
-# 21 = 2 folds and a tail of 5 inputs; 15 outputs = 2 tiles of 8 lanes with a tail of 7, and 4 beats with a tail of 3
+OPTIONS = HLSOptions(pe=8, simd=8, out=4)
+# 21 = 2 folds and a tail of 5 inputs; 15 outputs = 2 tiles of 8 with a tail of 7, and 4 beats with a tail of 3
 SHAPES = {
     "uniform": ("linear", "uniform", 4, 4, 21, 15),
     "grouped": ("linear", "grouped", 4, 4, 21, 15),
@@ -33,13 +33,8 @@ ALL = {
 }
 
 
-def simulate(layer: Layer, folder, small, large, change=lambda folder: None) -> cosim.CosimResult:
-    generate([layer], folder, OPTIONS)
-    change(folder)
-    bench = folder / layer.top / "bench.npz"
-    cosim.write_bench(bench, layer, OPTIONS, small, large, folder / layer.top / "registers.json")
-    cosim.build(layer.top, folder / layer.top, folder / "include")
-    return cosim.run(layer.top, folder / layer.top, bench)
+def make_layer(cases, name: str) -> Layer:
+    return dataclasses.replace(cases.make_layer(name, SHAPES[name]), options=OPTIONS)
 
 
 def launches(layer: Layer):
@@ -49,10 +44,11 @@ def launches(layer: Layer):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_top_behind_its_ports_is_equal(cases, tmp_path, name: str) -> None:
-    layer = cases.make_layer(name, SHAPES[name])
+    layer = make_layer(cases, name)
     batch = 1 if layer.matmul.kind == "linear" else 67
     large = [make_vectors(layer.matmul, batch, -(-VECTORS // (layer.matmul.n * batch)), seed=9)]
-    result = simulate(layer, tmp_path / "layers", launches(layer), large)
+    folder = generate([layer], tmp_path / "layers")
+    result = cosim.simulate(layer, folder, launches(layer), large)
     assert result.failed == {}
     assert set(result.passed) == ALL
     assert large[0].left.shape[0] * large[0].left.shape[1] * layer.matmul.n >= VECTORS
@@ -60,13 +56,13 @@ def test_the_top_behind_its_ports_is_equal(cases, tmp_path, name: str) -> None:
 
 def test_the_registers_lie_where_vitis_puts_them(cases, tmp_path) -> None:
     layer = cases.make_layer("av_table")
-    folder = generate([layer], tmp_path / "layers", OPTIONS)
-    found = json.loads((folder / layer.top / "registers.json").read_text(encoding="utf-8"))
-    assert found == {"control": 0, "batch": 0x10, "rows": 0x18, "scales": 0x20, "address_bits": 6}
+    folder = generate([layer], tmp_path / "layers")
+    addresses = json.loads((folder / layer.top / "registers.json").read_text(encoding="utf-8"))
+    assert addresses == {"control": 0, "batch": 0x10, "rows": 0x18, "scales": 0x20, "address_bits": 6}
     wide = dataclasses.replace(cases.make_layer("uniform"), unit="u")
-    folder = generate([wide], tmp_path / "wide", OPTIONS)
-    found = json.loads((folder / wide.top / "registers.json").read_text(encoding="utf-8"))
-    assert found == {"control": 0, "rows": 0x10, "scales": 0x80, "address_bits": 8}  # 21 words: a memory of 32
+    folder = generate([wide], tmp_path / "wide")
+    addresses = json.loads((folder / wide.top / "registers.json").read_text(encoding="utf-8"))
+    assert addresses == {"control": 0, "rows": 0x10, "scales": 0x80, "address_bits": 8}  # 21 words: a memory of 32
 
 
 @pytest.mark.parametrize(("bits", "simd", "length"), [(4, 8, 21), (3, 4, 5), (8, 2, 3), (5, 3, 3)])
@@ -86,19 +82,18 @@ def test_packing_puts_code_i_at_bit_i_times_bits(bits: int, simd: int, length: i
     ("name", "file", "right", "wrong"),
     [
         ("hluq", "operands.h", "if (!is_zero) acc[1]", "acc[1]"),
-        ("qk", "attention.h", "acc_t(product[lane][0] - by_right)", "acc_t(product[lane][0] + by_right)"),
+        ("qk", "attention.h", "acc_t(product[pe][0] - by_right)", "acc_t(product[pe][0] + by_right)"),
     ],
 )
 def test_a_wrong_kernel_is_seen_through_the_ports(
     cases, tmp_path, name: str, file: str, right: str, wrong: str
 ) -> None:
-    def mutate(folder) -> None:
-        path = folder / "include" / "ahcq" / file
-        text = path.read_text(encoding="utf-8")
-        assert text.count(right) == 1
-        path.write_text(text.replace(right, wrong), encoding="utf-8")
-
-    layer = cases.make_layer(name, SHAPES[name])
-    result = simulate(layer, tmp_path / "layers", launches(layer), [], mutate)
+    layer = make_layer(cases, name)
+    folder = generate([layer], tmp_path / "layers")
+    path = folder / "include" / "ahcq" / file
+    text = path.read_text(encoding="utf-8")
+    assert text.count(right) == 1
+    path.write_text(text.replace(right, wrong), encoding="utf-8")
+    result = cosim.simulate(layer, folder, launches(layer))
     assert set(result.failed) == ALL - {"many_vectors"}
     assert all("value mismatch" in message for message in result.failed.values()), result.failed

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ahcq_plugin.export import GroupedOperand, HLUQOperand, golden
+from ahcq_plugin.export import GroupedOperand, HLUQOperand, SpecError, golden
 from ahcq_plugin.export.codes import encode
 from ahcq_plugin.export.operands import top
 from ahcq_plugin.hls.vectors import make_vectors, quantizer_values
@@ -87,3 +87,36 @@ def test_launches_do_not_remember_each_other(cases, compiled) -> None:
     function.run(vectors.left[:, ::-1][:, :3])
     again = function.run(vectors.left)
     np.testing.assert_array_equal(first.output.view(np.uint32), again.output.view(np.uint32))
+
+
+@pytest.mark.parametrize("code", [16, 256, 259, -1, 2**32])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_codes_that_do_not_fit_are_refused(compiled, side: str, code: int) -> None:
+    """Also those that would fit after wrapping around to a byte."""
+    layer, function = compiled["qk"]
+    vectors = make_vectors(layer.matmul, 1, 2, seed=7)
+    codes = {"left": vectors.left.copy(), "right": vectors.right.copy()}
+    codes[side][0, 1, 2] = code
+    with pytest.raises(SpecError, match=rf"'qk': the {side} codes must lie in \[0, 15\]"):
+        function.run(codes["left"], codes["right"])
+
+
+@pytest.mark.parametrize(
+    ("name", "left", "right", "message"),
+    [
+        ("qk", (1, 2, 20), (1, 10, 21), r"the left codes must be integers \(..., any, 21\)"),
+        ("qk", (1, 2, 21), (1, 9, 21), r"right codes of shape \(1, 9, 21\), expected \(1, 10, 21\)"),
+        ("qk", (2, 21), (10, 21), r"left codes of shape \(2, 21\), expected \(batch, rows, 21\)"),
+        ("uniform", (1, 2, 21), (1, 10, 21), "`right_codes` must be None"),
+    ],
+)
+def test_codes_of_another_shape_are_refused(compiled, name: str, left, right, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        compiled[name][1].run(np.zeros(left, np.int64), np.zeros(right, np.int64))
+
+
+def test_values_of_another_length_are_refused(compiled) -> None:
+    with pytest.raises(
+        SpecError, match=r"'uniform': values for the left_quantizer of shape \(3, 20\), expected \(rows, 21\)"
+    ):
+        compiled["uniform"][1].quantize("left_quantizer", np.zeros((3, 20), np.float32))

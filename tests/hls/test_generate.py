@@ -32,29 +32,29 @@ def layers(cases) -> list[Layer]:
 def test_equal_specs_give_equal_bytes_in_any_place_and_process(cases, layers, tmp_path) -> None:
     spec = Spec((UnitSpec("blocks.0", tuple(layer.matmul for layer in layers), ()),))
     save_spec(spec, tmp_path / "spec")
-    first = contents(generate(select(spec), tmp_path / "a" / "layers", HLSOptions()))
+    first = contents(generate(select(spec), tmp_path / "a" / "layers"))
     command = [sys.executable, "tools/make_hls.py", str(tmp_path / "spec"), "-o", str(tmp_path / "b")]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=None)
     assert run.returncode == 0, run.stderr
     second = contents(tmp_path / "b")
     second.pop("report.json")
     assert first == second
-    assert contents(generate(select(spec), tmp_path / "a" / "layers", HLSOptions())) == first  # over the old folder
+    assert contents(generate(select(spec), tmp_path / "a" / "layers")) == first  # over the old folder
 
 
 def test_nothing_generated_names_a_place_a_date_or_a_version(cases, layers, tmp_path) -> None:
-    for name, data in contents(generate(layers, tmp_path / "layers", cases.OPTIONS)).items():
+    for name, data in contents(generate(layers, tmp_path / "layers")).items():
         text = data.decode()
         assert str(tmp_path) not in text and str(ROOT) not in text, name
         assert not re.search(r"(?<![\w./*])/(?:\w+/)+\w+|\b20[2-9]\d-\d\d|\b[vV]\d+\.\d", text), name
 
 
 def test_a_failed_run_leaves_the_old_folder(cases, layers, tmp_path, monkeypatch) -> None:
-    folder = generate(layers[:1], tmp_path / "layers", cases.OPTIONS)
+    folder = generate(layers[:1], tmp_path / "layers")
     before = contents(folder)
-    monkeypatch.setattr("ahcq_plugin.hls.generator.make_vectors", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("ahcq_plugin.hls.emit.make_vectors", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        generate(layers, folder, cases.OPTIONS)
+        generate(layers, folder)
     assert contents(folder) == before
     assert [path.name for path in tmp_path.iterdir()] == ["layers"]
 
@@ -63,7 +63,7 @@ def test_a_folder_of_somebody_else_is_left_alone(cases, layers, tmp_path) -> Non
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("x")
     with pytest.raises(FileExistsError, match="was not written by make_hls"):
-        generate(layers, tmp_path / "mine", cases.OPTIONS)
+        generate(layers, tmp_path / "mine")
     assert contents(tmp_path / "mine") == {"file": b"x"}
 
 
@@ -84,8 +84,8 @@ def test_a_float_literal_gives_the_same_float(value: float) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(lanes=10, out=4), "`lanes` must be a multiple of `out`"),
-        (dict(lanes=0), r"`lanes` must be an integer in \[1, 1024\], got 0"),
+        (dict(pe=10, out=4), "`pe` must be a multiple of `out`"),
+        (dict(pe=0), r"`pe` must be an integer in \[1, 1024\], got 0"),
         (dict(simd=2.5), "`simd` must be an integer"),
         (dict(part="x; exit"), "`part` must be the name of an FPGA part"),
     ],
@@ -98,10 +98,10 @@ def test_bad_options_are_named(options: dict, message: str) -> None:
 def test_layers_that_do_not_fit_are_named(cases, tmp_path) -> None:
     layer = cases.make_layer("uniform_8")
     with pytest.raises(SpecError, match=r"'uniform_8': `simd` 16 times 8-bit weights.*use `simd` <= 8"):
-        generate([layer], tmp_path / "x", HLSOptions(simd=16))
+        generate([dataclasses.replace(layer, options=HLSOptions(simd=16))], tmp_path / "x")
     twin = dataclasses.replace(layer, matmul=dataclasses.replace(layer.matmul, name="Uniform.8"))
     with pytest.raises(SpecError, match="same C\\+\\+ name"):
-        generate([layer, twin], tmp_path / "x", cases.OPTIONS)
+        generate([layer, twin], tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -115,8 +115,8 @@ def test_select_finds_units_and_matmuls(layers) -> None:
 
 def test_the_generated_test_bench_passes_and_sees_wrong_vectors(cases, tmp_path) -> None:
     layer = dataclasses.replace(cases.make_layer("av_table"), vectors=None)
-    folder = generate([layer], tmp_path / "layers", cases.OPTIONS)
-    passed, said = flow.run_testbench(folder, layer.top)
+    folder = generate([layer], tmp_path / "layers")
+    passed, said = flow.run_testbench(layer, folder)
     assert passed and "PASSED" in said, said
     golden_file = folder / layer.top / "golden.dat"
     text = golden_file.read_text(encoding="utf-8")
@@ -137,7 +137,7 @@ def test_the_generated_test_bench_passes_and_sees_wrong_vectors(cases, tmp_path)
 def test_own_vectors_go_into_the_test_bench(cases, tmp_path) -> None:
     layer = cases.make_layer("uniform")
     vectors = make_vectors(layer.matmul, 1, 3, seed=8)
-    folder = generate([dataclasses.replace(layer, vectors=vectors)], tmp_path / "layers", cases.OPTIONS)
+    folder = generate([dataclasses.replace(layer, vectors=vectors)], tmp_path / "layers")
     lines = (folder / layer.top / "golden.dat").read_text(encoding="utf-8").splitlines()
     assert lines[1] == "1 3" and lines[3] == " ".join(map(str, vectors.left.ravel()))
 

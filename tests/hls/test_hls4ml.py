@@ -11,7 +11,7 @@ from ahcq_plugin.export import SpecError
 from ahcq_plugin.hls import HLSOptions
 from ahcq_plugin.hls.vectors import quantizer_values
 
-OPTIONS = HLSOptions(lanes=8, simd=4, out=4)
+OPTIONS = HLSOptions(pe=8, simd=4, out=4)
 
 
 class Model(torch.nn.Module):

@@ -21,11 +21,11 @@ KERNELS = {
     "shift_base": ("hluq", "operands.h", "|| is_zero ? C::LOG_LEVELS - 1 :", "|| is_zero ? C::LOG_LEVELS - 2 :"),
     "zero_code": ("hluq", "operands.h", "if (!is_zero) acc[1]", "acc[1]"),
     "weight_order": ("uniform", "linear.h", "word >> (i * C", "word >> ((C::SIMD - 1 - i) * C"),
-    "weight_zero": ("uniform", "linear.h", "int(zero_points[t][lane])", "int(zero_points[t][0])"),
-    "start_of_group": ("grouped", "linear.h", "starts[t * C::GROUPS + group][lane]", "starts[t * C::GROUPS][lane]"),
+    "weight_zero": ("uniform", "linear.h", "int(zero_points[t][pe])", "int(zero_points[t][0])"),
+    "start_of_group": ("grouped", "linear.h", "starts[t * C::GROUPS + group][pe]", "starts[t * C::GROUPS][pe]"),
     "row_sum": ("qk", "attention.h", "row_sum * C::RIGHT_ZERO", "row_sum * C::LEFT_ZERO"),
     "tail_of_right": ("qk", "attention.h", "sum += code;", "sum += codes[i];"),
-    "column": ("av", "attention.h", "[n % C::LANES][k % C::SIMD] = code", "[n % C::LANES][0] = code"),
+    "column": ("av", "attention.h", "[n % C::PE][k % C::SIMD] = code", "[n % C::PE][0] = code"),
     "both_zeros": ("av", "attention.h", "- by_left) + both", "- by_left) - both"),
     "integer_to_float": ("table", "dequantize.h", "? float(int32_t(value.to_int()))", "? float(value.to_int() & ~1)"),
     "group_scale": ("grouped", "dequantize.h", "to_float(acc[0]) * scales[g]", "to_float(acc[0]) * scales[0]"),
@@ -53,8 +53,8 @@ def entry(text: str, name: str, index: int, change) -> str:
     """``text`` with number ``index`` of the array ``name`` changed."""
     base = re.search(rf"const [\w:]+ {name}\[[^=]*= ", text).end()
     numbers = list(re.finditer(r"-?[\d.]+(?:e[-+]?\d+)?", text[base : text.index(";", base)]))
-    found = numbers[index]
-    return text[: base + found.start()] + change(found[0]) + text[base + found.end() :]
+    number = numbers[index]
+    return text[: base + number.start()] + change(number[0]) + text[base + number.end() :]
 
 
 def plus_one(digits: str) -> str:
@@ -101,7 +101,7 @@ def layers(cases, tmp_path_factory):
     made = {}
     for name in sorted({case[0] for case in (*KERNELS.values(), *GENERATED.values())}):
         layer = cases.make_layer(name)
-        made[name] = layer, generate([layer], tmp_path_factory.mktemp("mutants") / name, cases.OPTIONS)
+        made[name] = layer, generate([layer], tmp_path_factory.mktemp("mutants") / name)
     return made
 
 
@@ -115,7 +115,7 @@ def compile_changed(cases, layers, name: str, tmp_path, file: str, change):
     pairs = zip(before.splitlines(), after.splitlines(), strict=True)
     assert sum(old != new for old, new in pairs) == 1, "a mutant has one changed line"
     path.write_text(after, encoding="utf-8")
-    return layer, compile_generated([layer], folder, cases.OPTIONS)[layer.top]
+    return layer, compile_generated([layer], folder)[layer.top]
 
 
 def test_without_a_mutation_there_is_no_difference(cases, compiled, layers) -> None:

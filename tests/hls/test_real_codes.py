@@ -10,14 +10,14 @@ from ahcq_plugin.hls.check import check_on_model
 from ahcq_plugin.zoo.sam import box_forward
 
 UNITS = ("image_encoder.blocks.0", "mask_decoder.transformer.layers.0")
-OPTIONS = HLSOptions(lanes=64)
+OPTIONS = HLSOptions(pe=64)
 
 
 @pytest.fixture(scope="module")
 def real_layers(spec, tmp_path_factory):
-    layers = select(spec, UNITS)
-    folder = generate(layers, tmp_path_factory.mktemp("real") / "layers", OPTIONS)
-    return layers, compile_generated(layers, folder, OPTIONS)
+    layers = select(spec, UNITS, OPTIONS)
+    folder = generate(layers, tmp_path_factory.mktemp("real") / "layers")
+    return layers, compile_generated(layers, folder)
 
 
 @pytest.mark.parametrize("images", ["scenes", "real_images"])
@@ -25,11 +25,11 @@ def test_every_matmul_of_two_units_is_equal(request, quantized, real_layers, ima
     layers, compiled = real_layers
     batches = request.getfixturevalue(images)
     batches = batches[:1] if images == "scenes" else batches
-    found = check_on_model(quantized, layers, compiled, batches, box_forward)
-    assert len(found) == len(layers) == 26
-    assert {row.calls for row in found.values()} == {len(batches)}
-    assert all(row.outputs and row.accumulators for row in found.values())
-    assert {top: row.different for top, row in found.items()} == dict.fromkeys(found, 0)
+    rows = check_on_model(quantized, compiled, batches, box_forward)
+    assert len(rows) == len(layers) == 26
+    assert {row.calls for row in rows.values()} == {len(batches)}
+    assert all(row.outputs and row.accumulators for row in rows.values())
+    assert {top: row.different for top, row in rows.items()} == dict.fromkeys(rows, 0)
     families = {(layer.matmul.kind, layer.matmul.left.family) for layer in layers}
     assert families == {
         ("linear", "grouped"),

@@ -12,17 +12,19 @@ from mmdet.datasets import CocoDataset
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
+from ahcq_plugin.mm.data.wrappers import innermost
 from ahcq_plugin.mm.dry_run import make_dry_run
-from ahcq_plugin.mm.evaluation.records import leaf_config
 from ahcq_plugin.mm.launch import read_config
 from ahcq_plugin.mm.preflight import KNOWN_KEYS, check_keys
 from ahcq_plugin.mm.ptq_loop import PTQLoop
+from ahcq_plugin.mm.weights import WEIGHTS
 from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.zoo.sam import CHECKPOINTS, build_sam
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAVES = sorted((ROOT / "mm_configs").glob("*.py"))
 PUBLISHED = [leaf for leaf in LEAVES if re.match(r"sam_[blh]_", leaf.stem)]
+VIDEO = [leaf for leaf in LEAVES if re.match(r"sam2_(t|s|bp)_", leaf.stem)]
 
 
 def _classes(detector):
@@ -33,6 +35,12 @@ def _classes(detector):
 def test_leaves_and_tools_are_short():
     long = [path.name for path in LEAVES if len(path.read_text().splitlines()) > 60]
     assert LEAVES and not long
+
+
+@pytest.mark.parametrize("leaf", PUBLISHED + VIDEO, ids=lambda path: path.stem)
+def test_a_published_leaf_names_only_what_differs(leaf):
+    lines = leaf.read_text().splitlines()
+    assert len(lines) <= 4 and not any(line.startswith(("test_cfg", "sam", "model")) for line in lines)
 
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=lambda path: path.stem)
@@ -62,7 +70,7 @@ def test_a_leaf_has_the_published_setting(leaf):
     cfg = read_config(str(leaf))
     assert cfg.recipe.iterations == 20000 and cfg.test_cfg.calib.num_images == 32
     assert cfg.test_dataloader.dataset.ann_file == "annotations/instances_val2017.json"
-    assert leaf_config(cfg.train_dataloader.dataset).ann_file == "annotations/instances_train2017.json"
+    assert innermost(cfg.train_dataloader.dataset).ann_file == "annotations/instances_train2017.json"
     limit = inspect.signature(PTQLoop).parameters["max_boxes"].default
     if cfg.model.type in ("HDeformableDETR", "DINO"):
         assert (
@@ -85,7 +93,9 @@ def test_every_detector_builds_and_says_where_its_weights_are_to_be_had(base):
     # the labels of the detector are those of the data set
     assert _classes(detector) == len(CocoDataset.METAINFO["classes"])
     file = Path(cfg.load_from).name
-    assert cfg.load_from == f"checkpoints/{file}" and file in cfg.detector_source
+    assert cfg.load_from == f"checkpoints/{file}" and file in {entry.file for entry in WEIGHTS.values()}
+    # the loop's settings came with it, and only in their place
+    assert cfg.test_cfg.type == "PTQLoop" and "ptq_loop" not in cfg
 
 
 @pytest.mark.parametrize("size", "blh")

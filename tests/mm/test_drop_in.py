@@ -61,7 +61,7 @@ def test_mmdets_tool_runs_a_child_of_an_unmodified_config(parent, coco, tmp_path
     options = [f"{part}_dataloader.dataset.data_root={coco}" for part in ("train", "test")]
     options += ["test_dataloader.num_workers=0", "test_dataloader.persistent_workers=False"]
     options += [f"test_dataloader.dataset.pipeline.{i}.scale=(96,96)" for i in _resizing(parent)]
-    options += ["test_cfg.sam.name=sam_tiny", "test_cfg.sam.checkpoint=None", "test_cfg.recipe.name=rtn"]
+    options += ["sam.name=sam_tiny", "sam.checkpoint=None", "recipe.name=rtn"]
     options += ["test_cfg.calib.num_images=2", "test_cfg.score_thr=0", "test_cfg.max_boxes=3", *PARENTS[parent]]
     arguments = ["test.py", "child.py", "random.pth", "--work-dir", "out", "--cfg-options", *options]
     monkeypatch.setattr(sys, "argv", arguments)

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from rich.console import Console
 
 from ahcq_plugin.mm.launch import launch
+from tests.mm.conftest import CONFIGS
 
 
 @pytest.fixture
@@ -43,11 +44,30 @@ def test_config_that_is_not_python(complain, tmp_path):
     assert complain(tmp_path / "bad.py").startswith(f"cannot read the config {tmp_path / 'bad.py'}: SyntaxError")
 
 
-def test_config_without_ptq_loop(complain, tmp_path):
-    (tmp_path / "plain.py").write_text("model = dict(type='NoDetector')\n")
+@pytest.mark.parametrize("options", [{}, {"dry_run": True}, {"dry_run": True, "w_bits": 4, "seed": 1}])
+@pytest.mark.parametrize(
+    "text", ["model = dict(type='NoDetector')", "_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'"]
+)
+def test_config_without_ptq_loop(complain, tmp_path, text, options):
+    (tmp_path / "plain.py").write_text(text + "\n")
     assert "not a PTQ config: it needs custom_imports = dict(imports=['ahcq_plugin.mm'])" in complain(
-        tmp_path / "plain.py"
+        tmp_path / "plain.py", **options
     )
+
+
+def test_a_dry_run_checks_keys_first(complain, ptq_config, tmp_path):
+    child = write_child(tmp_path / "child.py", ptq_config, "sam = dict(_delete_=True, checkpoint='a.pth')")
+    assert complain(child, dry_run=True) == "`sam` takes name and checkpoint, got ['checkpoint']"
+    child = write_child(tmp_path / "child.py", ptq_config, "test_cfg = dict(promts='gt')")
+    assert complain(child, dry_run=True).startswith("test_cfg: unknown key 'promts'")
+
+
+@pytest.mark.parametrize("key", ["recipe", "sam"])
+def test_a_dry_run_of_a_config_that_lacks_a_key(complain, ptq_config, key):
+    text = "\n".join(line for line in ptq_config.read_text().splitlines() if not line.startswith(f"{key} = "))
+    bare = ptq_config.with_name("bare.py")
+    bare.write_text(text.replace(str(CONFIGS / "demo_sam_tiny_w4a4.py"), str(CONFIGS / "_base_/detectors/none.py")))
+    assert complain(bare, dry_run=True) == f"the config has no `{key}`"
 
 
 @pytest.mark.parametrize(
@@ -59,12 +79,18 @@ def test_config_without_ptq_loop(complain, tmp_path):
         ({"cfg_options": {"recipe.w_bits": 9}}, "`w_bits` must be "),
         ({"cfg_options": {"recipe.a_bits": 1}}, "must be "),
         ({"cfg_options": {"recipes.a_bits": 4}}, "--cfg-options: unknown config key 'recipes.a_bits'; the config has "),
-        ({"cfg_options": {"test_cfg.promts": "gt"}}, "test_cfg: unknown key 'promts'; allowed: sam, recipe, calib, "),
+        ({"cfg_options": {"test_cfg.promts": "gt"}}, "test_cfg: unknown key 'promts'; allowed: calib, prompts, "),
         ({"cfg_options": {"test_cfg.calib.images": 5}}, "calib: unknown key 'images'; allowed: dataset, num_images, "),
         ({"cfg_options": {"test_cfg.calib.num_images": 0}}, "calib: `num_images` must be a positive integer, got 0"),
         ({"cfg_options": {"test_cfg.prompts": "detector"}}, "prompts='detector', but the config has NoDetector"),
         ({"cfg_options": {"test_cfg.prompts": "boxes.json"}}, "no detections file boxes.json: prompts must be"),
         ({"cfg_options": {"sam.size": 3}}, "`sam` takes name and checkpoint, got ['checkpoint', 'name', 'size']"),
+        ({"cfg_options": {"test_cfg.sam": {"name": "vit_b"}}}, "test_cfg has `sam`: it belongs at the top level"),
+        ({"cfg_options": {"test_cfg.recipe": "ahcq"}}, "test_cfg has `recipe`: it belongs at the top level"),
+        ({"cfg_options": {"test_cfg.units": "blocks"}}, "`units` entry 'blocks' matches no module"),
+        ({"cfg_options": {"test_cfg.units": [5]}}, "`units` takes module types, names and globs, got 5"),
+        ({"w_bits": 9}, "recipe: `w_bits` must be in [2, 8], got 9"),
+        ({"a_bits": 1}, "recipe: `a_bits` must be in [2, 8], got 1"),
         ({"device": "gpu"}, "unknown device 'gpu': give cpu, cuda or cuda:N"),
         ({"device": "cuda:99"}, "device 'cuda:99' is not there: this machine has "),
         ({"cfg_options": {"test_dataloader.dataset.typ": "x"}}, "the config does not build: "),
@@ -145,14 +171,20 @@ def test_bad_detections_file(complain, ptq_config, tmp_path):
 
 def test_detector_checkpoint(complain, ptq_config, tmp_path):
     model = "dict(_delete_=True, type='FixedDetector', boxes=[], scores=[])"
-    text = f"model = {model}\ntest_cfg = dict(prompts='detector')\nload_from = None\ndetector_source = 'convert it'"
+    text = f"model = {model}\ntest_cfg = dict(prompts='detector')\nload_from = None"
     child = write_child(tmp_path / "child.py", ptq_config, text)
     path = tmp_path / "detector.pth"
     options = dict(cfg_options={"load_from": str(path)})
     assert (
         complain(child) == "`load_from` is not set: the detector would have random weights; --dry-run runs without it"
     )
-    assert complain(child, **options) == f"no detector checkpoint {path}: convert it; --dry-run runs without it"
+    assert complain(child, **options) == f"no detector checkpoint {path}; --dry-run runs without it"
+    published = tmp_path / "hdetr_swin_t.pth"
+    text = complain(child, cfg_options={"load_from": str(published)})
+    assert text.startswith(
+        f"no detector checkpoint {published}: python tools/fetch_weights.py hdetr_swin_t makes it of "
+    )
+    assert "https://" in text and text.endswith("; --dry-run runs without it")
     path.write_bytes(b"garbage")
     assert complain(child, **options).startswith(f"cannot read the detector checkpoint {path}")
     torch.save({"state_dict": {"weight": torch.zeros(2)}}, path)

@@ -15,11 +15,14 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from rich.console import Console
 
+from ahcq_plugin import load_quantized
+from ahcq_plugin.graph import UnitError
 from ahcq_plugin.mm import BoxPromptedSAM, ptq_loop, quantization_loop
 from ahcq_plugin.mm.detectors.convert_yolox import build_yolox
+from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.evaluation.image_evaluation import evaluate
 from ahcq_plugin.mm.launch import launch, read_config
-from ahcq_plugin.ptq import AuditError, AuditReport, Recipe, load_checkpoint
+from ahcq_plugin.ptq import AuditError, AuditReport, Recipe
 from ahcq_plugin.zoo.sam import build_sam
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,7 +82,7 @@ def test_a_run_writes_what_the_table_shows(run, tmp_path, real_report):
 
 def test_the_checkpoint_is_the_model_that_was_measured(run, ptq_config, tmp_path, sam_config):
     _, _, metrics = run()
-    sam = load_checkpoint(tmp_path / "out" / "quantized.pth", build_sam(**rename(sam_config)))
+    sam = load_quantized(tmp_path / "out" / "quantized.pth", lambda _: build_sam(**rename(sam_config)))
     cfg = read_config(str(ptq_config))
     loader = Runner.build_dataloader(cfg.test_dataloader)
     model = BoxPromptedSAM(sam).eval()
@@ -117,6 +120,39 @@ def test_other_errors_are_not_swallowed(run, monkeypatch):
     monkeypatch.setattr(quantization_loop, "quantize", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         run()
+
+
+def test_an_error_from_deep_in_a_run_is_not_presented_as_bad_input(run, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setattr(quantization_loop, "quantize", fail)
+    with pytest.raises(ValueError, match="could not be broadcast"):
+        run()
+
+
+@pytest.mark.parametrize(
+    "error", [UnitError("unit 'blocks.0' does not trace"), DataError("a.jpg is not a readable image")]
+)
+def test_documented_errors_from_deep_in_a_run_are_one_line(run, monkeypatch, tmp_path, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(quantization_loop, "quantize", fail)
+    code, text, metrics = run()
+    assert code == 2 and text.count("\n") == 1 and text.startswith(f"error: {error} (traceback in ")
+    assert "Traceback" in (tmp_path / "out" / "error.txt").read_text() and metrics is None
+
+
+def test_a_unit_that_no_data_reach_is_one_line(run):
+    unit = "prompt_encoder.mask_downscaling"  # SAM runs it for mask prompts only
+    code, text, _ = run(cfg_options={"test_cfg.units": [unit]})
+    assert code == 2 and text.count("\n") == 1 and unit in text and "has seen no data" in text
+
+
+def test_bits_of_the_command_line_go_before_the_configs(run):
+    _, _, metrics = run(w_bits=6, a_bits=5)
+    assert metrics["bits"] == [6, 5] and metrics["recipe"] == "rtn"
 
 
 def test_bad_data_found_late_is_one_line_and_a_trace_on_disk(run, tmp_path):
@@ -193,7 +229,7 @@ def coco_scenes(scenes):
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_plain_mmdet_config_becomes_a_ptq_run(coco_scenes, sam_config, tmp_path, monkeypatch, wrapped):
-    """By custom_imports and test_cfg alone, with mmdet's own Runner, hooks and evaluator settings."""
+    """By custom_imports, sam, recipe and test_cfg alone, with mmdet's own Runner, hooks and evaluator settings."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "coco").symlink_to(coco_scenes)
@@ -203,10 +239,11 @@ def test_a_plain_mmdet_config_becomes_a_ptq_run(coco_scenes, sam_config, tmp_pat
             torch.nn.init.constant_(conv.bias, 3.0)  # sure of everything, so that there are boxes
     torch.save({"state_dict": yolox.state_dict()}, tmp_path / "yolox.pth")
     calib = dict(num_images=2, max_boxes=3)
-    loop = dict(type="PTQLoop", sam=sam_config, recipe="rtn", calib=calib, max_boxes=5)
+    loop = dict(type="PTQLoop", calib=calib, max_boxes=5)
     (tmp_path / "child.py").write_text(
         "_base_ = 'mmdet::yolox/yolox_nano_8xb8-300e_coco.py'\n"
         f"custom_imports = dict(imports=['ahcq_plugin.mm'])\ntest_cfg = {loop!r}\n"
+        f"sam = {sam_config!r}\nrecipe = 'rtn'\n"
         "load_from = 'yolox.pth'\nwork_dir = 'out'\ntest_dataloader = dict(num_workers=0, persistent_workers=False)\n"
     )
     runner = Runner.from_cfg(Config.fromfile(tmp_path / "child.py"))
@@ -230,9 +267,9 @@ def test_a_loop_without_recipe_says_where_it_belongs(ptq_config, tmp_path):
     cfg = read_config(str(ptq_config))
     cfg.work_dir = str(tmp_path / "out")
     recipe = cfg.pop("recipe")
-    with pytest.raises(ValueError, match="give `recipe` in test_cfg or at the top level of the config"):
+    with pytest.raises(ValueError, match="give `recipe` at the top level of the config"):
         _ = Runner.from_cfg(cfg).test_loop
-    cfg.test_cfg.recipe = recipe
+    cfg.recipe = recipe
     assert Runner.from_cfg(cfg).test_loop.recipe == Recipe.from_config(recipe)
 
 

@@ -8,20 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.runner import Runner
 from PIL import Image
 from rich.console import Console
 
+from ahcq_plugin import load_quantized
 from ahcq_plugin.mm.data.video_dataset import GeneratedClips
 from ahcq_plugin.mm.dry_run import INPUT_SIZE, make_dry_run
+from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.evaluation.jf_metric import JFMetric
 from ahcq_plugin.mm.evaluation.video_evaluation import VideoEvaluation, evaluate_videos, keep_first_masks
 from ahcq_plugin.mm.launch import launch, read_config
 from ahcq_plugin.mm.preflight import preflight
 from ahcq_plugin.mm.report.videos import GIF_WIDTH, WIDTH, sample_videos
 from ahcq_plugin.mm.video_loop import CalibrationClips, VideoCalibration
-from ahcq_plugin.ptq import load_checkpoint
+from ahcq_plugin.support.workers import Workers
 from ahcq_plugin.zoo.checkpoints import packaged_config
 from ahcq_plugin.zoo.sam2 import build_sam2
+from ahcq_plugin.zoo.videos import Video
 from tests.zoo.test_clips import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +74,7 @@ def test_a_run_reports_every_sequence_and_its_checkpoint_is_what_was_measured(co
     assert 0 <= metrics["quantized"]["J_fp"] < 1
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/gif;base64,") == 2 and "clip001" in page
-    model = load_checkpoint(tmp_path / "out" / "quantized.pth", build_sam2(SMALL, str(weights)))
+    model = load_quantized(tmp_path / "out" / "quantized.pth", lambda _: build_sam2(SMALL, str(weights)))
     cfg = read_config(str(config)).test_dataloader.dataset
     videos = GeneratedClips(**{k: v for k, v in cfg.items() if k != "type"}).videos
     found = evaluate_videos(model, videos, JFMetric()).metrics
@@ -110,6 +114,36 @@ def test_calibration_takes_first_frames_and_largest_objects(tmp_path):
     for video, item in zip(videos, items, strict=True):
         assert item["frames"].shape == (2, 3, 32, 32) and item["masks"].shape == (1, 64, 64)
         assert item["masks"].sum() == video.masks(0).sum((1, 2)).max()
+
+
+def test_first_masks_are_read_until_there_are_enough_videos(config, tmp_path, monkeypatch):
+    cfg = read_config(str(config))
+    cfg.work_dir = str(tmp_path / "out")
+    cfg.test_cfg.calib.dataset.count, cfg.test_cfg.calib.num_videos = 5, 2
+    loop = Runner.from_cfg(cfg).test_loop
+    reads, masks = [], Video.masks
+
+    def counted(video, index):
+        reads.append(video.name)
+        return masks(video, index)
+
+    monkeypatch.setattr(Video, "masks", counted)
+    items = loop.calibration(loop.wrap(None))
+    assert len(items) == 2 and reads == items.names
+
+
+def test_several_processes_are_refused_in_one_line(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(Workers, "running", classmethod(lambda cls: Workers(0, 2)))
+    out = io.StringIO()
+    assert launch(str(config), work_dir=str(tmp_path / "out"), console=Console(file=out, width=80)) == 2
+    assert out.getvalue() == "error: VideoPTQLoop runs in one process, got 2: start it without a launcher\n"
+
+
+def test_a_video_without_an_object_in_its_first_frame_is_named(tmp_path, monkeypatch):
+    videos = GeneratedClips(str(tmp_path), count=1, frames=2, size=64).videos
+    monkeypatch.setattr(Video, "masks", lambda video, index: np.zeros((1, 64, 64), bool))
+    with pytest.raises(DataError, match="video clip000: the first frame shows no object to follow"):
+        evaluate_videos(torch.nn.Identity(), videos, JFMetric(), segment=keep_first_masks)
 
 
 def test_bad_options_are_named(config):

@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from ahcq_plugin import quantize
-from ahcq_plugin.ptq import Recipe, load_checkpoint, prepare, save_checkpoint
+from ahcq_plugin import load_quantized, quantize
+from ahcq_plugin.ptq import Recipe, prepare, read_checkpoint, save_checkpoint
+from ahcq_plugin.ptq import checkpoint as module
 from ahcq_plugin.ptq.checkpoint import load_file, save_atomic
-from ahcq_plugin.zoo.sam import box_forward
+from ahcq_plugin.zoo.sam import box_forward, build_sam
 from tests.conftest import make_tiny_sam
 
 
@@ -24,7 +25,7 @@ def test_loads_into_a_freshly_built_model(saved, tiny_items):
     fresh = make_tiny_sam()
     for parameter in fresh.parameters():
         nn.init.normal_(parameter)
-    load_checkpoint(path, fresh)
+    assert load_quantized(path, lambda _: fresh) is fresh
     for key, value in model.state_dict().items():
         assert torch.equal(fresh.state_dict()[key], value), key
     with torch.no_grad():
@@ -43,21 +44,50 @@ def test_fp_keys_stay_where_they_were(tiny_sam):
 def test_errors(saved, tmp_path):
     path, model = saved
     with pytest.raises(FileNotFoundError, match="checkpoint not found: .*nothing.pth"):
-        load_checkpoint(tmp_path / "nothing.pth", make_tiny_sam())
+        load_quantized(tmp_path / "nothing.pth", lambda _: make_tiny_sam())
     truncated = tmp_path / "truncated.pth"
     truncated.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="truncated.pth cannot be read"):
-        load_checkpoint(truncated, make_tiny_sam())
+        load_quantized(truncated, lambda _: make_tiny_sam())
     save_atomic({"state_dict": {}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="format None, expected 'ahcq_plugin.checkpoint/1'"):
-        load_checkpoint(tmp_path / "other.pth", make_tiny_sam())
+        load_quantized(tmp_path / "other.pth", lambda _: make_tiny_sam())
     content = load_file(path)
     key = next(k for k in content["state_dict"] if k.endswith("lin1.weight"))
     content["state_dict"][key] = content["state_dict"][key][:, :-1]
     save_atomic(content, tmp_path / "shape.pth")
-    with pytest.raises(ValueError, match="does not fit this model: .*size mismatch for .*lin1.weight") as caught:
-        load_checkpoint(tmp_path / "shape.pth", make_tiny_sam())
+    with pytest.raises(
+        ValueError, match="does not fit this model: 1 of .*first: .*lin1.weight has shape .*, the model"
+    ) as caught:
+        load_quantized(tmp_path / "shape.pth", lambda _: make_tiny_sam())
     assert "\n" not in str(caught.value)
+
+
+def test_the_file_is_read_once_and_says_which_model_it_is_of(saved, monkeypatch):
+    path, model = saved
+    read, given = [], []
+    monkeypatch.setattr(module, "load_file", lambda path: read.append(path) or load_file(path))
+
+    def build(state):
+        given.append(state)
+        return make_tiny_sam()
+
+    load_quantized(path, build)
+    assert read == [path] and list(given[0]) == list(model.state_dict())
+    with pytest.raises(
+        ValueError, match="quantized.pth: these weights belong to none of sam_tiny, vit_b.*; give `build`"
+    ):
+        load_quantized(path)
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.recipe.name == "rtn" and "image_encoder.blocks.0" in checkpoint.units
+    assert set(checkpoint.extra) == {"report", "notes"}
+
+
+def test_without_a_builder_the_zoo_builds_the_sam(tmp_path):
+    sam, recipe = build_sam("sam_tiny"), Recipe.from_config("rtn")
+    save_checkpoint(tmp_path / "quantized.pth", prepare(sam, recipe), recipe)
+    loaded = load_quantized(tmp_path / "quantized.pth")
+    assert all(torch.equal(value, sam.state_dict()[key]) for key, value in loaded.state_dict().items())
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from ahcq_plugin.ptq.fold import _separate_projections, fold_bimodal_keys
 from ahcq_plugin.ptq.precondition import error_grams
 from ahcq_plugin.ptq.prepared import is_weight, original_weights, weight_layers
 from ahcq_plugin.ptq.stream import UnitStream
+from ahcq_plugin.support.workers import Workers
 from ahcq_plugin.zoo.sam import box_forward
 
 FINAL_KEYS = "mask_decoder.transformer.final_attn_token_to_image.k_proj"
@@ -163,6 +165,35 @@ def test_folding_keeps_the_function_and_makes_one_mode(tiny_sam, tiny_items):
                 assert torch.equal(a, b)
     assert (model.get_submodule(FINAL_KEYS).bias > 0).all()
     assert FINAL_KEYS not in fold_bimodal_keys(model, tiny_items[0], box_forward)
+
+
+@dataclass(frozen=True)
+class OneOfTwo(Workers):
+    """A process of two that run one after the other; what the first says, the second hears."""
+
+    size: int = 2
+    said: list = field(default_factory=list)
+
+    def first(self, value):
+        if self.is_first:
+            self.said.append(value)
+        return self.said[0]
+
+
+@pytest.mark.parametrize("first_folds", [True, False])
+def test_the_first_process_decides_for_all_which_keys_are_folded(tiny_sam, tiny_items, monkeypatch, first_folds):
+    """Keys near the border may be bimodal on one kind of hardware and not on another."""
+    recipe = Recipe.from_config("ptq4sam")
+    before = prepared(bimodal_keys(tiny_sam), recipe)
+    states, first = [], OneOfTwo()
+    for workers, folds in ((first, first_folds), (OneOfTwo(1, said=first.said), not first_folds)):
+        monkeypatch.setattr("ahcq_plugin.ptq.fold.is_bimodal", lambda keys, folds=folds: folds)
+        model = copy.deepcopy(before)
+        precondition(model, tiny_items, recipe, box_forward, progress=False, workers=workers)
+        states.append(model.state_dict())
+    assert len(first.said) == 1
+    assert [key for key, value in states[0].items() if not torch.equal(value, states[1][key])] == []
+    assert torch.equal(states[1][FINAL_KEYS + ".bias"], before.state_dict()[FINAL_KEYS + ".bias"]) != first_folds
 
 
 def test_a_query_with_another_reader_is_not_folded(tiny_sam):

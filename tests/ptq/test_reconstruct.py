@@ -221,9 +221,10 @@ def test_mix_takes_elements_from_both():
 
 def test_output_error_sums_channels_and_averages_the_rest():
     out, target = torch.full((2, 3, 4), 2.0), torch.zeros(2, 3, 4)
-    assert output_error(out, target, -1).item() == 16.0
-    assert output_error(out, target, 1).item() == 12.0
-    assert output_error((out, out), (target, target), -1).item() == 32.0
+    assert output_error(out, target, [-1]).item() == 16.0
+    assert output_error(out, target, [1]).item() == 12.0
+    assert output_error((out, out), (target, target), [-1, -1]).item() == 32.0
+    assert output_error((out, out), (target, target), [-1, 1]).item() == 28.0
 
 
 def test_exponent_schedule():

@@ -184,12 +184,6 @@ def test_permutation_makes_groups_contiguous(count):
     assert torch.equal(permuted[:, order.argsort()], quantizer(x))
 
 
-def test_storage_is_that_of_the_paper():
-    """144 registers: four groups of a 32-bit scale and a 4-bit zero point."""
-    assert grouped(groups=4, bits=4).parameter_bits() == 144
-    assert grouped(channels=48, groups=0, count=48, bits=6).parameter_bits() == 48 * 38
-
-
 def test_gradient_of_a_group_is_the_sum_over_its_channels():
     """Against uniform quantization with a scale per channel; each group with the factor for its number of values."""
     quantizer = grouped()

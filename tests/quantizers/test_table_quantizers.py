@@ -209,3 +209,17 @@ def test_lnq_is_static_and_rounds_its_decode_table_once():
         assert float((levels - exact).abs().max() / quantizer.scale) <= 2.0 ** -(lnq.DECODE_FRACTION_BITS + 1) * 1.01
         assert torch.equal(quantizer.encode(levels), codes) and torch.equal(quantizer.encode(x), before)
         assert torch.equal(quantizer(x), levels[before])
+
+
+@all_families
+def test_the_table_is_what_it_computes(family):
+    items = items_for(family)
+    quantizer = calibrated(family, items)
+    for _ in ("calibrated", "in its final form"):
+        table = quantizer.table()
+        ranks = (items[0].reshape(-1, 1) >= table.boundaries).sum(1).view(items[0].shape)
+        assert torch.equal(quantizer(items[0]), table.levels[ranks])
+        assert torch.equal(quantizer.encode(items[0]), table.codes[ranks])
+        assert torch.equal(quantizer.decode(table.codes), table.levels)
+        assert sorted(table.codes.tolist()) == list(range(2**quantizer.bits))
+        quantizer.finish()

@@ -39,7 +39,8 @@ def test_what_is_no_image_is_named(tmp_path, content):
 def test_the_data_set_names_what_is_no_image(tmp_path, content):
     pytest.importorskip("mmdet", reason="needs MMDetection")
     from ahcq_plugin.mm.data.images import read_rgb
+    from ahcq_plugin.mm.errors import DataError
 
     (tmp_path / "x.png").write_bytes(content)
-    with pytest.raises(ValueError, match="x.png is not a readable image"):
+    with pytest.raises(DataError, match="x.png is not a readable image"):
         read_rgb(tmp_path / "x.png")

@@ -10,6 +10,7 @@ from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 from mmengine.fileio import get
 
+from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.zoo.items import decode_image
 
 
@@ -26,47 +27,50 @@ class KeepOriginalImage(BaseTransform):
         return results
 
 
-def as_rgb(image: np.ndarray, order: str = "bgr") -> np.ndarray:
-    """uint8 (H, W, 3) RGB from uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) in the given channel ``order``.
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3) RGB from uint8 (H, W), (H, W, 1), BGR (H, W, 3) or BGRA (H, W, 4).
 
     Raises:
-        ValueError: another dtype or shape.
+        DataError: another dtype or shape.
     """
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
-        raise ValueError(f"an image must be uint8 (H, W) or (H, W, 1 | 3 | 4), got {image.dtype} {image.shape}")
+        raise DataError(f"an image must be uint8 (H, W) or (H, W, 1 | 3 | 4), got {image.dtype} {image.shape}")
     if image.ndim == 2 or image.shape[2] == 1:
         return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
-    image = image[..., :3]
-    return np.ascontiguousarray(image[..., ::-1] if order == "bgr" else image)
+    return np.ascontiguousarray(image[..., 2::-1])
 
 
 def read_rgb(path: str | Path) -> np.ndarray:
     """Image file as uint8 (H, W, 3) RGB, rotated by its EXIF flag as mmdet's loader does.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not an image.
+        FileNotFoundError, DataError: no such file; not an image.
     """
-    return decode_image(get(str(path)), path)
+    content = get(str(path))
+    try:
+        return decode_image(content, path)
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def original_image(data_sample) -> np.ndarray:
     """RGB pixels before the pipeline: ``ori_img`` when the sample carries it, else ``img_path`` read again.
 
     Raises:
-        ValueError: neither is there, or the pixels do not have the sample's ``ori_shape``.
+        DataError: neither is there, or the pixels do not have the sample's ``ori_shape``.
     """
     if "ori_img" in data_sample:
         image = as_rgb(data_sample.ori_img)
     elif data_sample.get("img_path") is not None:
         image = read_rgb(data_sample.img_path)
     else:
-        raise ValueError(
+        raise DataError(
             "the data sample has neither `ori_img` nor `img_path`: put KeepOriginalImage after the loading transform "
             "and 'ori_img' into the meta_keys of PackDetInputs"
         )
     shape = data_sample.get("ori_shape")
     if shape is not None and tuple(shape[:2]) != image.shape[:2]:
-        raise ValueError(
+        raise DataError(
             f"{data_sample.get('img_path')}: image of {image.shape[:2]}, data sample says {tuple(shape[:2])}"
         )
     return image

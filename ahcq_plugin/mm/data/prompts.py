@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ahcq_plugin.mm.errors import DataError
+
 
 @dataclass(frozen=True)
 class BoxPrompts:
@@ -71,12 +73,12 @@ def ground_truth_prompts(data_sample) -> BoxPrompts:
     pipelines do.
 
     Raises:
-        ValueError: the sample has neither.
+        DataError: the sample has neither.
     """
     if "instances" in data_sample:
         return prompts_from_annotations(data_sample.instances)
     if "gt_instances" not in data_sample or "bboxes" not in data_sample.gt_instances:
-        raise ValueError(
+        raise DataError(
             "the data sample has no ground-truth boxes: add LoadAnnotations(with_bbox=True) to the pipeline"
         )
     instances = data_sample.gt_instances
@@ -98,15 +100,15 @@ class Detections:
 
     def __init__(self, path: str | Path, cat_ids: Sequence[int]):
         labels = {category: label for label, category in enumerate(cat_ids)}
-        found = defaultdict(list)
+        rows_of = defaultdict(list)
         for row in read_detections(path):
             if row["category_id"] in labels:
                 x, y, width, height = row["bbox"]
-                found[row["image_id"]].append((x, y, x + width, y + height, labels[row["category_id"]], row["score"]))
-        self._found = {key: np.asarray(rows, dtype=np.float64) for key, rows in found.items()}
+                rows_of[row["image_id"]].append((x, y, x + width, y + height, labels[row["category_id"]], row["score"]))
+        self._rows_of = {image_id: np.asarray(rows, dtype=np.float64) for image_id, rows in rows_of.items()}
 
     def __getitem__(self, image_id) -> BoxPrompts:
-        rows = self._found.get(image_id, np.zeros((0, 6)))
+        rows = self._rows_of.get(image_id, np.zeros((0, 6)))
         return BoxPrompts.of(rows[:, :4], rows[:, 4], rows[:, 5])
 
 

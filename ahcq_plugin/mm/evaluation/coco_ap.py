@@ -49,8 +49,8 @@ class ExactCocoMetric(CocoMetric):
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-        found = {name: float(evaluation.stats[index]) for name, index in STATS.items()}
-        return {name: value for name, value in found.items() if value >= 0}
+        figures = {name: float(evaluation.stats[index]) for name, index in STATS.items()}
+        return {name: value for name, value in figures.items() if value >= 0}
 
     def _load(self, predictions, metric: str, folder: str):
         files = self.results2json(predictions, str(Path(folder) / "results"))

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ahcq_plugin.mm.box_prompted_sam import BoxPromptedSAM, ImageEmbedding
 from ahcq_plugin.mm.data.prompts import BoxPrompts
+from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.evaluation import masks
 from ahcq_plugin.mm.evaluation.coco_ap import ExactCocoMetric
 from ahcq_plugin.mm.evaluation.records import ImageRecord
@@ -62,7 +63,7 @@ def evaluate(
         workers: processes that share the images; every one of them gets the whole evaluation.
 
     Raises:
-        ValueError: no image has a ground-truth object.
+        DataError: no image has a ground-truth object, or one cannot be read (see :class:`ImageRecord`).
     """
     detected = any(record.detected is not None for record in records)
     metrics = {"_gt" if detected else "": _coco_metric("segm", metainfo, ann_file)}
@@ -85,14 +86,14 @@ def evaluate(
         for suffix, result in results.items():
             metrics[suffix].results.append(result)
     if not truth_ious:
-        raise ValueError("no image of the data set has a ground-truth object")
-    found = {}
+        raise DataError("no image of the data set has a ground-truth object")
+    figures = {}
     for suffix in sorted(metrics):
-        found |= {f"{name}{suffix}": value for name, value in _result(metrics[suffix]).items()}
-    found["mIoU"] = sum(truth_ious) / len(truth_ious)
+        figures |= {f"{name}{suffix}": value for name, value in _result(metrics[suffix]).items()}
+    figures["mIoU"] = sum(truth_ious) / len(truth_ious)
     if reference is not None:
-        found["IoU_fp"] = sum(reference_ious) / len(reference_ious)
-    return Evaluation(found, kept)
+        figures["IoU_fp"] = sum(reference_ious) / len(reference_ious)
+    return Evaluation(figures, kept)
 
 
 def box_ap(records: Sequence[ImageRecord], metainfo: dict, ann_file: str | None) -> dict[str, float]:
@@ -130,6 +131,6 @@ def _add(
 
 
 def _process(metric: ExactCocoMetric, record: ImageRecord, prompts: BoxPrompts, **extra) -> None:
-    found = InstanceData(bboxes=prompts.boxes, labels=prompts.labels, scores=prompts.scores, **extra)
-    sample = {"img_id": record.img_id, "ori_shape": record.size, "instances": record.instances, "pred_instances": found}
-    metric.process({}, [sample])
+    predicted = InstanceData(bboxes=prompts.boxes, labels=prompts.labels, scores=prompts.scores, **extra)
+    sample = {"img_id": record.img_id, "ori_shape": record.size, "instances": record.instances}
+    metric.process({}, [sample | {"pred_instances": predicted}])

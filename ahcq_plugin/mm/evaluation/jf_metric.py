@@ -11,6 +11,7 @@ from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 
 from ahcq_plugin.metrics.jf import score_sequence
+from ahcq_plugin.mm.errors import DataError
 
 
 @METRICS.register_module()
@@ -34,8 +35,8 @@ class JFMetric(BaseMetric):
         """Measure some sequences."""
         for sample in data_samples:
             scores = score_sequence(np.asarray(sample["masks"]), np.asarray(sample["truth"]), self.skip_ends)
-            found = [(score.j, score.f) for score in scores if score is not None]
-            self.results.append((sample["name"], found))
+            rows = [(score.j, score.f) for score in scores if score is not None]
+            self.results.append((sample["name"], rows))
 
     def compute_metrics(self, results: Sequence[tuple[str, list[tuple[float, float]]]]) -> dict[str, float]:
         """Means over all objects of all sequences: ``J&F``, ``J``, ``F``.
@@ -52,6 +53,6 @@ class JFMetric(BaseMetric):
 def mean_jf(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
     """``J&F``, ``J`` and ``F`` of the (J, F) of some objects."""
     if not pairs:
-        raise ValueError("no object to measure: the annotated frames between the first and the last show none")
+        raise DataError("no object to measure: the annotated frames between the first and the last show none")
     j, f = (float(x) for x in np.mean(pairs, 0))
     return {"J&F": (j + f) / 2, "J": j, "F": f}

@@ -23,6 +23,8 @@ from tqdm import tqdm
 from ahcq_plugin.mm.box_prompted_sam import BoxPromptedSAM
 from ahcq_plugin.mm.data.images import original_image, read_rgb
 from ahcq_plugin.mm.data.prompts import BoxPrompts, prompts_from_annotations
+from ahcq_plugin.mm.data.wrappers import innermost, wrapped
+from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.evaluation import masks
 from ahcq_plugin.support.cache import Cache
 from ahcq_plugin.support.digest import digest
@@ -55,11 +57,11 @@ class ImageRecord:
         """uint8 (H, W, 3) RGB.
 
         Raises:
-            FileNotFoundError, ValueError: the file is absent, not an image or of another size than annotated.
+            FileNotFoundError, DataError: the file is absent, not an image or of another size than annotated.
         """
         image = read_rgb(self.img_path) if self.pixels is None else self.pixels
         if image.shape[:2] != self.size:
-            raise ValueError(f"{self.img_path} has {image.shape[:2]} pixels (H, W), its annotation says {self.size}")
+            raise DataError(f"{self.img_path} has {image.shape[:2]} pixels (H, W), its annotation says {self.size}")
         return image
 
     def identity(self) -> list:
@@ -77,11 +79,11 @@ class ImageRecord:
         """Ground-truth masks in the order of ``truth``.
 
         Raises:
-            ValueError: an annotation without a mask.
+            DataError: an annotation without a mask.
         """
         kept = [i for i in self.instances if not i.get("ignore_flag", 0)]
         if any("mask" not in i for i in kept):
-            raise ValueError(f"image {self.img_id} has an annotation without a mask; mask IoU and AP need them all")
+            raise DataError(f"image {self.img_id} has an annotation without a mask; mask IoU and AP need them all")
         return [masks.from_annotation(i["mask"], self.size) for i in kept]
 
 
@@ -106,11 +108,11 @@ def read_records(
 
         def key() -> str:
             detector = [digest(model.detector.state_dict()), repr(model.detector), model.score_thr, model.max_boxes]
-            settings = [getattr(model.detector, "test_cfg", None), unwrapped(dataset).pipeline]
+            settings = [getattr(model.detector, "test_cfg", None), innermost(dataset).pipeline]
             return digest([*detector, *map(repr, settings), [record.identity() for record in records]])
 
-        found = cache.fetch("detections", key, lambda: _gathered(_detect(dataloader, model, workers), workers))
-        detected = {img_id: BoxPrompts.of(*prompts) for img_id, prompts in found}
+        rows = cache.fetch("detections", key, lambda: _gathered(_detect(dataloader, model, workers), workers))
+        detected = {img_id: BoxPrompts.of(*prompts) for img_id, prompts in rows}
         records = [dataclasses.replace(record, detected=detected[record.img_id]) for record in records]
     elif model.detections is not None:
         records = [dataclasses.replace(record, detected=model.detected(record.img_id)) for record in records]
@@ -177,24 +179,6 @@ class CalibrationBatches(Sequence):
         return self._model.calibration_batch(record.read(), record.prompts.boxes, self._max_boxes, generator)
 
 
-def unwrapped(dataset: Dataset) -> Dataset:
-    """The innermost data set of wrappers (the first of concatenated ones)."""
-    while True:
-        if hasattr(dataset, "datasets"):
-            dataset = dataset.datasets[0]
-        elif hasattr(dataset, "dataset"):
-            dataset = dataset.dataset
-        else:
-            return dataset
-
-
-def leaf_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Config of the innermost data set of wrappers (the first of concatenated ones)."""
-    while "dataset" in config or "datasets" in config:
-        config = config["dataset"] if "dataset" in config else config["datasets"][0]
-    return config
-
-
 def calibration_dataset(config: Mapping[str, Any], pipeline: Sequence[Mapping[str, Any]]) -> Dataset:
     """Data set of a training config under another pipeline: without filtering, repetition and mixing of images."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints while it reads annotations
@@ -202,13 +186,12 @@ def calibration_dataset(config: Mapping[str, Any], pipeline: Sequence[Mapping[st
 
 
 def _calibration_config(config: Mapping[str, Any], pipeline: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    if "dataset" in config:
-        return _calibration_config(config["dataset"], pipeline)
-    config = copy.deepcopy(dict(config))
+    parts = [_calibration_config(part, pipeline) for part in wrapped(config)]
     if "datasets" in config:
-        config["datasets"] = [_calibration_config(part, pipeline) for part in config["datasets"]]
-        return config
-    return {**config, "pipeline": copy.deepcopy(pipeline), "test_mode": True}
+        return {**config, "datasets": parts}
+    if parts:
+        return parts[0]
+    return {**copy.deepcopy(dict(config)), "pipeline": copy.deepcopy(pipeline), "test_mode": True}
 
 
 def _gathered(mine: list, workers: Workers) -> list:
@@ -227,4 +210,4 @@ def _prompt(model: BoxPromptedSAM, batch: dict) -> list[tuple[int | str, BoxProm
     data = model.data_preprocessor(batch, False)
     samples = data["data_samples"]
     prompts = model.prompt(data["inputs"], samples)
-    return [(sample.img_id, found) for sample, found in zip(samples, prompts, strict=True)]
+    return [(sample.img_id, boxes) for sample, boxes in zip(samples, prompts, strict=True)]

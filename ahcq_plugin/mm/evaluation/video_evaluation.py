@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.evaluation import masks
 from ahcq_plugin.mm.evaluation.jf_metric import JFMetric
 from ahcq_plugin.zoo.segment import segment_clip
@@ -65,36 +66,36 @@ def evaluate_videos(
         reference: evaluation whose masks ``J_fp`` is measured against.
         segment: called as ``segment_clip`` is.
 
-    Raises: ValueError when a video shows no object in its first frame, or nothing can be measured.
+    Raises:
+        DataError: a video shows no object in its first frame, or nothing can be measured.
     """
     metric.results.clear()
-    found: dict[str, list[list[masks.RLE]]] = {}
+    kept: dict[str, list[list[masks.RLE]]] = {}
     distances, seconds, frames = [], 0.0, 0
     with tqdm(total=sum(len(video.frames) for video in videos), desc=desc, unit="frame") as bar:
         for video in videos:
             start = time.perf_counter()
             annotated = set(video.annotated)
-            images = (video.image(index) for index in range(len(video.frames)))
-            kept = []
-            try:
-                for index, frame in enumerate(segment(model, images, video.masks(0), video.layout == DAVIS)):
-                    bar.update()
-                    if index in annotated:
-                        kept.append(frame)
-            except ValueError as error:
-                raise ValueError(f"video {video.name}: {error}") from error
+            first, frames_of_video = video.masks(0), (video.image(index) for index in range(len(video.frames)))
+            if not first.any():
+                raise DataError(f"video {video.name}: the first frame shows no object to follow")
+            predicted = []
+            for index, frame in enumerate(segment(model, frames_of_video, first, video.layout == DAVIS)):
+                bar.update()
+                if index in annotated:
+                    predicted.append(frame)
             seconds, frames = seconds + time.perf_counter() - start, frames + len(video.frames)
             truth = np.stack([video.masks(index) for index in video.annotated])
-            metric.process({}, [dict(name=video.name, objects=video.objects, masks=np.stack(kept), truth=truth)])
-            found[video.name] = [masks.encode(torch.from_numpy(frame)) for frame in kept]
+            metric.process({}, [dict(name=video.name, objects=video.objects, masks=np.stack(predicted), truth=truth)])
+            kept[video.name] = [masks.encode(torch.from_numpy(frame)) for frame in predicted]
             if reference is not None:
-                for ours, theirs in zip(found[video.name][1:], reference.found[video.name][1:], strict=True):
+                for ours, theirs in zip(kept[video.name][1:], reference.found[video.name][1:], strict=True):
                     distances += masks.pairwise_iou(ours, theirs)
     sequences = metric.sequences()
     figures = metric.compute_metrics(metric.results)
     if reference is not None:
         figures["J_fp"] = sum(distances) / len(distances)
-    return VideoEvaluation(figures, sequences, seconds / frames, found)
+    return VideoEvaluation(figures, sequences, seconds / frames, kept)
 
 
 def keep_first_masks(

@@ -18,7 +18,7 @@ from ahcq_plugin.metrics.mask_iou import mask_iou
 from ahcq_plugin.mm.box_prompted_sam import BoxPromptedSAM
 from ahcq_plugin.mm.data.images import read_rgb
 from ahcq_plugin.mm.report.images import draw_masks, draw_truth
-from ahcq_plugin.ptq.checkpoint import load_checkpoint, load_file
+from ahcq_plugin.ptq import read_checkpoint
 from ahcq_plugin.support.files import replacing
 from ahcq_plugin.zoo.sam import build_sam, name_of_state
 
@@ -79,8 +79,8 @@ def compare(
     image = read_rgb(image_path) if Path(image_path).is_file() else None
     if image is None:
         raise FileNotFoundError(f"no image {image_path}")
-    contents = [load_file(path) for path in checkpoints]
-    names = {name_of_state(content.get("state_dict", content)) for content in contents}
+    quantized = [read_checkpoint(path) for path in checkpoints]
+    names = {name_of_state(checkpoint.state) for checkpoint in quantized}
     if len(names) != 1:
         raise ValueError(f"give checkpoints of one SAM, got {', '.join(sorted(names)) or 'none'}")
     (name,) = names
@@ -92,12 +92,10 @@ def compare(
     floating = masks_of(build_sam(name, sam_checkpoint))
     nothing = np.zeros((len(boxes), *image.shape[:2]), dtype=bool)
     panels = [Panel("image", draw_truth(image, boxes.numpy(), nothing)), Panel("FP", draw_masks(image, floating))]
-    for path, content in zip(checkpoints, contents, strict=True):
-        quantized = masks_of(load_checkpoint(path, build_sam(name, False)))
-        recipe = content["recipe"]
-        title = f"{recipe['name']} W{recipe['w_bits']}A{recipe['a_bits']}"
-        iou = float(mask_iou(floating, quantized).mean())
-        panels.append(Panel(title, draw_masks(image, quantized), iou))
+    for checkpoint in quantized:
+        masks, recipe = masks_of(checkpoint.load_into(build_sam(name, False))), checkpoint.recipe
+        iou = float(mask_iou(floating, masks).mean())
+        panels.append(Panel(f"{recipe.name} W{recipe.w_bits}A{recipe.a_bits}", draw_masks(image, masks), iou))
     return panels
 
 

@@ -72,10 +72,10 @@ def sample_images(records: Sequence[ImageRecord], floating: Evaluation, quantize
     for record in usable[::step][:MAX_SAMPLES]:
         truth = masks.decode(record.truth_masks(), record.size)
         largest = np.sort(np.argsort(-truth.sum((1, 2)), kind="stable")[:MAX_MASKS])
-        found = [
+        predicted = [
             masks.decode([evaluation.truth_masks[record.img_id][i] for i in largest], record.size)
             for evaluation in (floating, quantized)
         ]
         boxes = record.truth.boxes.numpy()[largest]
-        samples.append(SampleImage(record.img_id, record.read(), boxes, truth[largest], *found))
+        samples.append(SampleImage(record.img_id, record.read(), boxes, truth[largest], *predicted))
     return samples

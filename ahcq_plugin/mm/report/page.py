@@ -163,13 +163,13 @@ def _sqnr(distributions: Sequence[Distribution]) -> list[dict[str, Any]]:
 
 def _histograms(distributions: Sequence[Distribution]) -> list[dict[str, Any]]:
     """Roles with their chosen quantizers, the median first."""
-    found = []
+    groups = []
     for role, members in _by_role(distributions).items():
         chosen = [row for row in members if row.histogram is not None]
         chosen.sort(key=lambda row: row.shown)
         plots = [{"row": row, "plot": _uri("png", report_plots.histogram(row.histogram))} for row in chosen]
-        found.append({"role": role, "plots": plots})
-    return [group for group in found if group["plots"]]
+        groups.append({"role": role, "plots": plots})
+    return [group for group in groups if group["plots"]]
 
 
 def _roles(rows: Sequence[dict[str, Any]], distributions: Sequence[Distribution]) -> list[dict[str, Any]]:
@@ -178,9 +178,9 @@ def _roles(rows: Sequence[dict[str, Any]], distributions: Sequence[Distribution]
     measured = {(row.unit, row.node, row.role, row.layers): row for row in distributions}
     units: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        found = measured.get((row["unit"], row["node"], row["role"], tuple(row["layers"])))
-        width = None if found is None else 100 * (min(max(found.sqnr_db, low), high) - low) / (high - low)
-        units[row["unit"]].append({**row, "measured": found, "width": width})
+        figures = measured.get((row["unit"], row["node"], row["role"], tuple(row["layers"])))
+        width = None if figures is None else 100 * (min(max(figures.sqnr_db, low), high) - low) / (high - low)
+        units[row["unit"]].append({**row, "measured": figures, "width": width})
     table = []
     for name, members in units.items():
         known = [row["measured"].sqnr_db for row in members if row["measured"] is not None]

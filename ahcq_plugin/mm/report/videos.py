@@ -50,8 +50,8 @@ def _sample(video: Video, floating: list[list[masks.RLE]], quantized: list[list[
 
     def drawn(position: int, width: int) -> list[np.ndarray]:
         image, truth = video.image(video.annotated[position]), video.masks(video.annotated[position])
-        found = [masks.decode(rles[position], truth.shape[1:]) for rles in (floating, quantized)]
-        return [_draw(image, part, width) for part in (truth, *found)]
+        predicted = [masks.decode(rles[position], truth.shape[1:]) for rles in (floating, quantized)]
+        return [_draw(image, part, width) for part in (truth, *predicted)]
 
     columns = list(zip(*(drawn(position, WIDTH) for position in positions), strict=True))
     strips = {name: np.concatenate(row, 1) for name, row in zip(ROWS, columns, strict=True)}
@@ -60,11 +60,11 @@ def _sample(video: Video, floating: list[list[masks.RLE]], quantized: list[list[
     return SampleVideo(video.name, [video.annotated[position] for position in positions], strips, gif)
 
 
-def _draw(image: np.ndarray, found: np.ndarray, width: int) -> np.ndarray:
-    """Masks over a frame that is ``width`` pixels wide."""
+def _draw(image: np.ndarray, objects: np.ndarray, width: int) -> np.ndarray:
+    """Masks (N, H, W) over a frame that is ``width`` pixels wide."""
     size = (width, max(1, round(image.shape[0] * width / image.shape[1])))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    scaled = [cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_LINEAR) > 127 for mask in found]
+    scaled = [cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_LINEAR) > 127 for mask in objects]
     return report_images.draw_masks(small, np.stack(scaled) if scaled else np.zeros((0, *small.shape[:2]), bool))
 
 

@@ -10,18 +10,18 @@
 
 namespace ahcq {
 
-// On-chip copy of the right codes: [tile * FOLDS + fold][lane][i], and the sum of each output's codes.
+// On-chip copy of the right codes: [tile * FOLDS + fold][pe][i], and the sum of each output's codes.
 template <class C>
 struct right_t {
-    ap_uint<C::RIGHT_BITS> b[C::TILES * C::FOLDS][C::LANES][C::SIMD];
-    typename C::acc_t sum[C::TILES][C::LANES];
+    ap_uint<C::RIGHT_BITS> b[C::TILES * C::FOLDS][C::PE][C::SIMD];
+    typename C::acc_t sum[C::TILES][C::PE];
 };
 
 // Rows of K codes, one for each output (Q.K^T); K codes in FOLDS beats.
 template <class C>
 void load_right_rows(hls::stream<right_axis<C> >& in, right_t<C>& right) {
 LoadOutputs:
-    for (int n = 0; n < C::TILES * C::LANES; ++n) {
+    for (int n = 0; n < C::TILES * C::PE; ++n) {
         typename C::acc_t sum = 0;
     LoadFolds:
         for (int f = 0; f < C::FOLDS; ++f) {
@@ -34,11 +34,11 @@ LoadOutputs:
             for (int i = 0; i < C::SIMD; ++i) {
 #pragma HLS UNROLL
                 const ap_uint<C::RIGHT_BITS> code = f * C::SIMD + i < C::K ? codes[i] : ap_uint<C::RIGHT_BITS>(0);
-                right.b[n / C::LANES * C::FOLDS + f][n % C::LANES][i] = code;
+                right.b[n / C::PE * C::FOLDS + f][n % C::PE][i] = code;
                 sum += code;
             }
         }
-        right.sum[n / C::LANES][n % C::LANES] = sum;
+        right.sum[n / C::PE][n % C::PE] = sum;
     }
 }
 
@@ -48,7 +48,7 @@ void load_right_columns(hls::stream<right_axis<C> >& in, right_t<C>& right) {
 LoadK:
     for (int k = 0; k < C::FOLDS * C::SIMD; ++k) {
     LoadBeats:
-        for (int beat = 0; beat < ceil_div(C::TILES * C::LANES, C::SIMD); ++beat) {
+        for (int beat = 0; beat < ceil_div(C::TILES * C::PE, C::SIMD); ++beat) {
 #pragma HLS PIPELINE II = 1
             ap_uint<C::RIGHT_BITS> codes[C::SIMD];
 #pragma HLS ARRAY_PARTITION variable = codes complete
@@ -58,10 +58,10 @@ LoadK:
             for (int i = 0; i < C::SIMD; ++i) {
 #pragma HLS UNROLL
                 const int n = beat * C::SIMD + i;
-                if (n >= C::TILES * C::LANES) continue;
+                if (n >= C::TILES * C::PE) continue;
                 const ap_uint<C::RIGHT_BITS> code = n < C::N ? codes[i] : ap_uint<C::RIGHT_BITS>(0);
-                typename C::acc_t& sum = right.sum[n / C::LANES][n % C::LANES];
-                right.b[n / C::LANES * C::FOLDS + k / C::SIMD][n % C::LANES][k % C::SIMD] = code;
+                typename C::acc_t& sum = right.sum[n / C::PE][n % C::PE];
+                right.b[n / C::PE * C::FOLDS + k / C::SIMD][n % C::PE][k % C::SIMD] = code;
                 sum = k == 0 ? typename C::acc_t(code) : typename C::acc_t(sum + code);
             }
         }
@@ -72,7 +72,7 @@ template <class C>
 void multiply_rows(
     hls::stream<fold_t<C> >& in, int rows, const right_t<C>& right, hls::stream<tile_t<C> >& out) {
     typedef typename C::acc_t acc_t;
-    acc_t product[C::LANES][1];
+    acc_t product[C::PE][1];
 #pragma HLS ARRAY_PARTITION variable = product complete dim = 0
     acc_t row_sum = 0;
 Rows:
@@ -91,16 +91,16 @@ Rows:
                 }
                 const bool ends = f == C::FOLDS - 1;
                 tile_t<C> tile;
-            Lanes:
-                for (int lane = 0; lane < C::LANES; ++lane) {
+            Elements:
+                for (int pe = 0; pe < C::PE; ++pe) {
 #pragma HLS UNROLL
-                    if (f == 0) product[lane][0] = 0;
-                    process_fold<C>(product[lane], fold, right.b[t * C::FOLDS + f][lane]);
+                    if (f == 0) product[pe][0] = 0;
+                    process_fold<C>(product[pe], fold, right.b[t * C::FOLDS + f][pe]);
                     if (!ends) continue;
                     const acc_t by_right = row_sum * C::RIGHT_ZERO;
-                    const acc_t by_left = right.sum[t][lane] * C::LEFT_ZERO;
+                    const acc_t by_left = right.sum[t][pe] * C::LEFT_ZERO;
                     const acc_t both = C::ZERO_PRODUCT;
-                    tile.acc[lane][0] = acc_t(acc_t(product[lane][0] - by_right) - by_left) + both;
+                    tile.acc[pe][0] = acc_t(acc_t(product[pe][0] - by_right) - by_left) + both;
                 }
                 if (ends) out.write(tile);
             }

@@ -66,9 +66,9 @@ struct dequantizer<C, hluq_family> {
 template <class C>
 struct scales_t {
     float left[C::LEFT_SCALES];
-    float weight[C::TILES * C::LANES];
-    float bias[C::TILES * C::LANES];
-    float offset[C::TILES * C::LANES];
+    float weight[C::TILES * C::PE];
+    float bias[C::TILES * C::PE];
+    float offset[C::TILES * C::PE];
 };
 
 template <class C>
@@ -100,7 +100,7 @@ float finish(float sum, int n, const scales_t<C>& scales) {
 template <class C>
 void dequantize_tiles(
     hls::stream<tile_t<C> >& in, int rows, const scales_t<C>& scales, hls::stream<float_axis<C> >& out) {
-    float sums[C::LANES];
+    float sums[C::PE];
 #pragma HLS ARRAY_PARTITION variable = sums cyclic factor = C::OUT
     tile_t<C> tile;
 Rows:
@@ -111,7 +111,7 @@ Rows:
         Groups:
             for (int g = 0; g < C::GROUPS; ++g) {
             Beats:
-                for (int beat = 0; beat < C::LANES / C::OUT; ++beat) {
+                for (int beat = 0; beat < C::PE / C::OUT; ++beat) {
 #pragma HLS PIPELINE II = 1
                     if (beat == 0) tile = in.read();
                     float values[C::OUT];
@@ -119,13 +119,13 @@ Rows:
                 Outputs:
                     for (int i = 0; i < C::OUT; ++i) {
 #pragma HLS UNROLL
-                        const int lane = beat * C::OUT + i;
-                        const int n = t * C::LANES + lane;
-                        sums[lane] = dequantizer<C, typename C::family>::group(
-                            sums[lane], tile.acc[lane], g, scales.left);
-                        values[i] = n < C::N ? finish<C>(sums[lane], n, scales) : 0.0f;
+                        const int pe = beat * C::OUT + i;
+                        const int n = t * C::PE + pe;
+                        sums[pe] = dequantizer<C, typename C::family>::group(
+                            sums[pe], tile.acc[pe], g, scales.left);
+                        values[i] = n < C::N ? finish<C>(sums[pe], n, scales) : 0.0f;
                     }
-                    const int first = t * C::LANES + beat * C::OUT;
+                    const int first = t * C::PE + beat * C::OUT;
                     const bool last = row == rows - 1 && first + C::OUT >= C::N;
                     if (g == C::GROUPS - 1 && first < C::N) out.write(float_beat<C::OUT>(values, last));
                 }

@@ -89,10 +89,10 @@ bool receive_tiles(hls::stream<tile_t<C> >& in, int rows, int64_t* accumulators)
             for (int g = 0; g < C::GROUPS; ++g) {
                 if (in.empty()) return false;
                 const tile_t<C> tile = in.read();
-                for (int lane = 0; lane < C::LANES && t * C::LANES + lane < C::N; ++lane) {
+                for (int pe = 0; pe < C::PE && t * C::PE + pe < C::N; ++pe) {
                     for (int a = 0; a < C::family::ACCS; ++a) {
-                        accumulators[(size_t(row) * C::N + t * C::LANES + lane) * LANES + g + a] =
-                            tile.acc[lane][a].to_int64();
+                        accumulators[(size_t(row) * C::N + t * C::PE + pe) * LANES + g + a] =
+                            tile.acc[pe][a].to_int64();
                     }
                 }
             }

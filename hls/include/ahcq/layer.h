@@ -13,9 +13,9 @@ template <class C>
 void linear_layer(
     hls::stream<code_axis<C> >& left,
     int rows,
-    const typename C::word_t (&weights)[C::TILES * C::FOLDS][C::LANES],
-    const uint8_t (&zero_points)[C::TILES][C::LANES],
-    const typename C::start_t (&starts)[C::TILES * C::GROUPS][C::LANES],
+    const typename C::word_t (&weights)[C::TILES * C::FOLDS][C::PE],
+    const uint8_t (&zero_points)[C::TILES][C::PE],
+    const typename C::start_t (&starts)[C::TILES * C::GROUPS][C::PE],
     const float scale_memory[C::SCALE_WORDS],
     hls::stream<float_axis<C> >& out) {
 #pragma HLS DATAFLOW

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Codes times a constant weight: LANES processing elements, each SIMD operands a cycle, II = 1.
+// Codes times a constant weight: PE processing elements, each SIMD operands a cycle, II = 1.
 //
 // Formula: acc = start + sum_k step(u_k, w_k), w = weight code - zero point, subtracted where the weight is loaded;
 // `start` folds the zero points of the left operand. Integers never round; every partial sum fits acc_t (the spec
@@ -14,7 +14,7 @@ namespace ahcq {
 // The accumulators of one group of one tile of outputs.
 template <class C>
 struct tile_t {
-    typename C::acc_t acc[C::LANES][C::family::ACCS];
+    typename C::acc_t acc[C::PE][C::family::ACCS];
 };
 
 // One processing element.
@@ -28,14 +28,14 @@ Simd:
     }
 }
 
-// weights[tile * FOLDS + fold][lane] holds SIMD codes, code i at bit i * WEIGHT_BITS; padding holds the zero point.
+// weights[tile * FOLDS + fold][pe] holds SIMD codes, code i at bit i * WEIGHT_BITS; padding holds the zero point.
 template <class C>
 void multiply_accumulate(
     hls::stream<fold_t<C> >& in,
     int rows,
-    const typename C::word_t (&weights)[C::TILES * C::FOLDS][C::LANES],
-    const uint8_t (&zero_points)[C::TILES][C::LANES],
-    const typename C::start_t (&starts)[C::TILES * C::GROUPS][C::LANES],
+    const typename C::word_t (&weights)[C::TILES * C::FOLDS][C::PE],
+    const uint8_t (&zero_points)[C::TILES][C::PE],
+    const typename C::start_t (&starts)[C::TILES * C::GROUPS][C::PE],
     hls::stream<tile_t<C> >& out) {
     tile_t<C> tile;
 #pragma HLS ARRAY_PARTITION variable = tile.acc complete dim = 0
@@ -52,21 +52,21 @@ Rows:
                 const bool begins = left == 0;
                 if (begins) left = C::group_folds(group);
                 const fold_t<C> fold = in.read();
-            Lanes:
-                for (int lane = 0; lane < C::LANES; ++lane) {
+            Elements:
+                for (int pe = 0; pe < C::PE; ++pe) {
 #pragma HLS UNROLL
                     if (begins) {
-                        tile.acc[lane][0] = starts[t * C::GROUPS + group][lane];
-                        for (int a = 1; a < C::family::ACCS; ++a) tile.acc[lane][a] = 0;
+                        tile.acc[pe][0] = starts[t * C::GROUPS + group][pe];
+                        for (int a = 1; a < C::family::ACCS; ++a) tile.acc[pe][a] = 0;
                     }
-                    const typename C::word_t word = weights[t * C::FOLDS + f][lane];
+                    const typename C::word_t word = weights[t * C::FOLDS + f][pe];
                     ap_int<C::WEIGHT_BITS + 1> w[C::SIMD];
                     for (int i = 0; i < C::SIMD; ++i) {
 #pragma HLS UNROLL
                         const int code = int(word >> (i * C::WEIGHT_BITS)) & ((1 << C::WEIGHT_BITS) - 1);
-                        w[i] = code - int(zero_points[t][lane]);
+                        w[i] = code - int(zero_points[t][pe]);
                     }
-                    process_fold<C>(tile.acc[lane], fold, w);
+                    process_fold<C>(tile.acc[pe], fold, w);
                 }
                 if (--left == 0) {
                     out.write(tile);

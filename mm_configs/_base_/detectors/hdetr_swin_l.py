@@ -16,9 +16,3 @@ model = dict(
     neck=dict(in_channels=[384, 768, 1536]),
 )
 load_from = "checkpoints/hdetr_swin_l.pth"
-detector_source = (
-    "download https://github.com/HDETR/H-Deformable-DETR/releases/download/v0.1/decay0.05_drop_path0.5_swin_large_hybrid_"
-    "branch_lambda1_group6_t1500_n900_dp0_mqs_lft_deformable_detr_plus_iterative_bbox_refinement_plus_plus_two_stage_36eps"
-    ".pth and convert it: python tools/convert_hdetr.py <it> checkpoints/hdetr_swin_l.pth "
-    "--config mm_configs/_base_/detectors/hdetr_swin_l.py"
-)

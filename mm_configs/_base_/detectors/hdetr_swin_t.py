@@ -15,9 +15,3 @@ model = dict(
     neck=dict(in_channels=[192, 384, 768]),
 )
 load_from = "checkpoints/hdetr_swin_t.pth"
-detector_source = (
-    "download https://github.com/HDETR/H-Deformable-DETR/releases/download/v0.1/swin_tiny_hybrid_branch_lambda1_group6_"
-    "t1500_dp0_mqs_lft_deformable_detr_plus_iterative_bbox_refinement_plus_plus_two_stage_36eps.pth and convert it: "
-    "python tools/convert_hdetr.py <it> checkpoints/hdetr_swin_t.pth "
-    "--config mm_configs/_base_/detectors/hdetr_swin_t.py"
-)

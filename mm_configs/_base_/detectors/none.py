@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # No detector: the boxes come from the data set.
+_base_ = "../runtime/ptq.py"
 default_scope = "mmdet"
 log_level = "WARNING"  # progress bars and the table say the rest
 model = dict(type="NoDetector")
@@ -16,3 +17,4 @@ test_dataloader = dict(
     ),
 )
 test_evaluator = dict(type="ExactCocoMetric", metric="segm")
+test_cfg = dict(**_base_.pop("ptq_loop"), prompts="gt")

@@ -25,7 +25,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from ahcq_plugin.mm.detectors.convert_hdetr import OFFICIAL, convert_hdetr, convert_state_dict, new_name
 from ahcq_plugin.mm.detectors.official import COCO_IDS, build_detector, fit, read_checkpoint
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parent / "data"
 DETECTORS = Path(__file__).resolve().parents[3] / "mm_configs" / "_base_" / "detectors"
 CONFIGS = {"r50": "hdetr_r50.py", "swin_tiny": "hdetr_swin_t.py", "swin_large": "hdetr_swin_l.py"}
 

@@ -8,6 +8,7 @@ import torch
 from mmengine.runner import Runner
 
 from ahcq_plugin.mm import BoxPromptedSAM
+from ahcq_plugin.mm.data.wrappers import innermost
 from ahcq_plugin.mm.evaluation import masks
 from ahcq_plugin.mm.evaluation.image_evaluation import evaluate
 from ahcq_plugin.mm.evaluation.records import (
@@ -15,7 +16,6 @@ from ahcq_plugin.mm.evaluation.records import (
     calibration_dataset,
     calibration_records,
     read_records,
-    unwrapped,
 )
 from ahcq_plugin.support.cache import Cache
 
@@ -98,7 +98,7 @@ def test_wrappers_that_mix_or_repeat_are_taken_off(scenes_config):
         dataset = calibration_dataset(config, scenes_config["pipeline"])
         assert len(dataset) == 3 and dataset[0]["inputs"].shape == (3, 64, 64)
     both = calibration_dataset(dict(type="ConcatDataset", datasets=[mixed, scenes_config]), scenes_config["pipeline"])
-    assert len(both) == 6 and unwrapped(both).cat_ids == [1]
+    assert len(both) == 6 and innermost(both).cat_ids == [1]
 
 
 def test_batches_are_the_same_whenever_asked_for(scenes_config, tiny_sam):

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of what a config names, before the hours: device, data sets, the detector's checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os.path
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
+
+from ahcq_plugin.mm.data.wrappers import wrapped
+from ahcq_plugin.zoo.published import of_path
+
+DRY_RUN = "--dry-run runs without it"
+
+
+def check_device(name: str | None) -> None:
+    """A device name that torch knows and this machine has."""
+    if name is None:
+        return
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}: give cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices")
+
+
+def check_dataset(config: Mapping[str, Any], source: str | None = None, masks: bool = False) -> None:
+    """Annotation file and images of a data set are there and not empty; with ``masks``, every object has a mask."""
+    parts = wrapped(config)
+    for part in parts:
+        check_dataset(part, source, masks)
+    if parts or not config.get("ann_file"):
+        return  # made from other data sets, or drawn by itself
+    where = f": {source}" if source else ""
+    root = config.get("data_root") or ""
+    ann_file = os.path.join(root, config["ann_file"])
+    folder = os.path.join(root, config.get("data_prefix", {}).get("img", ""))
+    if not os.path.isfile(ann_file):
+        raise FileNotFoundError(f"no annotation file {ann_file}{where}; {DRY_RUN}")
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"no image folder {folder}{where}; {DRY_RUN}")
+    if ann_file.endswith(".json"):
+        _check_coco(ann_file, folder, masks)
+
+
+def _check_coco(ann_file: str, folder: str, masks: bool) -> None:
+    try:
+        content = json.loads(Path(ann_file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{ann_file} is not JSON ({error})") from error
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
+        raise ValueError(f"{ann_file} is not in COCO format: expected an object with images, annotations, categories")
+    for key in ("images", "annotations"):
+        if not content[key]:
+            raise ValueError(f"{ann_file} has no {key}")
+    image = os.path.join(folder, content["images"][0]["file_name"])
+    if not os.path.isfile(image):
+        raise FileNotFoundError(f"{ann_file} lists {image}, which is not there")
+    bare = [row["id"] for row in content["annotations"] if not row.get("segmentation") and not row.get("iscrowd")]
+    if masks and bare:
+        raise ValueError(
+            f"{ann_file}: {len(bare)} annotations have no segmentation (first id {bare[0]}); masks are compared"
+        )
+
+
+def check_detector(cfg: Config) -> None:
+    """``load_from`` is there, readable and fits: the Runner would load what fits and keep silent about the rest."""
+    path = cfg.get("load_from")
+    if not path:
+        raise ValueError(f"`load_from` is not set: the detector would have random weights; {DRY_RUN}")
+    if "://" not in path and not os.path.isfile(path):
+        raise FileNotFoundError(f"no detector checkpoint {path}{_where_to_get(path)}; {DRY_RUN}")
+    try:
+        loaded = CheckpointLoader.load_checkpoint(path, map_location="cpu", logger="silent")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"cannot read the detector checkpoint {path} ({reason}); copy or download it again") from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise ValueError(f"the detector checkpoint {path} holds no state dict")
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    own = MODELS.build(cfg.model).state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    wrong += [
+        f"{name} has shape {tuple(state[name].shape)}, the model {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"{path} does not fit the detector: {len(wrong)} of {len(own)} tensors differ, first: {wrong[0]}"
+        )
+
+
+def _where_to_get(path: str) -> str:
+    """For a message: who fetches a published file, '' for others."""
+    entry = of_path(path)
+    return f": python tools/fetch_weights.py {entry.name} makes it of {entry.url}" if entry else ""

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an interrupted run leaves in its work dir, and whether it belongs to the run that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ahcq_plugin.ptq.checkpoint import load_file, save_atomic
+from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.support.digest import digest
+from ahcq_plugin.support.workers import Workers
+
+
+class ResumeError(ValueError):
+    """What an interrupted run left was made with another model, other data or another recipe."""
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """Outcome of one unit.
+
+    Attributes:
+        error_before, error_after: ||out - fp||^2 / ||fp||^2 of the unit's output, mean over all calls, everything
+            quantized: rounding to nearest, and after reconstruction with all quantizers in their final form.
+        seconds: of the optimisation (of the first run, when resumed).
+    """
+
+    name: str
+    error_before: float
+    error_after: float
+    iterations: int
+    seconds: float
+
+
+def determining(recipe: Recipe) -> dict[str, Any]:
+    """The settings of a recipe that determine the result: all but where caches live."""
+    return {key: value for key, value in recipe.to_dict().items() if key != "cache_device"}
+
+
+def fingerprint(model: nn.Module, batches: Sequence[Any], recipe: Recipe) -> str:
+    """Hash of what determines the result: the model's state, the items, the recipe."""
+    trees = (dict(model.state_dict()), list(batches))
+    return digest([determining(recipe), *(pytree.tree_map(_by_value, tree) for tree in trees)])
+
+
+def _by_value(leaf: Any) -> Any:
+    """The leaf, or the name of its class: a hash of an object by its address would differ from run to run."""
+    has_value = isinstance(leaf, (Tensor, np.ndarray, int, float, str, bytes, type(None)))
+    return leaf if has_value else type(leaf).__name__
+
+
+@dataclass(frozen=True)
+class UnitFiles:
+    """The finished units of a run, each a file ``001.pt``, ...; ``folder`` None keeps nothing.
+
+    Args:
+        mark: ``fingerprint`` of the run.
+        resume: whether files that are there may be used.
+        workers: all see ``folder``; the first writes.
+    """
+
+    folder: Path | None
+    mark: str
+    resume: bool
+    workers: Workers
+
+    def start(self) -> None:
+        """Remove what an earlier run left, unless this one resumes it."""
+        if self.folder is not None and self.workers.is_first and not self.resume:
+            for stale in self.folder.glob("*.pt"):
+                stale.unlink()
+
+    def load(self, number: int, name: str, unit: nn.Module) -> UnitReport | None:
+        """Give ``unit``, the one at place ``number``, its finished state; None: there is none.
+
+        Raises:
+            ResumeError: it was saved for another model, data or recipe.
+        """
+        if self.folder is None or not self.workers.first(self.resume and self._path(number).exists()):
+            return None
+        path = self._path(number)
+        saved = load_file(path)
+        if saved["fingerprint"] != self.mark or saved["report"]["name"] != name:
+            raise ResumeError(
+                f"cannot resume from {path}: it was made with another model, other calibration data or another recipe; "
+                "use a new work dir, or start without resume"
+            )
+        unit.load_state_dict(saved["state"])
+        return UnitReport(**saved["report"])
+
+    def save(self, number: int, unit: nn.Module, report: UnitReport) -> None:
+        """Keep a finished unit."""
+        if self.folder is not None and self.workers.is_first:
+            state = {key: value.cpu() for key, value in unit.state_dict().items()}
+            save_atomic({"fingerprint": self.mark, "state": state, "report": asdict(report)}, self._path(number))
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:03d}.pt"

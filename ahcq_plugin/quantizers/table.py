@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frame of the families that are sorted tables: HLUQ, LNQ, AGQ and powers of two."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ahcq_plugin.functional import tables
+from ahcq_plugin.functional.dropping import Drop
+from ahcq_plugin.functional.tables import Table, check_table_bits
+from ahcq_plugin.quantizers.base import FakeQuantize
+from ahcq_plugin.quantizers.search import OutputErrorSearch, SearchObserver
+
+
+class TableFakeQuantize(OutputErrorSearch, FakeQuantize):
+    """Quantizes by a table per tensor, whose parameters are searched. A subclass implements ``params`` besides.
+
+    Raises:
+        ValueError: ``ch_axis`` other than -1, or bits that the family does not offer.
+        TypeError: an observer that is not a ``SearchObserver``.
+    """
+
+    def __init__(self, observer=SearchObserver, quant_min=0, quant_max=255, ch_axis=-1, role="", **observer_kwargs):
+        super().__init__(observer, quant_min, quant_max, ch_axis, role, **observer_kwargs)
+        self.check_bits()
+        self.check_tensor_wide()
+        if not isinstance(self.activation_post_process, SearchObserver):
+            raise TypeError(
+                f"the family {self.family} needs a SearchObserver, got {type(self.activation_post_process).__name__}"
+            )
+
+    def check_bits(self) -> None:
+        """ValueError unless the family offers ``self.bits``."""
+        check_table_bits(self.bits)
+
+    def params(self) -> Any:
+        """Current parameters, for the functions of ``functional``."""
+        raise NotImplementedError
+
+    def table(self) -> Table:
+        """What it computes with its current parameters: boundaries, levels and codes, all that hardware needs."""
+        return self.functional.table(self.params(), self.bits)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return tables.encode(x, self.table())
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return tables.decode(codes, self.table())
+
+    def quantize(self, x: Tensor, drop: Drop | None = None) -> Tensor:
+        grad_factor = (max(x.numel(), 1) * self.quant_max) ** -0.5
+        return self.functional.fake_quantize(x, self.params(), self.bits, grad_factor, drop)
+
+    def calculate_qparams(self):
+        return self.scale, torch.zeros_like(self.scale, dtype=torch.int32)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Torch files with a digest of their own: one flipped bit anywhere in them is found when they are read.
+
+The digest is the comment at the end of the zip archive: ``sha256:`` and 64 hexadecimal digits, over all bytes before
+it. ``torch.load`` and unzip read such files as before. It guards against damage, not against somebody who computes it
+anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from ahcq_plugin.support.files import replacing
+
+_MARK = b"sha256:"
+DIGEST_BYTES = len(_MARK) + 64  # of the comment
+_END = struct.Struct("<4s4H2LH")  # a zip archive's last record; its last field is the length of the comment
+_CHUNK = 1 << 20
+
+
+def save_checked(obj: Any, path: str | Path) -> None:
+    """``torch.save`` with a digest; ``path`` is the old file or the whole new one."""
+    with replacing(path) as temporary:
+        torch.save(obj, temporary)
+        seal(temporary)
+
+
+def seal(path: str | Path) -> None:
+    """Append the digest to a zip archive, in place.
+
+    Raises:
+        ValueError: no zip archive, or one that has a comment already.
+    """
+    with open(path, "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _END.size))
+        record = file.read()
+        if len(record) != _END.size or record[:4] != b"PK\5\6":
+            raise ValueError(f"{path} does not end as a zip archive without a comment does")
+        file.seek(size - 2)
+        file.write(DIGEST_BYTES.to_bytes(2, "little"))
+        file.write(_comment(file, size))
+
+
+def check_seal(file: BinaryIO) -> bool:
+    """Whether a zip archive has a digest.
+
+    Raises:
+        ValueError: it has one, and its bytes are not those that were written.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - DIGEST_BYTES))
+    found = file.read()
+    if not found.startswith(_MARK):
+        return False
+    if found != _comment(file, size - DIGEST_BYTES):
+        raise ValueError("its bytes do not match its SHA-256")
+    return True
+
+
+def _comment(file: BinaryIO, size: int) -> bytes:
+    """What belongs behind the first ``size`` bytes."""
+    state, left = hashlib.sha256(), size
+    file.seek(0)
+    while left and (chunk := file.read(min(left, _CHUNK))):
+        state.update(chunk)
+        left -= len(chunk)
+    return _MARK + state.hexdigest().encode()

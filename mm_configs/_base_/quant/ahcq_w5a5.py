@@ -1,3 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-# Iterations of the published settings.
-recipe = dict(name="ahcq", w_bits=5, a_bits=5, iterations=20000)
