@@ -18,7 +18,7 @@ from ahcq_plugin.ptq.audit import AuditError, AuditReport
 from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE, load_file, save_atomic, save_checkpoint
 from ahcq_plugin.ptq.precondition import ConditionReport, original_tensors, restore_originals
 from ahcq_plugin.ptq.prepare import UnitPreparer, prepare_unit
-from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.ptq.recipe import Recipe, current_names
 from ahcq_plugin.ptq.reconstruct import UnitReport, fingerprint
 from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device
 from ahcq_plugin.support.stopwatch import Stopwatch
@@ -142,7 +142,8 @@ def _calibrate(
         with stages("calibrate", device):
             saved = load_file(path)
             if saved["fingerprint"] != mark:
-                changed = sorted(k for k, v in recipe.to_dict().items() if saved["recipe"].get(k) != v)
+                before = current_names(saved["recipe"])
+                changed = sorted(k for k, v in recipe.to_dict().items() if before.get(k) != v)
                 what = f"the recipe changed ({', '.join(changed)})" if changed else "the model or the data changed"
                 raise ValueError(f"cannot resume from {work_dir}: {what}; use a new work dir, or start without resume")
             model.load_state_dict(saved["state"])

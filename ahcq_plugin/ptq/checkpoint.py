@@ -13,7 +13,7 @@ from torch import nn
 
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq.prepare import prepare
-from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.ptq.recipe import Recipe, current_names
 from ahcq_plugin.support.files import replacing
 
 FORMAT = "ahcq_plugin.checkpoint/1"
@@ -64,7 +64,7 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise ValueError(f"{path} is not a quantized checkpoint: format {found!r}, expected {FORMAT!r}")
-    prepare(model, Recipe.from_config(content["recipe"]), content["units"])
+    prepare(model, Recipe.from_config(current_names(content["recipe"])), content["units"])
     try:
         model.load_state_dict(content["state_dict"])
     except RuntimeError as error:

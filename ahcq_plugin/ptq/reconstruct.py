@@ -50,7 +50,7 @@ class UnitReport:
 
 def fingerprint(model: nn.Module, batches: Sequence[Any], recipe: Recipe) -> str:
     """Hash of what determines the result: the model's state, the items, the recipe (not where caches live)."""
-    settings = {k: v for k, v in recipe.to_dict().items() if k != "cache_device"}
+    settings = {k: v for k, v in recipe.to_hash().items() if k != "cache_device"}
     return digest([settings, *(pytree.tree_map(_by_value, tree) for tree in (dict(model.state_dict()), list(batches)))])
 
 
