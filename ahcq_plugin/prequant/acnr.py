@@ -25,19 +25,6 @@ _BLOCK = 256  # columns of a Gram matrix computed at a time
 _GRAM_TOLERANCE = 1e-3
 
 
-def reduce_condition_number(
-    weight: Tensor,
-    error_gram: Tensor,
-    lam: float = 0.003,
-    beta: float = 0.001,
-    energy: float = 0.8,
-    threshold: float = 100.0,
-    steps: int = 200,
-) -> Tensor:
-    """The weight of ``condition_weight`` (same arguments) without its report."""
-    return condition_weight(weight, error_gram, lam, beta, energy, threshold, steps).weight
-
-
 @torch.no_grad()
 def condition_weight(
     weight: Tensor,

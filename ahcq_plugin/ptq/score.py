@@ -36,13 +36,13 @@ class ProductRunner(UnitRunner):
     def _find_matmuls(self, unit: fx.GraphModule) -> dict[fx.Node, tuple[FakeQuantize, bool]]:
         """matmul -> (the wanted quantizer of one of its operands, whether that is the left one)."""
         index = GraphIndex(unit, unit.graph)
-        found = {}
+        scored = {}
         for node in filter(index.is_matmul, unit.graph.nodes):
             for is_left, (_, operand) in zip((True, False), matmul_operands(node), strict=True):
                 quantizer = index.module(index.walk_back(operand)[-1])
                 if quantizer in self.wanted:
-                    found[node] = (quantizer, is_left)
-        return found
+                    scored[node] = (quantizer, is_left)
+        return scored
 
     def run_node(self, n: fx.Node) -> Any:
         quantizer = self.submodules.get(n.target) if n.op == "call_module" else None

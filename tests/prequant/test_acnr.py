@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ahcq_plugin.prequant.acnr import condition_weight, raise_tail, reduce_condition_number
+from ahcq_plugin.prequant.acnr import condition_weight, raise_tail
 from ahcq_plugin.studies.reference.acnr import error_rows, gram_of, ill_weight, randn, reduce_step_by_step
 
 
@@ -29,7 +29,7 @@ def relative(x: Tensor, y: Tensor) -> float:
 def test_equals_the_definition_over_200_steps(shape, scale):
     weight, rows = ill_weight(*shape), error_rows(shape[1], scale)
     expected = reduce_step_by_step(weight, rows)
-    ours = reduce_condition_number(weight, gram_of(rows))
+    ours = condition_weight(weight, gram_of(rows)).weight
     assert relative(ours, expected) < 1e-10
     assert relative(ours, weight) > 1e-3  # there was something to compare
 
@@ -49,7 +49,7 @@ def test_equals_the_definition_for_any_shape_and_setting(shape, seed, condition,
     weight = ill_weight(*shape, condition, seed) if condition > 1 else randn(*shape, seed=seed)
     rows = error_rows(shape[1], scale, seed)
     expected = reduce_step_by_step(weight, rows, lam, beta, energy, steps)
-    ours = reduce_condition_number(weight, gram_of(rows), lam, beta, energy, threshold=0, steps=steps)
+    ours = condition_weight(weight, gram_of(rows), lam, beta, energy, threshold=0, steps=steps).weight
     assert relative(ours, expected) < 1e-10
 
 
@@ -58,7 +58,7 @@ def test_values_that_overtake_one_another_take_their_errors_along():
     values = torch.tensor([10.0, 9.0, 1.2, 1.1, 1.0], dtype=torch.float64)
     weight = torch.diag(values)
     rows = [torch.diag(torch.tensor([0.0, 0.0, 90.0, 60.0, 0.0], dtype=torch.float64))]
-    new = reduce_condition_number(weight, gram_of(rows), threshold=0)
+    new = condition_weight(weight, gram_of(rows), threshold=0).weight
     diagonal = new.diagonal()
     assert diagonal[4] > diagonal[2] + 0.5 and diagonal[4] > diagonal[3] + 0.5
     assert relative(new, reduce_step_by_step(weight, rows)) < 1e-12
@@ -166,16 +166,16 @@ def test_without_errors_200_steps_go_70_percent_of_the_way():
 
 def test_the_given_object_comes_back_where_nothing_changes():
     weight, gram = nn.Parameter(ill_weight(8, 12, condition=90).float()), torch.eye(12)
-    assert reduce_condition_number(weight, gram) is weight
-    assert reduce_condition_number(weight, gram, threshold=0, steps=0) is weight
-    assert reduce_condition_number(weight, gram, threshold=0, lam=0) is weight
-    assert reduce_condition_number(weight, gram, threshold=0, energy=1) is weight
+    assert condition_weight(weight, gram).weight is weight
+    assert condition_weight(weight, gram, threshold=0, steps=0).weight is weight
+    assert condition_weight(weight, gram, threshold=0, lam=0).weight is weight
+    assert condition_weight(weight, gram, threshold=0, energy=1).weight is weight
     before = weight.detach().clone()
     changed = condition_weight(weight, gram, threshold=0)
     assert changed.weight is not weight and not changed.weight.requires_grad
     assert changed.condition_after < changed.condition_before
     assert torch.equal(weight, before)
-    assert reduce_condition_number(weight, gram, threshold=89.9) is not weight
+    assert condition_weight(weight, gram, threshold=89.9).weight is not weight
 
 
 @pytest.mark.parametrize("shape", [(1, 7), (7, 1), (1, 1)])
@@ -203,5 +203,5 @@ def test_missing_ranks_are_filled_in(shape):
 @pytest.mark.parametrize("factor", [1e-200, 1e-30, 1e30, 1e200])
 def test_the_scale_of_the_weight_does_not_matter(factor):
     weight, gram = ill_weight(6, 9), gram_of(error_rows(9, 3.0))
-    scaled = reduce_condition_number(weight * factor, gram) / factor
-    assert relative(scaled, reduce_condition_number(weight, gram)) < 1e-12
+    scaled = condition_weight(weight * factor, gram).weight / factor
+    assert relative(scaled, condition_weight(weight, gram).weight) < 1e-12

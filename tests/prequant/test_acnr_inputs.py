@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from ahcq_plugin.prequant.acnr import ErrorGram, condition_weight, reduce_condition_number
+from ahcq_plugin.prequant.acnr import ErrorGram, condition_weight
 from ahcq_plugin.prequant.spectrum import condition_number
 from ahcq_plugin.studies.reference.acnr import error_rows, gram_of, ill_weight, randn
 
@@ -19,9 +19,9 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_dtype_and_device_are_kept_and_rounding_happens_once(device, dtype):
     weight, gram = ill_weight(24, 16).to(device, dtype), gram_of(error_rows(16, 1.0)).float()
-    new = reduce_condition_number(weight, gram)  # the Gram matrix may be elsewhere
+    new = condition_weight(weight, gram).weight  # the Gram matrix may be elsewhere
     assert new.dtype == dtype and new.device == weight.device
-    exact = reduce_condition_number(weight.double(), gram)
+    exact = condition_weight(weight.double(), gram).weight
     assert bool(((new.double() - exact).abs() <= torch.finfo(dtype).eps * exact.abs() + 1e-7).all())
 
 
@@ -61,7 +61,7 @@ def test_errors_that_float32_rounds_below_zero_are_accepted():
 )
 def test_a_bad_weight_is_named(weight, message):
     with pytest.raises(ValueError, match=f"`weight` must.*{message}"):
-        reduce_condition_number(weight, torch.eye(2))
+        condition_weight(weight, torch.eye(2))
 
 
 @pytest.mark.parametrize(
@@ -78,21 +78,21 @@ def test_a_bad_weight_is_named(weight, message):
 def test_a_bad_gram_matrix_is_named(gram, message):
     weight = torch.tensor([[1.0, -1.0], [1e-3, 1e-3]])
     with pytest.raises(ValueError, match=f"`error_gram` must.*{message}"):
-        reduce_condition_number(weight, gram)
+        condition_weight(weight, gram)
 
 
 @pytest.mark.parametrize("name", ["lam", "beta", "energy", "threshold", "steps"])
 @pytest.mark.parametrize("value", [-1, math.nan, "1", True, None])
 def test_a_bad_number_is_named(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be .* got {value!r}"):
-        reduce_condition_number(torch.eye(2), torch.eye(2), **{name: value})
+        condition_weight(torch.eye(2), torch.eye(2), **{name: value})
 
 
 def test_limits_of_numbers():
     for bad in ({"energy": 1.01}, {"lam": math.inf}, {"steps": 2.0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
-            reduce_condition_number(torch.eye(2), torch.eye(2), **bad)
+            condition_weight(torch.eye(2), torch.eye(2), **bad)
     assert condition_number(torch.tensor([4.0, 2.0])) == 2
     assert condition_number(torch.tensor([4.0, 0.0])) == math.inf
     weight = ill_weight(4, 4)
-    assert reduce_condition_number(weight, torch.eye(4), threshold=math.inf) is weight
+    assert condition_weight(weight, torch.eye(4), threshold=math.inf).weight is weight

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ahcq_plugin import quantize
-from ahcq_plugin.prequant.acnr import reduce_condition_number
+from ahcq_plugin.prequant.acnr import condition_weight
 from ahcq_plugin.ptq import Recipe, calibrate, precondition, prepare, quantizers, set_quantization
 from ahcq_plugin.ptq.fold import _separate_projections, fold_bimodal_keys
 from ahcq_plugin.ptq.precondition import error_grams
@@ -60,7 +60,7 @@ def test_weights_are_those_of_the_function_on_its_own(tiny_sam, tiny_items):
     grams = error_grams(reference, tiny_items, box_forward, False, progress=False)
     precondition(model, tiny_items, AHCQ, box_forward, progress=False)
     for name, layer in linears(model).items():
-        expected = reduce_condition_number(before[name], grams[reference.get_submodule(name)])
+        expected = condition_weight(before[name], grams[reference.get_submodule(name)]).weight
         assert torch.equal(layer.weight, expected)
         assert torch.equal(layer.original_weight, before[name])
     unseen = {q.role for _, q in quantizers(model) if not is_weight(q) and not int(q.activation_post_process.count)}
