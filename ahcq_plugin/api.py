@@ -26,7 +26,7 @@ from ahcq_plugin.ptq.checkpoint import (
 from ahcq_plugin.ptq.precondition import ConditionReport, original_tensors, restore_originals
 from ahcq_plugin.ptq.prepare import UnitPreparer, prepare_unit
 from ahcq_plugin.ptq.prepared import weight_layers
-from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.ptq.recipe import Recipe, current_names
 from ahcq_plugin.ptq.resume import ResumeError, UnitReport, determining, fingerprint
 from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device
 from ahcq_plugin.support.stopwatch import Stopwatch
@@ -223,8 +223,8 @@ class _Run:
         with self.stages("calibrate", model_device(self.model)):
             saved = load_file(path)
             if saved["fingerprint"] != mark:
-                settings = determining(self.recipe)
-                changed = sorted(key for key, value in settings.items() if saved["recipe"].get(key) != value)
+                settings, before = determining(self.recipe), current_names(saved["recipe"])
+                changed = sorted(key for key, value in settings.items() if before.get(key) != value)
                 what = f"the recipe changed ({', '.join(changed)})" if changed else "the model or the data changed"
                 raise ResumeError(
                     f"cannot resume from {self.work_dir}: {what}; use a new work dir, or start without resume"

@@ -171,11 +171,11 @@ class _Channels:
         step = ((hi - lo) / self.qmax).clamp(min=SCALE_EPS)
         zeros = (-lo / step).floor()[:, None] + torch.arange(2, device=device).repeat_interleave(len(FACTORS))
         scales = (step[:, None] * FACTORS.to(device)).clamp(min=SCALE_EPS).float().double().repeat(1, 2)
-        found = [scales, zeros.clamp(0, self.qmax)]
+        tried = [scales, zeros.clamp(0, self.qmax)]
         if rivals:
-            found = [torch.cat([rival[:, None], new], 1) for rival, new in zip(rivals, found, strict=True)]
-        best = (members @ self.errors(*(new[group] for new in found), chosen)).argmin(1, keepdim=True)
-        return found[0].gather(1, best)[:, 0], found[1].gather(1, best)[:, 0]
+            tried = [torch.cat([rival[:, None], new], 1) for rival, new in zip(rivals, tried, strict=True)]
+        best = (members @ self.errors(*(new[group] for new in tried), chosen)).argmin(1, keepdim=True)
+        return tried[0].gather(1, best)[:, 0], tried[1].gather(1, best)[:, 0]
 
 
 class _Grouping:
@@ -254,5 +254,5 @@ class _Grouping:
         """New quantizers for the changed groups."""
         chosen = changed[self.labels].nonzero()[:, 0]
         group = (changed.cumsum(0) - 1)[self.labels[chosen]]
-        found = self.channels.fit(chosen, group, self.scale[changed], self.zero_point[changed])
-        self.scale[changed], self.zero_point[changed] = found
+        fitted = self.channels.fit(chosen, group, self.scale[changed], self.zero_point[changed])
+        self.scale[changed], self.zero_point[changed] = fitted

@@ -17,9 +17,7 @@ from ahcq_plugin import quantizers
 from ahcq_plugin.functional import adaround
 from ahcq_plugin.functional.dropping import Drop
 from ahcq_plugin.mqbench.onnx_form import quantize_dequantize
-from ahcq_plugin.quantizers import cag
-from ahcq_plugin.quantizers.observers import AvgMinMaxObserver, RangeObserver, RangeSearchObserver
-from ahcq_plugin.quantizers.search import SearchObserver
+from ahcq_plugin.quantizers import observers
 
 
 def take_scheme(options: dict[str, Any]) -> Any:
@@ -56,19 +54,19 @@ class _MQBenchObserver:
         self.to(device)
 
 
-class UniformObserver(_MQBenchObserver, AvgMinMaxObserver):
+class UniformObserver(_MQBenchObserver, observers.AvgMinMaxObserver):
     """Mean over calls of the minimum and of the maximum."""
 
 
-class WeightObserver(_MQBenchObserver, RangeSearchObserver):
+class WeightObserver(_MQBenchObserver, observers.OwnErrorObserver):
     """The range with the least mean |error|^2.4."""
 
 
-class SampleObserver(_MQBenchObserver, SearchObserver):
+class SampleObserver(_MQBenchObserver, observers.OutputErrorObserver):
     """Range and a sample of the values, for HLUQ, LNQ, AGQ and power_of_two."""
 
 
-class ChannelObserver(_MQBenchObserver, cag.ChannelObserver):
+class ChannelObserver(_MQBenchObserver, observers.ChannelObserver):
     """A range for every channel of the last axis, for CAG."""
 
     def calculate_qparams(self):
@@ -92,7 +90,7 @@ class _MQBenchFakeQuantize:
         if observer is not None:
             options["observer"] = observer
         super().__init__(**options)
-        if not isinstance(self.activation_post_process, RangeObserver):
+        if not isinstance(self.activation_post_process, observers.RangeObserver):
             raise TypeError(
                 f"{type(self).__name__} needs an observer of ahcq_plugin, got "
                 f"{type(self.activation_post_process).__name__}; allowed: {', '.join(OBSERVERS)}"

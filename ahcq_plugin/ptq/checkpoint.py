@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq.prepare import prepare
-from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.ptq.recipe import Recipe, current_names
 from ahcq_plugin.quantizers.base import ResizingStateMixin
 from ahcq_plugin.support.files import replacing
 from ahcq_plugin.support.state import load_state
@@ -96,7 +96,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     written = content.get("format") if isinstance(content, dict) else None
     if written != FORMAT:
         raise ValueError(f"{path} is not a quantized checkpoint: format {written!r}, expected {FORMAT!r}")
-    recipe = Recipe.from_config(content["recipe"])
+    recipe = Recipe.from_config(current_names(content["recipe"]))
     return Checkpoint(Path(path), recipe, content["units"], content["state_dict"], content["extra"])
 
 

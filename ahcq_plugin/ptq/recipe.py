@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ahcq_plugin.graph import ROLES
-from ahcq_plugin.quantizers import ACTIVATION_FAMILIES, RangeSearchObserver, SearchObserver
+from ahcq_plugin.quantizers import ACTIVATION_FAMILIES, OutputErrorObserver, OwnErrorObserver
 
 _CHOICES = {
     "granularity": ("none", "layer", "unit"),
@@ -18,6 +19,9 @@ _CHOICES = {
     "acnr_error": ("local", "accumulated"),
 }
 _COMPONENTS = {"cag": ("qkv_in", "mlp_in"), "hluq": ("post_act",), "lnq": ("softmax",), "agq": ("softmax",)}
+
+#: Keys that have another name now, old -> new. Hashes are made with the old ones: earlier results stay valid.
+_RENAMED = {"range_search": "range_by_output_error"}
 
 _QDROP = dict(granularity="unit", quantize_activations=True, learn_scales=True, keep_probability=0.5, input_mix=0.5)
 PRESETS: dict[str, dict[str, Any]] = {
@@ -75,8 +79,8 @@ class Recipe:
         lnq: logarithmic non-linear quantizer for ``softmax`` (AHCQ-SAM).
         agq: adaptive granularity quantizer for ``softmax`` (PTQ4SAM).
         big: fold the signs of bimodal keys into the projections of queries and keys (PTQ4SAM).
-        range_search: uniform and HLUQ activation quantizers search their range by the error of the product behind the
-            tensor, instead of taking the mean minimum and maximum of the published methods.
+        range_by_output_error: uniform and HLUQ activation quantizers search their range by the error of the product
+            behind the tensor, instead of taking the mean minimum and maximum of the published methods.
         without: one of ``cag``, ``hluq``, ``lnq``, ``agq`` -> globs of the units that do without it.
         families: role -> family of its quantizer; goes before all of the above.
         share_inputs: Linears fed by one tensor share one activation quantizer.
@@ -113,7 +117,7 @@ class Recipe:
     lnq: bool = False
     agq: bool = False
     big: bool = False
-    range_search: bool = False
+    range_by_output_error: bool = False
     without: Mapping[str, Sequence[str]] = field(default_factory=dict)
     families: Mapping[str, str] = field(default_factory=dict)
     share_inputs: bool = True
@@ -177,13 +181,20 @@ class Recipe:
     def from_config(cls, config: str | Mapping[str, Any] | Recipe, **overrides: Any) -> Recipe:
         """A recipe from its name or from ``{"name": ..., key: value}``; the name gives the defaults of the other keys.
 
+        Keys under their former names (``range_search``) are taken with a FutureWarning.
+
         Raises:
-            ValueError: unknown name or key, or a value out of range.
+            ValueError: unknown name or key, a key under both its names, or a value out of range.
         """
         if isinstance(config, Recipe):
-            return dataclasses.replace(config, **overrides)
-        values = {"name": config} if isinstance(config, str) else dict(config)
-        values.update(overrides)
+            values = overrides
+        else:
+            values = {**({"name": config} if isinstance(config, str) else config), **overrides}
+        for old in _RENAMED.keys() & values.keys():
+            warnings.warn(f"recipe: `{old}` is called `{_RENAMED[old]}` now", FutureWarning, stacklevel=2)
+        values = current_names(values)
+        if isinstance(config, Recipe):
+            return dataclasses.replace(config, **values)
         name = values.get("name")
         if name not in PRESETS:
             raise ValueError(f"unknown recipe {name!r}; allowed: {', '.join(PRESETS)}")
@@ -210,11 +221,11 @@ class Recipe:
         if family == "cag":
             return {"groups": self.cag_groups}
         if family == "hluq":
-            return {"search_range": True} if self.range_search else {}
-        if family == "uniform" and self.range_search:
-            return {"observer": SearchObserver}
+            return {"search_range": True} if self.range_by_output_error else {}
+        if family == "uniform" and self.range_by_output_error:
+            return {"observer": OutputErrorObserver}
         # PTQ4SAM: the keys, of one mode once folded, get the range of the least error of their own
-        return {"observer": RangeSearchObserver} if family == "uniform" and self.big and role == "k" else {}
+        return {"observer": OwnErrorObserver} if family == "uniform" and self.big and role == "k" else {}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; ``Recipe.from_config(recipe.to_dict()) == recipe``."""
@@ -223,3 +234,21 @@ class Recipe:
             "without": {component: list(globs) for component, globs in self.without.items()},
             "families": dict(self.families),
         }
+
+    def to_hash(self) -> dict[str, Any]:
+        """``to_dict`` under the names that the keys had first: for hashes that earlier results carry."""
+        first_names = {new: old for old, new in _RENAMED.items()}
+        return {first_names.get(key, key): value for key, value in self.to_dict().items()}
+
+
+def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's keys and values, of a file for example, with keys of former names under their names of today.
+
+    Raises:
+        ValueError: a key is there under both its names.
+    """
+    both = [(old, new) for old, new in _RENAMED.items() if old in values and new in values]
+    if both:
+        old, new = both[0]
+        raise ValueError(f"recipe: `{old}` is the former name of `{new}`; give `{new}` alone")
+    return {_RENAMED.get(key, key): value for key, value in values.items()}

@@ -39,15 +39,19 @@ class UnitReport:
     seconds: float
 
 
+_UNCOUNTED = ("cache_device",)
+
+
 def determining(recipe: Recipe) -> dict[str, Any]:
     """The settings of a recipe that determine the result: all but where caches live."""
-    return {key: value for key, value in recipe.to_dict().items() if key != "cache_device"}
+    return {key: value for key, value in recipe.to_dict().items() if key not in _UNCOUNTED}
 
 
 def fingerprint(model: nn.Module, batches: Sequence[Any], recipe: Recipe) -> str:
     """Hash of what determines the result: the model's state, the items, the recipe."""
+    settings = {key: value for key, value in recipe.to_hash().items() if key not in _UNCOUNTED}
     trees = (dict(model.state_dict()), list(batches))
-    return digest([determining(recipe), *(pytree.tree_map(_by_value, tree) for tree in trees)])
+    return digest([settings, *(pytree.tree_map(_by_value, tree) for tree in trees)])
 
 
 def _by_value(leaf: Any) -> Any:

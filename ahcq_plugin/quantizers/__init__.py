@@ -8,9 +8,8 @@ from ahcq_plugin.quantizers.cag import CAGFakeQuantize
 from ahcq_plugin.quantizers.hluq import HLUQFakeQuantize
 from ahcq_plugin.quantizers.layers import QuantConv2d, QuantLinear, quantize_layer
 from ahcq_plugin.quantizers.lnq import LNQFakeQuantize
-from ahcq_plugin.quantizers.observers import AvgMinMaxObserver, RangeSearchObserver
+from ahcq_plugin.quantizers.observers import AvgMinMaxObserver, OutputErrorObserver, OwnErrorObserver
 from ahcq_plugin.quantizers.power_of_two import PowerOfTwoFakeQuantize
-from ahcq_plugin.quantizers.search import SearchObserver
 from ahcq_plugin.quantizers.table import TableFakeQuantize
 from ahcq_plugin.quantizers.uniform import UniformFakeQuantize
 
@@ -39,8 +38,8 @@ __all__ = [
     "PowerOfTwoFakeQuantize",
     "QuantConv2d",
     "QuantLinear",
-    "RangeSearchObserver",
-    "SearchObserver",
+    "OutputErrorObserver",
+    "OwnErrorObserver",
     "TableFakeQuantize",
     "UniformFakeQuantize",
     "quantize_layer",

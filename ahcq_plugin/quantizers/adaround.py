@@ -10,7 +10,7 @@ from ahcq_plugin.functional import adaround, uniform
 from ahcq_plugin.functional.dropping import Drop
 from ahcq_plugin.quantizers.base import FakeQuantize, per_channel
 from ahcq_plugin.quantizers.host_value import HostValue
-from ahcq_plugin.quantizers.observers import RangeSearchObserver
+from ahcq_plugin.quantizers.observers import OwnErrorObserver
 
 
 class AdaRoundFakeQuantize(FakeQuantize):
@@ -24,7 +24,7 @@ class AdaRoundFakeQuantize(FakeQuantize):
     family = "adaround"
 
     def __init__(
-        self, observer=RangeSearchObserver, quant_min=0, quant_max=255, ch_axis=0, role="weight", **observer_kwargs
+        self, observer=OwnErrorObserver, quant_min=0, quant_max=255, ch_axis=0, role="weight", **observer_kwargs
     ):
         super().__init__(observer, quant_min, quant_max, ch_axis, role, **observer_kwargs)
         self.register_buffer("scale", torch.ones(1))

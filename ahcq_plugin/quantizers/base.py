@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every fake quantizer shares: modes, QDrop, state that resizes on load.
+"""What every fake quantizer shares: modes, QDrop, state that resizes on load, learned scales.
 
 The attribute names (``activation_post_process``, ``quant_min``, ``quant_max``, ``ch_axis``, ``bitwidth``, ``scale``,
 ``prob``, ``with_args``) are MQBench's, so that its loops drive our quantizers without this package importing it.
@@ -19,6 +19,8 @@ from ahcq_plugin.quantizers.host_value import HostValue
 
 #: Shares of a reconstruction's iterations at which quantizers may change their form.
 MILESTONES = (0.2, 0.4, 0.6, 0.8)
+#: Learned scales are at least this.
+MIN_SCALE = torch.finfo(torch.float32).eps
 
 
 class ResizingStateMixin:
@@ -177,6 +179,21 @@ class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
 
     def extra_repr(self) -> str:
         return f"{self.family}, bits={self.bits}, role={self.role!r}, ch_axis={self.ch_axis}"
+
+
+class LearnedScaleMixin:
+    """For quantizers whose ``scale`` is a parameter that reconstruction learns."""
+
+    scale: nn.Parameter
+
+    def learnable_scales(self) -> list[nn.Parameter]:
+        """The scale."""
+        return [self.scale]
+
+    def keep_valid(self) -> None:
+        """Scales of at least float32 eps."""
+        # on the data: valid scales stay as they are, and so does a graph that has saved them
+        self.scale.data.abs_().clamp_(min=MIN_SCALE)
 
 
 def per_channel(values: Tensor, ch_axis: int, ndim: int) -> Tensor:

@@ -8,61 +8,8 @@ from torch import Tensor, nn
 
 from ahcq_plugin.functional import grouping, uniform
 from ahcq_plugin.functional.dropping import Drop
-from ahcq_plugin.quantizers.base import MILESTONES, FakeQuantize
-from ahcq_plugin.quantizers.observers import AvgMinMaxObserver
-from ahcq_plugin.quantizers.search import LearnedScaleMixin, halvings, strided
-
-SAMPLED_PER_CALL = 2**8
-SAMPLED = 2**11
-
-
-class ChannelObserver(AvgMinMaxObserver):
-    """Channels of the last axis: mean over calls of minimum and maximum, and a sample of rows (tokens).
-
-    The sample takes evenly strided rows of every call, at most ``SAMPLED_PER_CALL``. When it exceeds ``SAMPLED``, it is
-    halved, and so is what later calls give. It is not in the state dict, and ``points`` gives it up.
-    """
-
-    def __init__(self, quant_min: int = 0, quant_max: int = 255, ch_axis: int = -1):
-        super().__init__(quant_min, quant_max, ch_axis)
-        self.register_buffer("sample", torch.zeros(0, 0), persistent=False)
-        self.per_call = SAMPLED_PER_CALL
-
-    def reset(self) -> None:
-        super().reset()
-        self.sample, self.per_call = self.sample.new_zeros(0, 0), SAMPLED_PER_CALL
-
-    def rows(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, x.shape[-1]).T
-
-    def summary(self, x: Tensor, ahead: bool = False) -> tuple:
-        rows = x.reshape(-1, x.shape[-1])
-        rates = halvings(SAMPLED_PER_CALL) if ahead else (self.per_call,)
-        return *super().summary(x), {rate: strided(rows, rate).float() for rate in rates}
-
-    def absorb(self, summary: tuple) -> None:
-        *extremes, samples = summary
-        super().absorb(tuple(extremes))
-        new = samples[self.per_call]
-        self.sample = torch.cat([self.sample.to(new.device), new]) if self.sample.numel() else new.clone()
-        if len(self.sample) > SAMPLED:
-            self.sample, self.per_call = self.sample[::2].clone(), max(self.per_call // 2, 1)
-
-    def points(self) -> Tensor:
-        """(C, grouping.POINTS) float32: what ``grouping`` knows of each channel; once per calibration.
-
-        Raises:
-            RuntimeError: nothing was observed, or values that are not finite.
-        """
-        if not int(self.count):
-            raise RuntimeError("the observer has seen no data: run `calibrate` with at least one batch that reaches it")
-        if not self.sample.numel():
-            raise RuntimeError("the observer has no sample left of its calibration: run `calibrate` again")
-        found = grouping.describe_channels(self.sample, self.min_val, self.max_val)
-        self.sample = self.sample.new_zeros(0, 0)
-        if not bool(found.isfinite().all()):
-            raise RuntimeError("the observed values must be finite: look for NaN or overflow in the model")
-        return found
+from ahcq_plugin.quantizers.base import MILESTONES, FakeQuantize, LearnedScaleMixin
+from ahcq_plugin.quantizers.observers import ChannelObserver
 
 
 class CAGFakeQuantize(LearnedScaleMixin, FakeQuantize):

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from ahcq_plugin.functional import hluq
-from ahcq_plugin.quantizers.search import MIN_SCALE, LearnedScaleMixin, SearchObserver, geometric
+from ahcq_plugin.quantizers.base import MIN_SCALE, LearnedScaleMixin
+from ahcq_plugin.quantizers.observers import OutputErrorObserver
+from ahcq_plugin.quantizers.search import geometric
 from ahcq_plugin.quantizers.table import TableFakeQuantize
 
 RANGE_SHARES = (0.1, 0.3, 0.5)
@@ -34,7 +36,7 @@ class HLUQFakeQuantize(LearnedScaleMixin, TableFakeQuantize):
 
     def __init__(
         self,
-        observer=SearchObserver,
+        observer=OutputErrorObserver,
         quant_min=0,
         quant_max=255,
         ch_axis=-1,
@@ -55,13 +57,13 @@ class HLUQFakeQuantize(LearnedScaleMixin, TableFakeQuantize):
         lo, hi, _ = self.activation_post_process.statistics()
         span = (hi - lo).clamp(min=MIN_RANGE)
         codes = 2**self.bits
-        found = []
+        chosen = []
         level_numbers = sorted({min(max(codes // d, 1), hluq.MAX_LOG_LEVELS) for d in LEVEL_DIVISORS})
         for part, share, levels in itertools.product(self.ranges, RANGE_SHARES, level_numbers):
             steps = (codes - 1) * (1 - levels / codes)
             scales = [(span * part * s).clamp(min=MIN_SCALE) for s in (share, (1 - share) / steps)]
-            found.append(hluq.HLUQParams(lo, *scales, torch.full_like(lo, levels, dtype=torch.int32)))
-        return found
+            chosen.append(hluq.HLUQParams(lo, *scales, torch.full_like(lo, levels, dtype=torch.int32)))
+        return chosen
 
     def take(self, params: hluq.HLUQParams) -> None:
         self.scale.data = torch.cat([params.scale_log, params.scale_uniform])

@@ -9,7 +9,8 @@ from torch import Tensor
 from ahcq_plugin.functional import lnq
 from ahcq_plugin.functional.dropping import Drop
 from ahcq_plugin.functional.tables import Table
-from ahcq_plugin.quantizers.search import SearchObserver, geometric
+from ahcq_plugin.quantizers.observers import OutputErrorObserver
+from ahcq_plugin.quantizers.search import geometric
 from ahcq_plugin.quantizers.table import TableFakeQuantize
 
 PUBLISHED_FACTORS = (0.001, 0.1, 1.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
@@ -30,7 +31,9 @@ class LNQFakeQuantize(TableFakeQuantize):
     family = "lnq"
     functional = lnq
 
-    def __init__(self, observer=SearchObserver, quant_min=0, quant_max=255, ch_axis=-1, role="", **observer_kwargs):
+    def __init__(
+        self, observer=OutputErrorObserver, quant_min=0, quant_max=255, ch_axis=-1, role="", **observer_kwargs
+    ):
         super().__init__(observer, quant_min, quant_max, ch_axis, role, **observer_kwargs)
         self.register_buffer("scale", torch.ones(1))
         self.register_buffer("shape_factor", torch.ones(1))
@@ -50,13 +53,13 @@ class LNQFakeQuantize(TableFakeQuantize):
 
     def candidates(self) -> list[lnq.LNQParams]:
         largest = self.activation_post_process.statistics()[2].clamp(min=MIN_CLIP)
-        found = [
+        every = [
             lnq.LNQParams(torch.full_like(largest, shape), largest * share)
             for shape in SHAPE_FACTORS
             for share in CLIP_SHARES
         ]
         # at 8 bits the smallest levels of a steep table would be one in hardware
-        return [p for p in found if int(lnq.integer_levels(p, self.bits).diff().min()) > 0]
+        return [p for p in every if int(lnq.integer_levels(p, self.bits).diff().min()) > 0]
 
     def take(self, params: lnq.LNQParams) -> None:
         self.scale, self.shape_factor = params.clip.clone(), params.shape_factor.clone()

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Observers: statistics of tensors, turned into a quantization range."""
+"""Observers: statistics of tensors, from which quantizers take their parameters.
+
+``AvgMinMaxObserver`` and ``OwnErrorObserver`` give a range at once. The others keep a sample besides, for a choice that
+is made when all items were seen: ``OutputErrorObserver`` by the error of the output, ``ChannelObserver`` for CAG.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,12 @@ import torch
 from torch import Tensor
 from torch.ao.quantization import ObserverBase
 
+from ahcq_plugin.functional import grouping
 from ahcq_plugin.functional.range_search import search_range
 from ahcq_plugin.functional.uniform import UniformParams, check_bits, qparams_from_range
 from ahcq_plugin.quantizers.base import ResizingStateMixin
+from ahcq_plugin.quantizers.sampling import halvings, strided
+from ahcq_plugin.quantizers.scores import Scores
 
 
 class RangeObserver(ResizingStateMixin, ObserverBase):
@@ -70,14 +77,18 @@ class RangeObserver(ResizingStateMixin, ObserverBase):
             self.max_val.add_((hi - self.max_val) / (seen + 1))
         self.count += 1
 
+    def check_seen(self) -> None:
+        """RuntimeError if nothing was observed."""
+        if not int(self.count):
+            raise RuntimeError("the observer has seen no data: run `calibrate` with at least one batch that reaches it")
+
     def uniform_params(self) -> UniformParams:
         """Uniform parameters of the averaged range.
 
         Raises:
             RuntimeError: nothing was observed.
         """
-        if not int(self.count):
-            raise RuntimeError("the observer has seen no data: run `calibrate` with at least one batch that reaches it")
+        self.check_seen()
         return qparams_from_range(self.min_val, self.max_val, self.bits)
 
     def calculate_qparams(self):
@@ -92,8 +103,119 @@ class AvgMinMaxObserver(RangeObserver):
         return rows.amin(1), rows.amax(1)
 
 
-class RangeSearchObserver(RangeObserver):
-    """Mean over calls of the range with the least mean |x_hat - x|^2.4 (100 widths x all zero points)."""
+class OwnErrorObserver(RangeObserver):
+    """Mean over calls of the range with the least error of the tensor's own: mean |x_hat - x|^2.4 over 100 widths x all
+    zero points."""
 
     def find_range(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         return search_range(rows, self.bits)
+
+
+class SamplingObserver(AvgMinMaxObserver):
+    """Mean over calls of the minimum and of the maximum, and a sample of all calls.
+
+    The sample takes evenly strided parts of every call, at most ``most_per_call``. When it exceeds ``most``, it is
+    halved, and so is what later calls give. It serves calibration only and is not in the state dict.
+    """
+
+    most_per_call: int
+    most: int
+
+    def __init__(self, quant_min: int = 0, quant_max: int = 255, ch_axis: int = -1):
+        super().__init__(quant_min, quant_max, ch_axis)
+        self.register_buffer("sample", torch.zeros(0), persistent=False)
+        self.per_call = self.most_per_call
+
+    def parts(self, x: Tensor) -> Tensor:
+        """x with what is sampled along the first axis."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        super().reset()
+        self.sample, self.per_call = self.sample.new_zeros(0), self.most_per_call
+
+    def summary(self, x: Tensor, ahead: bool = False) -> tuple:
+        rates = halvings(self.most_per_call) if ahead else (self.per_call,)
+        return *super().summary(x), {rate: strided(self.parts(x), rate).float() for rate in rates}
+
+    def absorb(self, summary: tuple) -> None:
+        *extremes, samples = summary
+        super().absorb(tuple(extremes))
+        new = samples[self.per_call]
+        self.sample = torch.cat([self.sample.to(new.device), new]) if self.sample.numel() else new.clone()
+        if len(self.sample) > self.most:
+            self.sample, self.per_call = self.sample[::2].clone(), max(self.per_call // 2, 1)
+
+
+class OutputErrorObserver(SamplingObserver):
+    """What a search by output error starts from: mean minimum and maximum, the largest value, a sample of the values.
+
+    ``scores`` holds the candidates' errors between the two passes of a calibration.
+    """
+
+    most_per_call, most = 2**12, 2**16
+
+    def __init__(self, quant_min: int = 0, quant_max: int = 255, ch_axis: int = -1):
+        super().__init__(quant_min, quant_max, ch_axis)
+        self.register_buffer("largest", torch.zeros(1))
+        self.scores: Scores | None = None
+
+    def parts(self, x: Tensor) -> Tensor:
+        return x.reshape(-1)
+
+    def reset(self) -> None:
+        super().reset()
+        self.largest, self.scores = torch.zeros_like(self.largest), None
+
+    def summary(self, x: Tensor, ahead: bool = False) -> tuple:
+        return x.amax().float().view(1), *super().summary(x, ahead)
+
+    def absorb(self, summary: tuple) -> None:
+        highest, *others = summary
+        self.largest = torch.maximum(self.largest, highest) if int(self.count) else highest
+        super().absorb(tuple(others))
+
+    def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean minimum, mean maximum and largest value, each (1,) float32.
+
+        Raises:
+            RuntimeError: nothing was observed, or values that are not finite.
+        """
+        self.check_seen()
+        values = self.min_val, self.max_val, self.largest
+        if not bool(torch.isfinite(torch.cat(values)).all()):
+            raise RuntimeError(
+                f"the observed range must be finite, got [{float(self.min_val)}, {float(self.max_val)}]: look for "
+                "NaN or overflow in the floating-point model"
+            )
+        return values
+
+
+class ChannelObserver(SamplingObserver):
+    """Mean over calls of minimum and maximum of every channel of the last axis, and a sample of rows (tokens).
+
+    ``points`` gives the sample up.
+    """
+
+    most_per_call, most = 2**8, 2**11
+
+    def parts(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, x.shape[-1])
+
+    def rows(self, x: Tensor) -> Tensor:
+        return self.parts(x).T
+
+    def points(self) -> Tensor:
+        """(C, grouping.POINTS) float32: what ``grouping`` knows of each channel; once per calibration.
+
+        Raises:
+            RuntimeError: nothing was observed, or values that are not finite.
+        """
+        self.check_seen()
+        if not self.sample.numel():
+            raise RuntimeError("the observer has no sample left of its calibration: run `calibrate` again")
+        points = grouping.describe_channels(self.sample, self.min_val, self.max_val)
+        self.sample = self.sample.new_zeros(0)
+        if not bool(points.isfinite().all()):
+            raise RuntimeError("the observed values must be finite: look for NaN or overflow in the model")
+        return points

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from ahcq_plugin.functional import power_of_two
-from ahcq_plugin.quantizers.search import MIN_SCALE, LearnedScaleMixin, SearchObserver, geometric
+from ahcq_plugin.quantizers.base import MIN_SCALE, LearnedScaleMixin
+from ahcq_plugin.quantizers.observers import OutputErrorObserver
+from ahcq_plugin.quantizers.search import geometric
 from ahcq_plugin.quantizers.table import TableFakeQuantize
 
 SCALE_SHARES = geometric(1.0, 0.1, 14)
@@ -22,7 +24,7 @@ class PowerOfTwoFakeQuantize(LearnedScaleMixin, TableFakeQuantize):
     family = "power_of_two"
     functional = power_of_two
 
-    def __init__(self, observer=SearchObserver, quant_min=0, quant_max=63, ch_axis=-1, role="", **observer_kwargs):
+    def __init__(self, observer=OutputErrorObserver, quant_min=0, quant_max=63, ch_axis=-1, role="", **observer_kwargs):
         super().__init__(observer, quant_min, quant_max, ch_axis, role, **observer_kwargs)
         self.scale = nn.Parameter(torch.ones(1))
         self.register_buffer("offset", torch.zeros(1))

@@ -12,7 +12,8 @@ from ahcq_plugin.functional import tables
 from ahcq_plugin.functional.dropping import Drop
 from ahcq_plugin.functional.tables import Table, check_table_bits
 from ahcq_plugin.quantizers.base import FakeQuantize
-from ahcq_plugin.quantizers.search import OutputErrorSearch, SearchObserver
+from ahcq_plugin.quantizers.observers import OutputErrorObserver
+from ahcq_plugin.quantizers.search import OutputErrorSearch
 
 
 class TableFakeQuantize(OutputErrorSearch, FakeQuantize):
@@ -20,17 +21,18 @@ class TableFakeQuantize(OutputErrorSearch, FakeQuantize):
 
     Raises:
         ValueError: ``ch_axis`` other than -1, or bits that the family does not offer.
-        TypeError: an observer that is not a ``SearchObserver``.
+        TypeError: an observer that is not an ``OutputErrorObserver``.
     """
 
-    def __init__(self, observer=SearchObserver, quant_min=0, quant_max=255, ch_axis=-1, role="", **observer_kwargs):
+    def __init__(
+        self, observer=OutputErrorObserver, quant_min=0, quant_max=255, ch_axis=-1, role="", **observer_kwargs
+    ):
         super().__init__(observer, quant_min, quant_max, ch_axis, role, **observer_kwargs)
         self.check_bits()
         self.check_tensor_wide()
-        if not isinstance(self.activation_post_process, SearchObserver):
-            raise TypeError(
-                f"the family {self.family} needs a SearchObserver, got {type(self.activation_post_process).__name__}"
-            )
+        if not isinstance(self.activation_post_process, OutputErrorObserver):
+            name = type(self.activation_post_process).__name__
+            raise TypeError(f"the family {self.family} needs an OutputErrorObserver, got {name}")
 
     def check_bits(self) -> None:
         """ValueError unless the family offers ``self.bits``."""

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from ahcq_plugin.functional import uniform
 from ahcq_plugin.functional.dropping import Drop
-from ahcq_plugin.quantizers.base import FakeQuantize, per_channel
-from ahcq_plugin.quantizers.observers import AvgMinMaxObserver
-from ahcq_plugin.quantizers.search import LearnedScaleMixin, OutputErrorSearch, SearchObserver, geometric
+from ahcq_plugin.quantizers.base import FakeQuantize, LearnedScaleMixin, per_channel
+from ahcq_plugin.quantizers.observers import AvgMinMaxObserver, OutputErrorObserver
+from ahcq_plugin.quantizers.search import OutputErrorSearch, geometric
 
 END_SHARES = geometric(1.0, 0.2, 9)
 
@@ -18,11 +18,11 @@ END_SHARES = geometric(1.0, 0.2, 9)
 class UniformFakeQuantize(LearnedScaleMixin, OutputErrorSearch, FakeQuantize):
     """Asymmetric uniform quantization, per tensor (``ch_axis=-1``) or per channel; forward is decode(encode(x)).
 
-    With a ``SearchObserver`` the range is searched by the squared error of the product behind the tensor: shares 1 to
-    0.2 of the mean minimum with shares of the mean maximum. With any other observer it is the observer's range.
+    With an ``OutputErrorObserver`` the range is searched by the squared error of the product behind the tensor: shares
+    1 to 0.2 of the mean minimum with shares of the mean maximum. With any other observer it is the observer's range.
 
     Raises:
-        ValueError: a ``SearchObserver`` with ``ch_axis`` other than -1.
+        ValueError: an ``OutputErrorObserver`` with ``ch_axis`` other than -1.
     """
 
     family = "uniform"
@@ -55,7 +55,7 @@ class UniformFakeQuantize(LearnedScaleMixin, OutputErrorSearch, FakeQuantize):
     @property
     def searches(self) -> bool:
         """Whether the range is searched by output error."""
-        return isinstance(self.activation_post_process, SearchObserver)
+        return isinstance(self.activation_post_process, OutputErrorObserver)
 
     def begin_search(self) -> bool:
         return self.searches and super().begin_search()

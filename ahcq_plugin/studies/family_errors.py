@@ -24,13 +24,13 @@ from ahcq_plugin.quantizers import (
     FakeQuantize,
     HLUQFakeQuantize,
     LNQFakeQuantize,
+    OutputErrorObserver,
     PowerOfTwoFakeQuantize,
-    SearchObserver,
     UniformFakeQuantize,
 )
 from ahcq_plugin.quantizers.hluq import SEARCHED_RANGES
 from ahcq_plugin.quantizers.lnq import PUBLISHED_FACTORS
-from ahcq_plugin.quantizers.search import spread_rows
+from ahcq_plugin.quantizers.sampling import spread_rows
 from ahcq_plugin.studies.paper_figures import save_figure
 from ahcq_plugin.support.batches import Forward
 
@@ -49,7 +49,7 @@ class Contest(FakeQuantize):
 
     def __init__(self, quant_max: int = 255, role: str = ""):
         super().__init__(AvgMinMaxObserver, quant_max=quant_max, role=role)
-        options: dict[str, Any] = dict(observer=SearchObserver, quant_max=quant_max)
+        options: dict[str, Any] = dict(observer=OutputErrorObserver, quant_max=quant_max)
         # in a dict, so no modules of the model: calibration would treat those as quantizers of their own
         self.rivals = {
             "uniform": UniformFakeQuantize(**options),

@@ -56,7 +56,7 @@ def cell_key(config: str, cell: Cell) -> str:
     recipe = Recipe.from_config(cfg.recipe)
     unused = () if recipe.learn_scales else ("scale_lr",)
     content = [
-        {k: v for k, v in recipe.to_dict().items() if k not in unused},
+        {k: v for k, v in recipe.to_hash().items() if k not in unused},
         loop,
         dict(cfg.sam),
         hashlib.sha256(weights.read_bytes()).hexdigest(),

@@ -155,8 +155,8 @@ def test_our_observers_serve_mqbenchs_fake_quantizers():
             ValueError,
             "'pot_scale': False",
         ),
-        (dict(a_observer="EMAMinMaxObserver"), TypeError, "needs a SearchObserver, got EMAMinMaxObserver"),
-        (dict(a_observer="UniformObserver"), TypeError, "needs a SearchObserver, got UniformObserver"),
+        (dict(a_observer="EMAMinMaxObserver"), TypeError, "needs an OutputErrorObserver, got EMAMinMaxObserver"),
+        (dict(a_observer="UniformObserver"), TypeError, "needs an OutputErrorObserver, got UniformObserver"),
         (dict(a_qscheme=dict(bit=4, symmetry=False, per_channel=True)), ValueError, "`ch_axis` must be -1"),
     ],
 )

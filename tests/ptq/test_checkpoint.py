@@ -8,7 +8,7 @@ from torch import nn
 from ahcq_plugin import load_quantized, quantize
 from ahcq_plugin.ptq import Recipe, prepare, read_checkpoint, save_checkpoint
 from ahcq_plugin.ptq import checkpoint as module
-from ahcq_plugin.ptq.checkpoint import load_file, save_atomic
+from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE, load_file, save_atomic
 from ahcq_plugin.zoo.sam import box_forward, build_sam
 from tests.conftest import make_tiny_sam
 
@@ -32,6 +32,33 @@ def test_loads_into_a_freshly_built_model(saved, tiny_items):
         for item in tiny_items:
             for a, b in zip(box_forward(fresh, item), box_forward(model, item), strict=True):
                 assert torch.equal(a, b)
+
+
+def under_former_names(recipe):
+    return {"range_search" if key == "range_by_output_error" else key: value for key, value in recipe.items()}
+
+
+def test_a_checkpoint_with_a_former_key_loads_without_a_word(saved, recwarn):
+    path, model = saved
+    content = load_file(path)
+    content["recipe"] = under_former_names(content["recipe"])
+    save_atomic(content, path)
+    fresh = load_quantized(path, lambda state: make_tiny_sam())
+    assert not [warning for warning in recwarn if "range_search" in str(warning.message)]
+    assert all(torch.equal(fresh.state_dict()[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_run_that_began_under_former_keys_goes_on(tiny_items, tmp_path):
+    recipe = Recipe.from_config("qdrop", range_by_output_error=True, iterations=1)
+    options = dict(forward=box_forward, work_dir=tmp_path, progress=False)
+    first, _ = quantize(make_tiny_sam(), tiny_items, recipe, **options)
+    content = load_file(tmp_path / CALIBRATED_FILE)
+    content["recipe"] = under_former_names(content["recipe"])
+    save_atomic(content, tmp_path / CALIBRATED_FILE)
+    again, _ = quantize(make_tiny_sam(), tiny_items, recipe, resume=True, **options)
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in first.state_dict().items())
+    with pytest.raises(ValueError, match=r"the recipe changed \(seed\)"):
+        quantize(make_tiny_sam(), tiny_items, recipe, resume=True, seed=1, **options)
 
 
 def test_fp_keys_stay_where_they_were(tiny_sam):

@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 
 from ahcq_plugin.graph import ROLES
 from ahcq_plugin.ptq import Recipe
-from ahcq_plugin.quantizers import SearchObserver
+from ahcq_plugin.ptq.recipe import current_names
+from ahcq_plugin.quantizers import OutputErrorObserver
+from ahcq_plugin.support.digest import digest
 
 
 @given(st.sampled_from(Recipe.names()), st.integers(2, 8), st.integers(2, 8), st.integers(1, 20000))
@@ -28,7 +30,7 @@ def test_integers_are_taken_for_floats():
 
 
 def test_who_searches_ranges():
-    """PTQ4SAM: the keys alone. ``range_search``: all uniform activations, and HLUQ; groups and softmax always do."""
+    """PTQ4SAM: the keys alone. ``range_by_output_error``: all uniform, and HLUQ; groups and softmax always do."""
 
     def options(**keys):
         recipe = Recipe.from_config("ahcq", **keys)
@@ -37,10 +39,10 @@ def test_who_searches_ranges():
 
     assert not any(options().values())
     assert {role for role, found in options(big=True).items() if found} == {"k"}
-    searched = options(range_search=True, big=True)
+    searched = options(range_by_output_error=True, big=True)
     assert searched.pop("post_act") == {"search_range": True}
     own = {role: searched.pop(role) for role in ("qkv_in", "mlp_in", "softmax")}
-    assert not any(own.values()) and all(found == {"observer": SearchObserver} for found in searched.values())
+    assert not any(own.values()) and all(found == {"observer": OutputErrorObserver} for found in searched.values())
 
 
 def test_a_component_may_be_kept_to_some_units():
@@ -60,7 +62,7 @@ def test_a_component_may_be_kept_to_some_units():
         assert Recipe.from_config("ptq4sam").family("softmax", unit) == "agq"
         assert Recipe.from_config("ahcq", without={}).family("softmax", unit) == "lnq"
         assert Recipe.from_config("ahcq", families={"softmax": "agq"}).family("softmax", unit) == "agq"
-    other = Recipe.from_config("ahcq", without={"cag": ("image_encoder.*",)}, range_search=True)
+    other = Recipe.from_config("ahcq", without={"cag": ("image_encoder.*",)}, range_by_output_error=True)
     assert other.family("mlp_in", "image_encoder.blocks.0") == "uniform" and other.family("mlp_in") == "cag"
     assert "observer" in other.quantizer_options("mlp_in", "image_encoder.blocks.0")
     assert other.quantizer_options("mlp_in") == {"groups": 4}
@@ -94,3 +96,22 @@ def test_errors(config, message):
     with pytest.raises(ValueError, match=message) as caught:
         Recipe.from_config(config)
     assert "\n" not in str(caught.value)
+
+
+def test_a_former_name_is_taken_with_a_warning():
+    wanted = Recipe.from_config("ahcq", range_by_output_error=True)
+    with pytest.warns(FutureWarning, match="`range_search` is called `range_by_output_error` now"):
+        assert Recipe.from_config({"name": "ahcq", "range_search": True}) == wanted
+    with pytest.warns(FutureWarning):
+        assert Recipe.from_config(Recipe.from_config("ahcq"), range_search=True) == wanted
+    with pytest.raises(ValueError, match="`range_search` is the former name of `range_by_output_error`; give"):
+        current_names({"range_search": True, "range_by_output_error": True})
+
+
+def test_hashes_of_earlier_results_stay_valid():
+    """Keys of interrupted runs and of published figures, made when the key was called ``range_search``."""
+    recipe = Recipe.from_config("ahcq", range_by_output_error=True)
+    former = {**recipe.to_dict(), "range_search": True}
+    del former["range_by_output_error"]
+    assert recipe.to_hash() == former and current_names(former) == recipe.to_dict()
+    assert digest(recipe.to_hash()) == "938efbfadddd6885d0a7f693675c5f52f36914361c1f74bc826f858e25444deb"

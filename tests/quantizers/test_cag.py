@@ -9,10 +9,9 @@ from torch import nn
 
 from ahcq_plugin.functional import uniform
 from ahcq_plugin.functional.uniform import UniformParams
-from ahcq_plugin.quantizers.base import MILESTONES
-from ahcq_plugin.quantizers.cag import SAMPLED, CAGFakeQuantize, ChannelObserver
-from ahcq_plugin.quantizers.observers import AvgMinMaxObserver
-from ahcq_plugin.quantizers.search import MIN_SCALE
+from ahcq_plugin.quantizers.base import MILESTONES, MIN_SCALE
+from ahcq_plugin.quantizers.cag import CAGFakeQuantize
+from ahcq_plugin.quantizers.observers import AvgMinMaxObserver, ChannelObserver
 from ahcq_plugin.quantizers.uniform import UniformFakeQuantize
 
 
@@ -98,9 +97,9 @@ def test_observer_samples_evenly_and_within_bounds():
     observer = ChannelObserver(quant_max=15)
     for call in range(40):
         observer(torch.arange(1000.0).view(10, 100, 1) * torch.tensor([1.0, -1.0]) + call * 1000)
-        assert len(observer.sample) <= SAMPLED
+        assert len(observer.sample) <= observer.most
     calls = (observer.sample.sum(1) / 2000).round()
-    assert len(calls.unique()) == 40 and len(observer.sample) > SAMPLED / 4
+    assert len(calls.unique()) == 40 and len(observer.sample) > observer.most / 4
     row = observer.sample[:, 0] - calls * 1000
     assert torch.equal(observer.sample[:, 1], calls * 1000 - row) and row.min() < 20 and row.max() > 980
     assert "sample" not in observer.state_dict()

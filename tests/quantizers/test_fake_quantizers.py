@@ -7,7 +7,7 @@ from ahcq_plugin.functional import uniform
 from ahcq_plugin.quantizers import (
     AdaRoundFakeQuantize,
     AvgMinMaxObserver,
-    RangeSearchObserver,
+    OwnErrorObserver,
     UniformFakeQuantize,
     quantize_layer,
 )
@@ -70,7 +70,7 @@ def test_drop_mode_quantizes_the_asked_share():
 
 def test_weight_quantizer_starts_at_fp_and_ends_on_the_grid():
     weight = randn(8, 12)
-    quantizer = AdaRoundFakeQuantize(observer=RangeSearchObserver, quant_max=15)
+    quantizer = AdaRoundFakeQuantize(observer=OwnErrorObserver, quant_max=15)
     quantizer.activation_post_process(weight)
     quantizer.commit()
     quantizer.enable_fake_quant()

@@ -12,14 +12,9 @@ from ahcq_plugin.functional import lnq, uniform
 from ahcq_plugin.quantizers.agq import AGQFakeQuantize
 from ahcq_plugin.quantizers.hluq import HLUQFakeQuantize
 from ahcq_plugin.quantizers.lnq import LNQFakeQuantize
+from ahcq_plugin.quantizers.observers import OutputErrorObserver
 from ahcq_plugin.quantizers.power_of_two import PowerOfTwoFakeQuantize
-from ahcq_plugin.quantizers.search import (
-    SAMPLED,
-    SAMPLED_PER_CALL,
-    SCORED_ELEMENTS,
-    SearchObserver,
-    spread_rows,
-)
+from ahcq_plugin.quantizers.sampling import SCORED_ELEMENTS, spread_rows
 from ahcq_plugin.quantizers.uniform import UniformFakeQuantize
 
 _SPEC = importlib.util.spec_from_file_location("table_helpers", Path(__file__).with_name("table_helpers.py"))
@@ -103,7 +98,7 @@ def test_candidates_are_the_published_ones():
 
 
 def searched_uniform(items, product=None, bits=4):
-    quantizer = observe(UniformFakeQuantize(SearchObserver, quant_max=2**bits - 1), items)
+    quantizer = observe(UniformFakeQuantize(OutputErrorObserver, quant_max=2**bits - 1), items)
     if product is not None:
         quantizer.begin_search()
         for x in items:
@@ -139,7 +134,7 @@ def test_a_uniform_range_is_searched_by_the_output_error(bits, shift):
 
 
 def test_a_uniform_range_of_one_sign_has_one_end_to_search():
-    quantizer = observe(UniformFakeQuantize(SearchObserver, quant_max=15), [rand(4, 6)])
+    quantizer = observe(UniformFakeQuantize(OutputErrorObserver, quant_max=15), [rand(4, 6)])
     assert len(quantizer.candidates()) == 9 and all(p.zero_point.item() == 0 for p in quantizer.candidates())
     constant = searched_uniform([torch.zeros(3, 3)], lambda t: t)
     constant.enable_fake_quant()
@@ -148,7 +143,7 @@ def test_a_uniform_range_of_one_sign_has_one_end_to_search():
 
 def test_a_uniform_search_is_per_tensor_and_needs_two_passes_for_products():
     with pytest.raises(ValueError, match="family uniform is per tensor: `ch_axis` must be -1, got 2"):
-        UniformFakeQuantize(SearchObserver, quant_max=15, ch_axis=2)
+        UniformFakeQuantize(OutputErrorObserver, quant_max=15, ch_axis=2)
     assert UniformFakeQuantize(quant_max=15).begin_search() is False
     heavy = [torch.cat([randn(4000, seed=2), torch.tensor([40.0])]).view(1, -1)]
     own = searched_uniform(heavy)
@@ -236,15 +231,15 @@ def test_spread_rows(shape):
 
 
 def test_sample_is_small_spread_and_of_all_calls():
-    observer = SearchObserver(quant_max=15)
+    observer = OutputErrorObserver(quant_max=15)
     columns = torch.arange(64.0).expand(4096, 64)
     observer(columns)
-    assert len(observer.sample) <= SAMPLED_PER_CALL and len(observer.sample.unique()) == 64
+    assert len(observer.sample) <= observer.most_per_call and len(observer.sample.unique()) == 64
     observer.reset()
     for call in range(100):
         observer(torch.full((8192,), float(call)))
     counts = torch.bincount(observer.sample.long(), minlength=100)
-    assert SAMPLED // 4 <= len(observer.sample) <= SAMPLED
+    assert observer.most // 4 <= len(observer.sample) <= observer.most
     assert int(counts.min()) > 0 and int(counts.max()) <= 2 * int(counts.min())
     observer.reset()
     assert len(observer.sample) == 0
@@ -300,7 +295,7 @@ def test_an_abandoned_search_does_not_count(family):
 
 
 def test_observer_knows_the_largest_value_of_all_calls():
-    observer = SearchObserver(quant_max=15)
+    observer = OutputErrorObserver(quant_max=15)
     for value in (0.2, 0.9, 0.4):
         observer(torch.tensor([0.0, value]))
     lo, hi, largest = observer.statistics()

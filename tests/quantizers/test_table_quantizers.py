@@ -10,10 +10,10 @@ import torch
 
 from ahcq_plugin.functional import lnq
 from ahcq_plugin.quantizers import AvgMinMaxObserver
+from ahcq_plugin.quantizers.base import MIN_SCALE
 from ahcq_plugin.quantizers.hluq import HLUQFakeQuantize
 from ahcq_plugin.quantizers.lnq import LNQFakeQuantize
 from ahcq_plugin.quantizers.power_of_two import PowerOfTwoFakeQuantize
-from ahcq_plugin.quantizers.search import MIN_SCALE
 
 _SPEC = importlib.util.spec_from_file_location("table_helpers", Path(__file__).with_name("table_helpers.py"))
 _helpers = importlib.util.module_from_spec(_SPEC)
@@ -135,7 +135,7 @@ def test_quantizers_without_data_say_so(family):
 def test_constructor_errors(family):
     with pytest.raises(ValueError, match=f"family {family.family} is per tensor: `ch_axis` must be -1, got 1"):
         family(quant_max=15, ch_axis=1)
-    with pytest.raises(TypeError, match="needs a SearchObserver, got AvgMinMaxObserver"):
+    with pytest.raises(TypeError, match="needs an OutputErrorObserver, got AvgMinMaxObserver"):
         family(observer=AvgMinMaxObserver, quant_max=15)
     with pytest.raises(ValueError, match=r"must be an integer in \[2, [68]\], got 9"):
         family(quant_max=511)
