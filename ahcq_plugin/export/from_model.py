@@ -23,7 +23,6 @@ from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.graph.ops import GraphIndex, function_name
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
-from ahcq_plugin.zoo.sam import box_forward
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +50,8 @@ def make_spec(qmodel: nn.Module, batch: Any = None, forward: Forward | None = No
     if not units:
         raise ValueError("the model has no quantized unit: export what `quantize` returned or `load_checkpoint` made")
     if batch is None:
+        from ahcq_plugin.zoo.sam import box_forward  # loads segment_anything, which no other use of this room needs
+
         batch, forward = _sam_item(qmodel), box_forward
     forward, device = forward or default_forward, model_device(qmodel)
     matmuls: dict[str, dict[str, Matmul]] = {}
