@@ -54,9 +54,9 @@ def main() -> None:
     print("\n| masks against PyTorch | mean IoU | least IoU | flipped pixels |\n|---|---|---|---|")
     for name, run in runs.items():
         with torch.no_grad():
-            found = [mask_overlap(box_forward(model, batch)[0], run(batch)[0]) for batch in batches]
-        overlaps = torch.cat([overlap for overlap, _ in found])
-        flipped = sum(count for _, count in found)
+            pairs = [mask_overlap(box_forward(model, batch)[0], run(batch)[0]) for batch in batches]
+        overlaps = torch.cat([overlap for overlap, _ in pairs])
+        flipped = sum(count for _, count in pairs)
         print(f"| {name} | {overlaps.mean():.4f} | {overlaps.min():.4f} | {flipped} |")
 
 

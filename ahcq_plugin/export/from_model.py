@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,13 @@ from ahcq_plugin.export.convert import activation_operand, weight_operand
 from ahcq_plugin.export.interpret import Call, interpreted
 from ahcq_plugin.export.matmul import Matmul, Patches, Unsupported, accumulator_range, check_supported, signed_bits
 from ahcq_plugin.export.operands import SpecError
-from ahcq_plugin.export.sites import find_sites
+from ahcq_plugin.export.sites import Site
 from ahcq_plugin.export.spec import Spec, Step, UnitSpec
 from ahcq_plugin.export.spec_io import save_spec
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.graph.ops import GraphIndex, function_name
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
-from ahcq_plugin.zoo.sam import box_forward
 
 logger = logging.getLogger(__name__)
 
@@ -50,31 +50,36 @@ def make_spec(qmodel: nn.Module, batch: Any = None, forward: Forward | None = No
     if not units:
         raise ValueError("the model has no quantized unit: export what `quantize` returned or `load_quantized` read")
     if batch is None:
+        from ahcq_plugin.zoo.sam import box_forward  # loads segment_anything, which no other use of this room needs
+
         batch, forward = _sam_item(qmodel), box_forward
     forward, device = forward or default_forward, model_device(qmodel)
     matmuls: dict[str, dict[str, Matmul]] = {}
-    reasons = {name: find_sites(unit)[1] for name, unit in units.items()}
 
     def on_matmul(unit: str, call: Call) -> Tensor:
         out, node = call.float_output(), call.site.node.name
-        found = matmuls.setdefault(unit, {})
-        if node in found or node in reasons[unit]:
+        exported = matmuls.setdefault(unit, {})
+        if node in exported or node in reasons[unit]:
             return out
         try:
-            found[node] = _matmul(units[unit], call, out)
+            exported[node] = _matmul(units[unit], call, out)
         except Unsupported as reason:
             reasons[unit][node] = str(reason)
         except SpecError as error:
             raise SpecError(f"unit '{unit}', node '{node}': {error}") from None
         return out
 
-    with torch.no_grad(), interpreted(units, on_matmul):
+    with torch.no_grad(), interpreted(units, on_matmul) as interpreters:
+        reasons = {name: dict(interpreter.left_out) for name, interpreter in interpreters.items()}
         forward(qmodel, to_device(batch, device))
     left_out = [f"{unit}.{node}: {reason}" for unit in units for node, reason in reasons[unit].items()]
     left_out += [f"{unit}: no data reaches its matmuls" for unit in units if unit not in matmuls]
     for line in left_out:
         logger.warning("not exported: %s", line)
-    specs = [UnitSpec(name, tuple(found.values()), _steps(units[name], set(found))) for name, found in matmuls.items()]
+    specs = [
+        UnitSpec(name, tuple(exported.values()), _steps(units[name], interpreters[name].sites, set(exported)))
+        for name, exported in matmuls.items()
+    ]
     return Spec(tuple(specs), tuple(left_out))
 
 
@@ -114,13 +119,9 @@ def _patches(layer: nn.Module) -> Patches | None:
     return Patches(layer.in_channels, tuple(layer.kernel_size), tuple(layer.stride), tuple(layer.padding))
 
 
-def _steps(gm: fx.GraphModule, matmuls: set[str]) -> tuple[Step, ...]:
+def _steps(gm: fx.GraphModule, sites: Mapping[fx.Node, Site], matmuls: set[str]) -> tuple[Step, ...]:
     """Every node but those that only handle sizes."""
     index = GraphIndex(gm, gm.graph)
-    quantizers = {
-        site.node.name: tuple(o.quantizer.name for o in (site.left, site.right) if o is not None)
-        for site in find_sites(gm)[0]
-    }
     steps, kept = [], set()
     for node in gm.graph.nodes:
         inputs = tuple(n.name for n in node.all_input_nodes if n.name in kept)
@@ -128,7 +129,9 @@ def _steps(gm: fx.GraphModule, matmuls: set[str]) -> tuple[Step, ...]:
             continue
         kept.add(node.name)
         if node.name in matmuls:
-            steps.append(Step(node.name, "matmul", inputs, node.name, quantizers[node.name]))
+            site = sites[node]
+            quantizers = tuple(o.quantizer.name for o in (site.left, site.right) if o is not None)
+            steps.append(Step(node.name, "matmul", inputs, node.name, quantizers))
         else:
             steps.append(Step(node.name, _operation(index, node), inputs))
     return tuple(steps)

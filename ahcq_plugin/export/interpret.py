@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 
 from ahcq_plugin.export import golden
 from ahcq_plugin.export.matmul import Matmul, Patches
-from ahcq_plugin.export.sites import Operand, Site, find_sites
+from ahcq_plugin.export.sites import OperandSource, Site, find_sites
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,15 @@ class UnitInterpreter(fx.Interpreter):
 
     Args:
         unit: from ``prepare``, frozen.
+    Attributes:
+        sites: node of each matmul -> its site, in the order of execution.
+        left_out: nodes of layers and matmuls that have none -> the reason.
     """
 
     def __init__(self, unit: fx.GraphModule, on_matmul: Callable[[Call], Tensor]):
         super().__init__(unit)
         self.on_matmul = on_matmul
-        sites, _ = find_sites(unit)
+        sites, self.left_out = find_sites(unit)
         self.sites = {site.node: site for site in sites}
         operands = [operand for site in sites for operand in (site.left, site.right) if operand is not None]
         self.quantizers = {operand.quantizer for operand in operands}
@@ -84,10 +87,10 @@ class UnitInterpreter(fx.Interpreter):
             Call(site, self._codes(site.left), right, lambda: plain(n), lambda out: self._rescale(site, out))
         )
 
-    def _codes(self, operand: Operand) -> Tensor:
+    def _codes(self, operand: OperandSource) -> Tensor:
         return self.codes[operand.path[-1] if operand.path else operand.quantizer].long()
 
-    def _carry(self, node: fx.Node, operand: Operand) -> None:
+    def _carry(self, node: fx.Node, operand: OperandSource) -> None:
         """Codes behind ``node``; of a scaling the operation is kept, for the product (its scalar may be freed soon)."""
         before = operand.path[operand.path.index(node) - 1] if node is not operand.path[0] else operand.quantizer
         if node in operand.scalings:

@@ -106,8 +106,8 @@ class OnnxSam:
     def __call__(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """As ``zoo.sam.box_forward``: ``image``, ``boxes`` -> mask logits (N, 1, h, w), predicted IoU (N, 1)."""
         (embeddings,) = self.encoder.run(None, {"image": batch["image"].cpu().numpy()})
-        found = self.decoder.run(None, {"image_embeddings": embeddings, "boxes": batch["boxes"].cpu().numpy()})
-        masks, quality = map(torch.from_numpy, found)
+        outputs = self.decoder.run(None, {"image_embeddings": embeddings, "boxes": batch["boxes"].cpu().numpy()})
+        masks, quality = map(torch.from_numpy, outputs)
         return masks, quality
 
 

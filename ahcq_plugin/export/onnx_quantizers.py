@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from ahcq_plugin.functional import uniform
 from ahcq_plugin.functional.tables import Table
 from ahcq_plugin.quantizers import CAGFakeQuantize, FakeQuantize, TableFakeQuantize
+from ahcq_plugin.quantizers.base import per_channel
+
+MAX_BITS = 8  # of the codes of QuantizeLinear before opset 21
 
 
 def onnx_quantizer(quantizer: FakeQuantize) -> nn.Module:
@@ -41,7 +44,7 @@ class UniformQDQ(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scalar = self.scale.numel() == 1
         scale, zero_point = (t.reshape(()) if scalar else t for t in (self.scale, self.zero_point))
-        return _QuantizeDequantize.apply(x, scale, zero_point, self.bits, self.axis)
+        return QuantizeDequantize.apply(x, scale, zero_point, self.bits, self.axis)
 
 
 class StoredWeight(nn.Module):
@@ -80,19 +83,26 @@ class TableLookup(nn.Module):
         return self.levels[rank]
 
 
-class _QuantizeDequantize(torch.autograd.Function):
+class QuantizeDequantize(torch.autograd.Function):
+    """``decode(encode(x))`` whose ONNX form keeps the codes visible; ``apply(x, scale, zero_point, bits, axis)``.
+
+    scale (float32) and zero_point (uint8) are scalars, or have one value for each index of ``axis``; bits 2..8. The
+    axis is not written where it is None.
+    """
+
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, axis: int) -> Tensor:
-        shape = [1] * x.ndim
+    def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, axis: int | None) -> Tensor:
         if scale.ndim:
-            shape[axis] = -1
-        params = uniform.UniformParams(scale.view(shape), zero_point.view(shape))
+            scale, zero_point = per_channel(scale, axis, x.ndim), per_channel(zero_point, axis, x.ndim)
+        params = uniform.UniformParams(scale, zero_point)
+        # not fake_quantize: its operations in place keep the exporter from merging equal nodes around this one
         return uniform.decode(uniform.encode(x, params, bits), params, bits)
 
     @staticmethod
-    def symbolic(g: Any, x: Any, scale: Any, zero_point: Any, bits: int, axis: int) -> Any:
-        codes = g.op("QuantizeLinear", x, scale, zero_point, axis_i=axis)
-        if bits < 8:
+    def symbolic(g: Any, x: Any, scale: Any, zero_point: Any, bits: int, axis: int | None) -> Any:
+        attributes = {} if axis is None else {"axis_i": axis}
+        codes = g.op("QuantizeLinear", x, scale, zero_point, **attributes)
+        if bits < MAX_BITS:  # QuantizeLinear saturates at 255
             ends = (torch.tensor(end, dtype=torch.uint8) for end in (0, 2**bits - 1))
             codes = g.op("Clip", codes, *(g.op("Constant", value_t=end) for end in ends))
-        return g.op("DequantizeLinear", codes, scale, zero_point, axis_i=axis).setType(x.type())
+        return g.op("DequantizeLinear", codes, scale, zero_point, **attributes).setType(x.type())

@@ -98,9 +98,9 @@ class GroupedOperand:
 
     def labels(self) -> np.ndarray:
         """int64 (K,): the group of each channel, in the channels' original order."""
-        found = np.empty(self.channels, np.int64)
-        found[self.permutation] = np.repeat(np.arange(self.groups), np.diff(self.boundaries))
-        return found
+        labels = np.empty(self.channels, np.int64)
+        labels[self.permutation] = np.repeat(np.arange(self.groups), np.diff(self.boundaries))
+        return labels
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,8 @@ from ahcq_plugin.quantizers import FakeQuantize, QuantConv2d, QuantLinear
 
 
 @dataclass(frozen=True)
-class Operand:
-    """One operand of a matmul.
+class OperandSource:
+    """Where one operand of a matmul comes from.
 
     Attributes:
         quantizer: node of the fake quantizer that it comes from.
@@ -34,8 +34,8 @@ class Site:
 
     node: fx.Node
     kind: str
-    left: Operand
-    right: Operand | None
+    left: OperandSource
+    right: OperandSource | None
     layer: nn.Module | None
 
 
@@ -46,16 +46,16 @@ def find_sites(gm: fx.GraphModule) -> tuple[list[Site], dict[str, str]]:
         (sites, left out): the latter names nodes of layers and matmuls that no spec can hold, with the reason.
     """
     index = GraphIndex(gm, gm.graph)
-    found, left_out = [], {}
+    sites, left_out = [], {}
     for node in gm.graph.nodes:
         try:
             if index.is_layer(node):
-                found.append(_layer_site(index, node))
+                sites.append(_layer_site(index, node))
             elif index.is_matmul(node):
-                found.append(_product_site(index, node))
+                sites.append(_product_site(index, node))
         except _LeftOut as reason:
             left_out[node.name] = str(reason)
-    return found, left_out
+    return sites, left_out
 
 
 class _LeftOut(Exception):
@@ -72,20 +72,20 @@ def _layer_site(index: GraphIndex, node: fx.Node) -> Site:
         if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
             raise _LeftOut(f"a convolution with padding {layer.padding!r} ({layer.padding_mode})")
     source = node.args[0] if node.args else node.kwargs["input"]
-    return Site(node, "linear", _operand(index, source), None, layer)
+    return Site(node, "linear", _source(index, source), None, layer)
 
 
 def _product_site(index: GraphIndex, node: fx.Node) -> Site:
     if "baddbmm" in str(node.target):
         raise _LeftOut("baddbmm adds a third operand")
-    left, right = (_operand(index, operand) for _, operand in matmul_operands(node))
+    left, right = (_source(index, operand) for _, operand in matmul_operands(node))
     roles = [index.module(operand.quantizer).role for operand in (left, right)]
     if roles[1] == "softmax":
         raise _LeftOut("attention probabilities are its right operand")
     return Site(node, "av" if roles[0] == "softmax" else "qk", left, right, None)
 
 
-def _operand(index: GraphIndex, node: fx.Node) -> Operand:
+def _source(index: GraphIndex, node: fx.Node) -> OperandSource:
     """Walk back from an operand to its fake quantizer."""
     path, scalings = [], []
     while not isinstance(index.module(node), FakeQuantize):
@@ -98,4 +98,4 @@ def _operand(index: GraphIndex, node: fx.Node) -> Operand:
             scalings.insert(0, node)
         path.insert(0, node)
         node = scaled if source is None else source
-    return Operand(node, tuple(path), tuple(scalings))
+    return OperandSource(node, tuple(path), tuple(scalings))

@@ -72,9 +72,9 @@ def load_spec(path: str | Path) -> Spec:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise SpecError(f"{file} is not valid JSON (truncated?): {error}") from error
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        raise SpecError(f"{file} has the format {found!r}, this version reads {FORMAT!r}; export the model again")
+    version = content.get("format") if isinstance(content, dict) else None
+    if version != FORMAT:
+        raise SpecError(f"{file} has the format {version!r}, this version reads {FORMAT!r}; export the model again")
     try:
         _check_keys("spec", content, _HEAD)
         tensors = _read_tensors(file.parent, content["tensors"], content["sha256"])
@@ -92,10 +92,10 @@ def _read_tensors(folder: Path, name: Any, digest: Any) -> Tensors:
     if not file.is_file():
         raise SpecError(f"its tensor file {file.name} is missing; export the model again")
     data = file.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != digest:
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != digest:
         raise SpecError(
-            f"its tensor file {file.name} is truncated or was changed: SHA-256 {found[:12]}…, expected {digest!r:.14}…"
+            f"its tensor file {file.name} is truncated or was changed: SHA-256 {actual[:12]}…, expected {digest!r:.14}…"
         )
     try:
         return safetensors.numpy.load(data)
@@ -190,11 +190,11 @@ def _value(name: str, value: Any, allowed: tuple[type, ...], prefix: str, tensor
 @cache
 def _field_types(kind: type) -> dict[str, tuple[type, ...]]:
     """Field -> the classes that its value may have (``tuple`` for any tuple)."""
-    found = {}
+    kinds = {}
     for name, hint in typing.get_type_hints(kind).items():
         parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        found[name] = tuple(typing.get_origin(part) or part for part in parts)
-    return {field.name: found[field.name] for field in dataclasses.fields(kind)}
+        kinds[name] = tuple(typing.get_origin(part) or part for part in parts)
+    return {field.name: kinds[field.name] for field in dataclasses.fields(kind)}
 
 
 def _take(tensors: Tensors, name: str) -> np.ndarray:

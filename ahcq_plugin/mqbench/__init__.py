@@ -6,9 +6,9 @@ Imports without MQBench; where it is installed, the import registers everything.
 
 from importlib.util import find_spec
 
-from ahcq_plugin.mqbench.backend import ACNR, AHCQ_BACKEND, prepare, prepare_unit, recipe_of
+from ahcq_plugin.mqbench.backend import ACNR, AHCQ_BACKEND, recipe_of
 from ahcq_plugin.mqbench.registration import register
-from ahcq_plugin.mqbench.workflow import calibrate, reconstruct
+from ahcq_plugin.mqbench.workflow import calibrate, prepare, prepare_unit, reconstruct
 
 if find_spec("mqbench") is not None:
     register()

@@ -6,8 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,6 @@ from ahcq_plugin import ptq
 from ahcq_plugin.graph import UNIT_KEY, prepared_units
 from ahcq_plugin.graph.ops import GraphIndex
 from ahcq_plugin.graph.rewrites import expand_fused_attention
-from ahcq_plugin.graph.tracer import keep_state
 from ahcq_plugin.mqbench import quantizers
 from ahcq_plugin.ptq.precondition import ConditionReport
 from ahcq_plugin.ptq.recipe import Recipe
@@ -130,15 +128,15 @@ def recipe_of(model: nn.Module) -> Recipe:
     Raises:
         ValueError: there is none, or units were prepared with different ones.
     """
-    found = [unit.meta[UNIT_KEY].get("recipe") for unit in prepared_units(model).values()]
-    if not found or None in found:
+    recipes = [unit.meta[UNIT_KEY].get("recipe") for unit in prepared_units(model).values()]
+    if not recipes or None in recipes:
         raise ValueError(
             f"the model was not prepared for backend {AHCQ_BACKEND!r}: use prepare_by_platform(model, AHCQ_BACKEND, "
             "...) or ahcq_plugin.mqbench.prepare"
         )
-    if any(recipe != found[0] for recipe in found):
+    if any(recipe != recipes[0] for recipe in recipes):
         raise ValueError("the model's units were prepared with different recipes: prepare them with one")
-    return Recipe.from_config(found[0])
+    return Recipe.from_config(recipes[0])
 
 
 @dataclass(frozen=True)
@@ -163,50 +161,3 @@ class ACNR:
         for _, quantizer in ptq.quantizers(model):
             quantizer.activation_post_process.reset()  # MQBench's calibration would go on from there
         return reports
-
-
-class _Traced(fx.Tracer):
-    """Gives MQBench the graph that a unit has already."""
-
-    def trace(self, root: fx.GraphModule, concrete_args: Any = None) -> fx.Graph:
-        return root.graph
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No INFO lines of MQBench on stdout."""
-    from mqbench.utils.logger import logger as host
-
-    level = host.level
-    try:
-        host.setLevel(logging.WARNING)
-        yield
-    finally:
-        host.setLevel(level)
-
-
-def prepare_unit(unit: fx.GraphModule, recipe: Recipe) -> fx.GraphModule:
-    """``prepare_by_platform`` on a unit that ``trace_unit`` traced; the ``prepare_unit`` of ``ahcq_plugin.quantize``.
-
-    Returns:
-        MQBench's GraphModule, with the name and the ``state_dict`` keys of ``unit`` beside those of the quantizers.
-    """
-    from ahcq_plugin.mqbench.registration import register
-
-    register()
-    from mqbench.prepare_by_platform import prepare_by_platform
-
-    options = {"extra_quantizer_dict": {"recipe": recipe, "prequant": []}}
-    with _quiet():
-        prepared = prepare_by_platform(unit, AHCQ_BACKEND, options, custom_tracer=_Traced())
-    keep_state(unit, prepared)
-    prepared.meta[UNIT_KEY]["name"] = unit.meta[UNIT_KEY]["name"]
-    return prepared.eval()
-
-
-def prepare(model: nn.Module, recipe: Any = DEFAULT_RECIPE, units: Any = None) -> nn.Module:
-    """Prepare every block of a model that does not trace as a whole, in place: ``prepare_by_platform`` on each.
-
-    Args, Returns, Raises: as :func:`ahcq_plugin.ptq.prepare`.
-    """
-    return ptq.prepare(model, Recipe.from_config(recipe), units, prepare_unit)

@@ -8,35 +8,13 @@ but onnxruntime then fuses it with the matmul behind it into a kernel that refus
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx, nn
 
-from ahcq_plugin.functional import uniform
+from ahcq_plugin.export.onnx_quantizers import MAX_BITS, QuantizeDequantize
 from ahcq_plugin.graph.tracer import check_fixed
+from ahcq_plugin.ptq.prepared import quantizers
 from ahcq_plugin.quantizers import AdaRoundFakeQuantize, CAGFakeQuantize, FakeQuantize, UniformFakeQuantize
-from ahcq_plugin.quantizers.base import per_channel
-
-MAX_BITS = 8  # of ONNX's codes in opset 13
-
-
-class _QuantizeDequantize(torch.autograd.Function):
-    """``uniform.fake_quantize`` whose ONNX form keeps the codes visible."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, bits: int) -> Tensor:
-        params = uniform.UniformParams(per_channel(scale, axis, x.ndim), per_channel(zero_point, axis, x.ndim))
-        return uniform.fake_quantize(x, params, bits)
-
-    @staticmethod
-    def symbolic(g, x: Any, scale: Any, zero_point: Any, axis: int, bits: int) -> Any:
-        attributes = {} if axis == -1 else {"axis_i": axis}
-        codes = g.op("QuantizeLinear", x, scale, zero_point, **attributes)
-        if bits < MAX_BITS:  # QuantizeLinear saturates at 255
-            lowest, highest = (g.op("Constant", value_t=torch.tensor(v, dtype=torch.uint8)) for v in (0, 2**bits - 1))
-            codes = g.op("Clip", codes, lowest, highest)
-        return g.op("DequantizeLinear", codes, scale, zero_point, **attributes)
 
 
 def refusal(quantizer: FakeQuantize) -> str | None:
@@ -56,8 +34,8 @@ def check_exportable(model: nn.Module) -> None:
     Raises:
         ValueError: names the quantizers, their families and what to do.
     """
-    found = [(name, refusal(module)) for name, module in model.named_modules() if isinstance(module, FakeQuantize)]
-    problems = [f"{name} ({reason})" for name, reason in found if reason]
+    reasons = {name: refusal(quantizer) for name, quantizer in quantizers(model)}
+    problems = [f"{name} ({reason})" for name, reason in reasons.items() if reason]
     if problems:
         raise ValueError(f"ONNX cannot express {len(problems)} quantizers: {', '.join(problems[:5])}; {ADVICE}")
 
@@ -95,6 +73,7 @@ def quantize_dequantize(quantizer: FakeQuantize, x: Tensor) -> Tensor:
         zero_point = zero_point.to(torch.float32)
         codes = torch.clamp(torch.round(x.float() / scale) + zero_point, 0, quantizer.quant_max)
         return ((codes - zero_point) * scale).to(x.dtype)
-    if quantizer.ch_axis == -1:
+    axis = quantizer.channel_axis(x.ndim)
+    if axis is None:
         scale, zero_point = scale.reshape(()), zero_point.reshape(())
-    return _QuantizeDequantize.apply(x, scale, zero_point.to(torch.uint8), quantizer.ch_axis, quantizer.bits)
+    return QuantizeDequantize.apply(x, scale, zero_point.to(torch.uint8), quantizer.bits, axis)

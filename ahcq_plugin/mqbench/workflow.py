@@ -1,19 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our engine on what MQBench prepared for ``AHCQ_BACKEND``."""
+"""MQBench's preparation of models that do not trace as a whole, and our engine on what it prepared."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ahcq_plugin import ptq
-from ahcq_plugin.mqbench.backend import recipe_of
+from ahcq_plugin.graph import UNIT_KEY
+from ahcq_plugin.graph.tracer import keep_state
+from ahcq_plugin.mqbench.backend import AHCQ_BACKEND, DEFAULT_RECIPE, recipe_of
+from ahcq_plugin.mqbench.registration import register
+from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.resume import UnitReport
 from ahcq_plugin.support.batches import Forward
+
+
+class _Traced(fx.Tracer):
+    """Gives MQBench the graph that a unit has already."""
+
+    def trace(self, root: fx.GraphModule, concrete_args: Any = None) -> fx.Graph:
+        return root.graph
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No INFO lines of MQBench on stdout."""
+    from mqbench.utils.logger import logger as host
+
+    level = host.level
+    try:
+        host.setLevel(logging.WARNING)
+        yield
+    finally:
+        host.setLevel(level)
+
+
+def prepare_unit(unit: fx.GraphModule, recipe: Recipe) -> fx.GraphModule:
+    """``prepare_by_platform`` on a unit that ``trace_unit`` traced; the ``prepare_unit`` of ``ahcq_plugin.quantize``.
+
+    Returns:
+        MQBench's GraphModule, with the name and the ``state_dict`` keys of ``unit`` beside those of the quantizers.
+    """
+    register()
+    from mqbench.prepare_by_platform import prepare_by_platform
+
+    options = {"extra_quantizer_dict": {"recipe": recipe, "prequant": []}}
+    with _quiet():
+        prepared = prepare_by_platform(unit, AHCQ_BACKEND, options, custom_tracer=_Traced())
+    keep_state(unit, prepared)
+    prepared.meta[UNIT_KEY]["name"] = unit.meta[UNIT_KEY]["name"]
+    return prepared.eval()
+
+
+def prepare(model: nn.Module, recipe: Any = DEFAULT_RECIPE, units: Any = None) -> nn.Module:
+    """Prepare every block of a model that does not trace as a whole, in place: ``prepare_by_platform`` on each.
+
+    Args, Returns, Raises: as :func:`ahcq_plugin.ptq.prepare`.
+    """
+    return ptq.prepare(model, Recipe.from_config(recipe), units, prepare_unit)
 
 
 @torch.no_grad()

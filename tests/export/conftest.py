@@ -16,12 +16,12 @@ BOXES = 4
 
 def batches(sam, items, count: int):
     """The first ``count`` items as batches of at most ``BOXES`` boxes."""
-    found = []
+    made = []
     for item in items:
-        found.append(make_batch(sam, item.image, item.boxes[:BOXES]))
-        if len(found) == count:
+        made.append(make_batch(sam, item.image, item.boxes[:BOXES]))
+        if len(made) == count:
             break
-    return found
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -115,8 +115,8 @@ def test_export_is_deterministic_and_reads_back(tiny_sam, tiny_items, tmp_path):
     export_spec(qmodel, tmp_path / "a")
     save_spec(load_spec(tmp_path / "a"), tmp_path / "b")
     export_spec(qmodel, tmp_path / "c", tiny_items[0], box_forward)
-    found = [{p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in "abc"]
-    assert found[0] == found[1] == found[2]
+    folders = [{p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in "abc"]
+    assert folders[0] == folders[1] == folders[2]
     assert all(torch.equal(value, before[key]) for key, value in qmodel.state_dict().items())
     assert all("forward" not in vars(unit) for unit in prepared_units(qmodel).values())
 

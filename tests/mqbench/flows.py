@@ -39,15 +39,15 @@ RECONSTRUCTED = ACADEMIC | {"w_fakequantize": "AdaRoundFakeQuantize", "a_fakequa
 
 def digest(*trees):
     """SHA-256 over tensors, arrays and bytes, in order."""
-    found = hashlib.sha256()
+    total = hashlib.sha256()
     for tree in trees:
         values = tree.items() if isinstance(tree, dict) else enumerate(tree if isinstance(tree, list) else [tree])
         for key, value in values:
-            found.update(str(key).encode())
+            total.update(str(key).encode())
             if isinstance(value, torch.Tensor):
                 value = value.detach().contiguous().numpy().tobytes()
-            found.update(value)
-    return found.hexdigest()
+            total.update(value)
+    return total.hexdigest()
 
 
 def calibrated(name, backend, extra):
