@@ -22,7 +22,7 @@ DRY_RUN = "--dry-run runs without it"
 
 
 def check_device(name: str | None) -> None:
-    """A device name that torch knows and this machine has."""
+    """A device name that torch knows and this machine has; else ValueError."""
     if name is None:
         return
     try:
@@ -34,7 +34,15 @@ def check_device(name: str | None) -> None:
 
 
 def check_dataset(config: Mapping[str, Any], source: str | None = None, masks: bool = False) -> None:
-    """Annotation file and images of a data set are there and not empty; with ``masks``, every object has a mask."""
+    """Annotation file and images of a data set are there and not empty; with ``masks``, every object has a mask.
+
+    Args:
+        config: of a data set, or of wrappers around some.
+        source: where the data are to be had, for the message.
+
+    Raises:
+        FileNotFoundError, ValueError: something is missing; what is there cannot be used.
+    """
     parts = wrapped(config)
     for part in parts:
         check_dataset(part, source, masks)
@@ -73,7 +81,11 @@ def _check_coco(ann_file: str, folder: str, masks: bool) -> None:
 
 
 def check_detector(cfg: Config) -> None:
-    """``load_from`` is there, readable and fits: the Runner would load what fits and keep silent about the rest."""
+    """``load_from`` is there, readable and fits: the Runner would load what fits and keep silent about the rest.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, and who fetches it; not a checkpoint, or of another detector.
+    """
     path = cfg.get("load_from")
     if not path:
         raise ValueError(f"`load_from` is not set: the detector would have random weights; {DRY_RUN}")

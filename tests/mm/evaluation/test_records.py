@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from mmengine.runner import Runner
 
 from ahcq_plugin.mm import BoxPromptedSAM
-from ahcq_plugin.mm.data.wrappers import innermost
+from ahcq_plugin.mm.data.wrappers import innermost, wrapped
 from ahcq_plugin.mm.evaluation import masks
 from ahcq_plugin.mm.evaluation.image_evaluation import evaluate
 from ahcq_plugin.mm.evaluation.records import (
@@ -99,6 +100,14 @@ def test_wrappers_that_mix_or_repeat_are_taken_off(scenes_config):
         assert len(dataset) == 3 and dataset[0]["inputs"].shape == (3, 64, 64)
     both = calibration_dataset(dict(type="ConcatDataset", datasets=[mixed, scenes_config]), scenes_config["pipeline"])
     assert len(both) == 6 and innermost(both).cat_ids == [1]
+
+
+@pytest.mark.parametrize("kind", [dict, SimpleNamespace])
+def test_wrappers_are_taken_off_configs_and_built_data_sets(kind):
+    one, other = kind(ann_file="a.json"), kind(ann_file="b.json")
+    both = kind(datasets=[kind(dataset=one), other])
+    assert wrapped(both)[1] is other and wrapped(other) == []
+    assert innermost(kind(dataset=both)) is one
 
 
 def test_batches_are_the_same_whenever_asked_for(scenes_config, tiny_sam):
