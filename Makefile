@@ -77,9 +77,10 @@ test-mqbench: deps  ## the tests against the real MQBench (docs/mqbench.md: how 
 	{ echo "make: MQBench does not import in $(VENV): see docs/mqbench.md, or name its folder in PYTHONPATH"; exit 1; }
 	OMP_NUM_THREADS=1 $(PY) -m pytest -W ignore --durations=10 $$(find tests -name 'test_mqbench_*.py' | sort)
 
-lint: deps  ## check format and style with ruff
+lint: deps  ## check format and style with ruff, types with mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+	$(PY) -m mypy
 
 format: deps  ## format, and mend what ruff can mend
 	$(PY) -m ruff format .
@@ -89,5 +90,5 @@ bench: deps  ## time and error of the range search against trying candidates one
 	$(PY) tools/bench_range_search.py
 
 clean:  ## remove .venv, caches and build leftovers (not work_dirs, not the wheel of mmcv)
-	rm -rf .venv build dist ahcq_plugin.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist ahcq_plugin.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find ahcq_plugin hls mm_configs tests tools -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -63,7 +63,10 @@ setup(
             f"MQBench @ git+https://github.com/ModelTC/MQBench.git@{MQBENCH_COMMIT}",
             *pinned("prettytable", "onnx", "onnxruntime", "onnxsim", "protobuf"),
         ],
-        "dev": pinned("pytest", "pytest-xdist", "hypothesis", "ruff", "timm", "onnx", "onnxruntime", "vos-benchmark"),
+        "dev": [
+            *pinned("pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"),
+            *pinned("timm", "onnx", "onnxruntime", "vos-benchmark"),  # what tests compare with
+        ],
     },
     classifiers=[
         "Development Status :: 4 - Beta",
