@@ -41,6 +41,10 @@ ROTARY_POSITIONS = "rotary positions"
 POSITION_TABLES = "position tables"
 
 
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 def _named(space: object, names: str) -> frozenset:
     """The functions of ``space`` by these names, those that this version has."""
     return frozenset(getattr(space, name) for name in names.split() if callable(getattr(space, name, None)))
@@ -53,7 +57,10 @@ _ELEMENTWISE = (
     "logical_and logical_or isnan isinf"
 )
 _REDUCTIONS = "mean sum amax amin max min var std norm argmax argmin any all cumsum"
-_MOVES = "cat stack concat concatenate gather index_select masked_select masked_fill masked_scatter take flip meshgrid sort topk"
+_MOVES = (
+    "cat stack concat concatenate gather index_select masked_select masked_fill masked_scatter take flip meshgrid sort "
+    "topk"
+)
 _MAKES = "zeros ones full empty arange linspace eye zeros_like ones_like full_like empty_like tensor as_tensor"
 _COMPLEX = "view_as_complex view_as_real polar complex"
 _IN_PLACE = "add_ sub_ mul_ div_ neg_ clamp_ clamp_min_ masked_fill_ copy_ exp_ sigmoid_ tanh_ pow_ sqrt_"
@@ -76,48 +83,15 @@ ALLOWED_FUNCTIONS = (
 ALLOWED_METHODS = (
     SHAPE_METHODS
     | SIZE_METHODS
-    | frozenset(" ".join((_ELEMENTWISE, _REDUCTIONS, _MOVES, _IN_PLACE)).split())
-    | {
-        "softmax",
-        "log_softmax",
-        "relu",
-        "relu_",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "new_empty",
-        "detach",
-        "cpu",
-        "item",
-    }
-    | {
-        "half",
-        "double",
-        "bool",
-        "long",
-        "int",
-        "masked_fill",
-        "unfold",
-        "fill_",
-        "zero_",
-        "requires_grad_",
-        "is_floating_point",
-    }
+    | _words(" ".join((_ELEMENTWISE, _REDUCTIONS, _MOVES, _IN_PLACE)))
+    | _words(
+        "softmax log_softmax relu relu_ new_zeros new_ones new_full new_empty detach cpu half double bool long int"
+    )
+    | _words("unfold fill_ zero_ is_floating_point")
 )
-NORM_MODULES = tuple(
-    getattr(nn, name)
-    for name in [
-        "LayerNorm",
-        "GroupNorm",
-        "BatchNorm1d",
-        "BatchNorm2d",
-        "BatchNorm3d",
-        "SyncBatchNorm",
-        "InstanceNorm1d",
-        "InstanceNorm2d",
-        "RMSNorm",
-    ]
-    if hasattr(nn, name)
+NORM_MODULES = (
+    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d),
 )
 _PLAIN_MODULES = (
     *SHAPE_MODULES,
@@ -132,7 +106,7 @@ _PLAIN_MODULES = (
 _EXCEPTIONS = {"add_decomposed_rel_pos": RELATIVE_POSITIONS}
 _MOVING_FUNCTIONS = {"get_rel_pos", *WINDOW_FUNCTIONS}
 _ADDITIONS = frozenset({operator.add, operator.iadd, torch.add, mask_scores, "add", "add_"})
-_MOVES_OF_TABLES = SHAPE_FUNCTIONS | SHAPE_METHODS | _named(torch, _MOVES) | set(_MOVES.split()) | {F.interpolate}
+_MOVES_OF_TABLES = SHAPE_FUNCTIONS | SHAPE_METHODS | _named(torch, _MOVES) | _words(_MOVES) | {F.interpolate}
 
 
 @dataclass(frozen=True)
