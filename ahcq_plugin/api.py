@@ -16,6 +16,7 @@ from ahcq_plugin.graph import RoleTable, describe
 from ahcq_plugin.ptq import audit, calibrate, freeze, precondition, prepare, reconstruct
 from ahcq_plugin.ptq.audit import AuditError, AuditReport
 from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE, load_file, save_atomic, save_checkpoint
+from ahcq_plugin.ptq.coverage import Coverage
 from ahcq_plugin.ptq.precondition import ConditionReport, original_tensors, restore_originals
 from ahcq_plugin.ptq.prepare import UnitPreparer, prepare_unit
 from ahcq_plugin.ptq.recipe import Recipe
@@ -35,6 +36,7 @@ class QuantReport:
         units: error of every unit before and after reconstruction.
         conditions: condition numbers of Linear weights before and after ACNR (empty without it).
         roles: the table unit, tensor, role, quantizer.
+        coverage: how much computes on integers, and by name what does not.
         stages: stage -> {"seconds", "peak_bytes"}.
     """
 
@@ -43,6 +45,7 @@ class QuantReport:
     units: list[UnitReport]
     conditions: list[ConditionReport]
     roles: RoleTable
+    coverage: Coverage
     stages: dict[str, dict[str, float]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,6 +56,7 @@ class QuantReport:
             "units": [asdict(unit) for unit in self.units],
             "conditions": [asdict(layer) for layer in self.conditions],
             "roles": [asdict(row) for row in self.roles.rows],
+            "coverage": self.coverage.to_dict(),
             "stages": self.stages,
         }
 
@@ -75,6 +79,7 @@ def quantize(
     prepare_unit: UnitPreparer = prepare_unit,
     workers: Workers = ALONE,
     notes: Mapping[str, Any] | None = None,
+    leave: Sequence[str] = (),
 ) -> tuple[nn.Module, QuantReport]:
     """Quantize a model after training: prepare, precondition, calibrate, reconstruct, freeze, audit.
 
@@ -92,6 +97,7 @@ def quantize(
         workers: processes that quantize together: ``Workers.running()`` in each of those that a launcher started, with
             the same arguments otherwise. All of them see ``work_dir``; the first writes.
         notes: plain values to keep in ``quantized.pth``.
+        leave: names or globs of what inside units may stay in floating point (see :func:`ahcq_plugin.ptq.prepare`).
         prepare_unit: gives a traced unit its quantizers; ``ahcq_plugin.mqbench.prepare_unit`` has MQBench do it.
     Returns:
         (the quantized model, QuantReport)
@@ -111,7 +117,7 @@ def quantize(
     device = model_device(model)
     stages = Stopwatch()
     with stages("prepare", device):
-        prepare(model, recipe, units, prepare_unit)
+        prepare(model, recipe, units, prepare_unit, leave)
     progress = progress and workers.is_first
     conditions = _calibrate(model, batches, recipe, forward, work_dir, resume, progress, stages, workers)
     with stages("reconstruct", device):
@@ -122,7 +128,7 @@ def quantize(
         outcome = audit(model, batches[0], forward)
     if not outcome.passed:
         raise AuditError(outcome)
-    report = QuantReport(recipe, outcome, reports, conditions, describe(model), stages.records)
+    report = QuantReport(recipe, outcome, reports, conditions, describe(model), outcome.coverage, stages.records)
     if work_dir is not None and workers.is_first:
         extra = {"report": report.to_dict(), "notes": dict(notes or {})}
         save_checkpoint(Path(work_dir) / "quantized.pth", model, recipe, extra)

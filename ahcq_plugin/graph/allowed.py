@@ -12,7 +12,8 @@ from __future__ import annotations
 import fnmatch
 import math
 import operator
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from ahcq_plugin.graph.ops import (
     ACTIVATION_MODULES,
     ACTIVATIONS,
+    FUNCTIONAL_LAYERS,
     SCALE_OPS,
     SHAPE_FUNCTIONS,
     SHAPE_METHODS,
@@ -33,7 +35,7 @@ from ahcq_plugin.graph.ops import (
     function_name,
 )
 from ahcq_plugin.graph.rewrites import mask_causal, mask_scores
-from ahcq_plugin.graph.tracer import check_fixed
+from ahcq_plugin.graph.tracer import OUR_DIR, TORCH_DIR, UNIT_KEY, check_fixed
 from ahcq_plugin.graph.untraceable import known, rotate
 
 RELATIVE_POSITIONS = "relative positions"
@@ -134,37 +136,45 @@ def exception_of(node: fx.Node) -> str | None:
     return _EXCEPTIONS.get(function_name(node) or "")
 
 
-def is_left(name: str, leave: Sequence[str]) -> bool:
-    """Whether the caller named ``name``, or something around it, by name or glob."""
-    return any(fnmatch.fnmatchcase(name, entry) or name.startswith(entry + ".") for entry in leave)
+def node_name(node: fx.Node) -> str:
+    """The node's name behind that of the module whose code made it: ``attn.addmm``; modules and tensors: their path."""
+    if node.op in ("call_module", "get_attr"):
+        return str(node.target)
+    inside = [path for path in node.meta.get("nn_module_stack", ()) if path]
+    return f"{inside[-1]}.{node.name}" if inside else node.name
 
 
-def find_uncovered(gm: fx.GraphModule, leave: Sequence[str] = ()) -> list[Uncovered]:
-    """What a traced unit computes in floating point although it is on no list of what is allowed.
+def is_left(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the caller named the node, or a module around it, by name or glob, with or without the unit's name."""
+    meta = gm.meta.get(UNIT_KEY, {})
+    return any(name_matches(entry, node_name(node), meta.get("name", "")) for entry in meta.get("leave", ()))
+
+
+def name_matches(entry: str, name: str, unit: str) -> bool:
+    """Whether an entry of ``leave`` means ``name`` in the unit ``unit``."""
+    names = (name, f"{unit}.{name}", name.rpartition(".")[2])
+    return any(fnmatch.fnmatchcase(n, entry) or n.startswith(entry + ".") for n in names)
+
+
+def find_uncovered(gm: fx.GraphModule) -> list[Uncovered]:
+    """What a traced unit computes in floating point although it is on no list of what is allowed, nor in ``leave``.
 
     Quantized or not: Linear, Conv2d and matmul nodes count as allowed here, since placement and audit answer for them.
-
-    Args:
-        leave: names and globs of nodes, modules and parameters inside the unit to allow in floating point.
     """
     index = GraphIndex(gm, gm.graph)
-    found = [item for node in gm.graph.nodes for item in _check_node(index, node)]
-    return [item for item in found if not is_left(item.name, leave)]
+    return [item for node in gm.graph.nodes if not is_left(gm, node) for item in _check_node(index, node)]
 
 
 def _check_node(index: GraphIndex, node: fx.Node) -> Iterator[Uncovered]:
-    if node.op == "call_module":
-        what = _module_problem(index, node)
-        name = str(node.target)
-    elif node.op == "get_attr":
-        what = _parameter_problem(index, node)
-        name = str(node.target)
-    elif node.op in ("call_function", "call_method"):
-        what, name = _call_problem(index, node), node.name
-    else:
-        return
+    checks = {
+        "call_module": _module_problem,
+        "get_attr": _parameter_problem,
+        "call_function": _call_problem,
+        "call_method": _call_problem,
+    }
+    what = checks[node.op](index, node) if node.op in checks else None
     if what:
-        yield Uncovered(name, what, source_line(node))
+        yield Uncovered(node_name(node), what, source_line(node))
 
 
 def _module_problem(index: GraphIndex, node: fx.Node) -> str | None:
@@ -174,6 +184,8 @@ def _module_problem(index: GraphIndex, node: fx.Node) -> str | None:
     if isinstance(module, (*NORM_MODULES, *_PLAIN_MODULES)):
         return None
     kind = type(module).__name__
+    if isinstance(module, nn.MultiheadAttention):
+        return f"nn.MultiheadAttention '{node.target}' hides its projections and matmuls"
     if next(module.parameters(), None) is not None:
         return f"{kind} has weights and is no Linear, Conv2d or norm: it would stay in floating point"
     return f"{kind} is not on the list of what may stay in floating point"
@@ -191,6 +203,8 @@ def _call_problem(index: GraphIndex, node: fx.Node) -> str | None:
     if allowed or index.is_matmul(node) or exception_of(node) or index.is_scalar(node):
         return None
     name = function_name(node) or str(node.target)
+    if node.target in FUNCTIONAL_LAYERS:
+        return f"calls {name} on a bare weight, not an nn.Linear or nn.Conv2d"
     return f"{name}() is not on the list of what may stay in floating point, and no layer that is quantized"
 
 
@@ -226,9 +240,7 @@ def position_table(index: GraphIndex, node: fx.Node) -> str | None:
 
 
 def source_line(node: fx.Node) -> str:
-    """``file:line`` of the innermost line of code that made the node, '' where the tracer did not note it."""
-    lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File ")]
-    if not lines:
-        return ""
-    file, number = lines[-1].split(", ")[:2]
-    return f"{file.removeprefix('File ').strip(chr(34))}:{number.removeprefix('line ')}"
+    """``file:line`` of the innermost line of the model's own code that made the node, '' where none was noted."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.stack_trace or "")
+    own = [f"{file}:{line}" for file, line in frames if not file.startswith((OUR_DIR, TORCH_DIR))]
+    return own[-1] if own else ""

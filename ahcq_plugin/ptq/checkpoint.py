@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.ptq.prepare import prepare
+from ahcq_plugin.ptq.prepare import left_in, prepare
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.support.files import replacing
 
@@ -48,6 +48,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, recipe: Recipe, extra: d
         "format": FORMAT,
         "recipe": recipe.to_dict(),
         "units": list(prepared_units(model)),
+        "leave": left_in(model),
         "state_dict": model.state_dict(),
         "extra": extra or {},
     }
@@ -64,7 +65,7 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise ValueError(f"{path} is not a quantized checkpoint: format {found!r}, expected {FORMAT!r}")
-    prepare(model, Recipe.from_config(content["recipe"]), content["units"])
+    prepare(model, Recipe.from_config(content["recipe"]), content["units"], leave=content.get("leave", ()))
     try:
         model.load_state_dict(content["state_dict"])
     except RuntimeError as error:

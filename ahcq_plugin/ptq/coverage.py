@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.graph.allowed import exception_of, position_table
+from ahcq_plugin.graph.allowed import exception_of, is_left, node_name, position_table
 from ahcq_plugin.graph.ops import GraphIndex
 from ahcq_plugin.ptq.macs import Place
 from ahcq_plugin.ptq.prepared import weight_layers
@@ -121,15 +121,23 @@ def _weights_of(unit: fx.GraphModule) -> list[tuple[str, str, int]]:
     return rows
 
 
+def may_multiply(unit: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node that multiplies matrices is a quantized layer, a matmul, an exception or left by the caller."""
+    kind, _ = _kind_of(unit, node)
+    return kind == INTEGERS or bool(exception_of(node)) or is_left(unit, node)
+
+
 def _kind_of(unit: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
     """(kind, label) of a node of a prepared unit that multiplies."""
     index = GraphIndex(unit, unit.graph)
     exception = exception_of(node)
     if exception:
         return IN_UNITS, exception
+    if is_left(unit, node):
+        return IN_UNITS, f"left: {node_name(node)}"
     layer = index.module(node)
     if isinstance(getattr(layer, "weight_fake_quant", None), FakeQuantize):
         return INTEGERS, "Linear and Conv2d"
     if index.is_matmul(node):
         return INTEGERS, "attention matmuls"
-    return IN_UNITS, f"left: {node.name}"
+    return IN_UNITS, f"left: {node_name(node)}"

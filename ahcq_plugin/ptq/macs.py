@@ -163,7 +163,7 @@ def count_macs(model: nn.Module, batch: Any, forward: Forward) -> MacCounter:
     torch.backends.mha.set_fastpath_enabled(False)  # nn.MultiheadAttention as one operator says nothing of its products
     try:
         with (
-            intercepted(outside, lambda name, call, args, kwargs: _counted_call(counter, name, call, args, kwargs)),
+            intercepted(outside, lambda name, call, args, kwargs: counted(counter, (name,), call, args, kwargs)),
             intercepted(units, lambda name, _, args, kwargs: runners[name](*args, **kwargs)),
             counter,
         ):
@@ -173,6 +173,7 @@ def count_macs(model: nn.Module, batch: Any, forward: Forward) -> MacCounter:
     return counter
 
 
-def _counted_call(counter: MacCounter, name: str, call: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-    with counter.at((name,)):
+def counted(counter: MacCounter, place: Place, call: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    """``call(*args, **kwargs)``, counted for ``place``."""
+    with counter.at(place):
         return call(*args, **kwargs)
