@@ -23,6 +23,7 @@ from ahcq_plugin.ptq.checkpoint import (
     save_atomic,
     save_checkpoint,
 )
+from ahcq_plugin.ptq.coverage import Coverage
 from ahcq_plugin.ptq.precondition import ConditionReport, original_tensors, restore_originals
 from ahcq_plugin.ptq.prepare import UnitPreparer, prepare_unit
 from ahcq_plugin.ptq.prepared import weight_layers
@@ -46,6 +47,7 @@ class QuantReport:
         units: error of every unit before and after reconstruction.
         conditions: condition numbers of Linear weights before and after ACNR (empty without it).
         roles: the table unit, tensor, role, quantizer.
+        coverage: how much computes on integers, and by name what does not.
         stages: stage -> {"seconds", "peak_bytes"}.
         unrounded: name in the ``state_dict`` -> weight of a quantized layer as it was calibrated, before rounding, on
             the CPU; with several ``workers`` the first has them. Not part of ``to_dict``.
@@ -56,6 +58,7 @@ class QuantReport:
     units: list[UnitReport]
     conditions: list[ConditionReport]
     roles: RoleTable
+    coverage: Coverage
     stages: dict[str, dict[str, float]]
     unrounded: dict[str, Tensor] = field(repr=False)
 
@@ -67,6 +70,7 @@ class QuantReport:
             "units": [asdict(unit) for unit in self.units],
             "conditions": [asdict(layer) for layer in self.conditions],
             "roles": [asdict(row) for row in self.roles.rows],
+            "coverage": self.coverage.to_dict(),
             "stages": self.stages,
         }
 
@@ -89,6 +93,7 @@ def quantize(
     prepare_unit: UnitPreparer = prepare_unit,
     workers: Workers = ALONE,
     notes: Mapping[str, Any] | None = None,
+    leave: Sequence[str] = (),
 ) -> tuple[nn.Module, QuantReport]:
     """Quantize a model after training: prepare, precondition, calibrate, reconstruct, freeze, audit.
 
@@ -106,6 +111,7 @@ def quantize(
         workers: processes that quantize together: ``Workers.running()`` in each of those that a launcher started, with
             the same arguments otherwise. All of them see ``work_dir``; the first writes.
         notes: plain values to keep in ``quantized.pth``.
+        leave: names or globs of what inside units may stay in floating point (see :func:`ahcq_plugin.ptq.prepare`).
         prepare_unit: gives a traced unit its quantizers; ``ahcq_plugin.mqbench.prepare_unit`` has MQBench do it.
     Returns:
         (the quantized model, QuantReport)
@@ -125,7 +131,7 @@ def quantize(
         model.to(device)
     device, stages = model_device(model), Stopwatch()
     with stages("prepare", device):
-        prepare(model, recipe, units, prepare_unit)
+        prepare(model, recipe, units, prepare_unit, leave)
     forward, progress = forward or default_forward, progress and workers.is_first
     run = _Run(model, batches, recipe, forward, None if work_dir is None else Path(work_dir), progress, workers, stages)
     conditions = run.calibrate(resume)
@@ -138,7 +144,9 @@ def quantize(
         outcome = audit(model, batches[0], forward)
     if not outcome.passed:
         raise AuditError(outcome)
-    report = QuantReport(recipe, outcome, reports, conditions, describe(model), stages.records, unrounded)
+    report = QuantReport(
+        recipe, outcome, reports, conditions, describe(model), outcome.coverage, stages.records, unrounded
+    )
     if work_dir is not None and workers.is_first:
         extra = {"report": report.to_dict(), "notes": dict(notes or {})}
         save_checkpoint(Path(work_dir) / "quantized.pth", model, recipe, extra)

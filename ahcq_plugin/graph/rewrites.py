@@ -30,10 +30,13 @@ def expand_fused_attention(graph: fx.Graph) -> int:
     for node in calls:
         arguments = {**_DEFAULTS, **dict(zip(_ARGUMENTS, node.args, strict=False)), **node.kwargs}
         _check(arguments)
+        before = set(graph.nodes)
         with graph.inserting_before(node):
             context = _attention(graph, arguments)
         node.replace_all_uses_with(context)
-        context.meta.update(node.meta)
+        for made in set(graph.nodes) - before:
+            made.meta.update(node.meta)
+            made.stack_trace = node.stack_trace
         graph.erase_node(node)
     if calls:
         graph.lint()

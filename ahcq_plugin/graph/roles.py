@@ -17,26 +17,16 @@ What a tensor is (post_act, attn_out) goes before what it is used for (qkv_in, m
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ahcq_plugin.graph.ops import (
-    EINSUMS,
-    FUNCTIONAL_LAYERS,
-    Edge,
-    GraphIndex,
-    function_name,
-    layer_input,
-    matmul_operands,
-)
-from ahcq_plugin.graph.tracer import UNIT_KEY
+from ahcq_plugin.graph.allowed import Uncovered, find_uncovered, is_left, node_name, source_line
+from ahcq_plugin.graph.ops import EINSUMS, Edge, GraphIndex, function_name, layer_input, matmul_operands
+from ahcq_plugin.graph.tracer import UNIT_KEY, UncoveredError
 
-logger = logging.getLogger(__name__)
 LAYER_ROLES = ("qkv_in", "mlp_in", "post_act", "attn_out", "conv_in", "other_in")
 ROLES = ("qkv_in", "q", "k", "v", "softmax", "attn_out", "mlp_in", "post_act", "conv_in", "other_in")
-_OTHER_LAYERS = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear)
 
 
 @dataclass(frozen=True)
@@ -113,17 +103,16 @@ def find_roles(gm: fx.GraphModule) -> list[RoleSite]:
     Args:
         gm: from ``trace_unit``, without quantizers.
     Raises:
-        ValueError: the unit holds something that would silently stay in floating point: nn.MultiheadAttention,
-            a functional linear or convolution, attention through einsum.
+        ValueError: the unit holds something that would silently stay in floating point (``graph/allowed.py``): it is
+            named with its line.
     """
     index = GraphIndex(gm, gm.graph)
     unit = gm.meta.get(UNIT_KEY, {}).get("name", type(gm).__name__)
-    _check_supported(index, unit)
     try:
         attentions = find_attentions(index)
     except ValueError as error:
         raise ValueError(f"unit '{unit}': {error}, or leave the unit out with `units=`") from error
-    _warn_unquantized(index, unit, attentions)
+    _refuse_floating_point(gm, index, unit, attentions)
 
     claims = _Claims()
     projections = _projections(index, attentions)
@@ -212,20 +201,18 @@ def _edge_on(index: GraphIndex, path: list[fx.Node]) -> Edge:
     return next(edge for edge in index.edges(tensor) if edge[0] is user)
 
 
-def _check_supported(index: GraphIndex, unit: str) -> None:
-    for node in index.graph.nodes:
-        problem = None
-        if isinstance(index.module(node), nn.MultiheadAttention):
-            problem = f"nn.MultiheadAttention '{node.target}' hides its projections and matmuls"
-        elif node.op == "call_function" and node.target in FUNCTIONAL_LAYERS:
-            problem = f"node '{node.name}' calls {function_name(node)} on a bare weight, not an nn.Linear or nn.Conv2d"
-        if problem:
-            raise ValueError(f"unit '{unit}': {problem} and would stay unquantized; leave the unit out with `units=`")
-
-
-def _warn_unquantized(index: GraphIndex, unit: str, attentions: list[Attention]) -> None:
-    known = {n for a in attentions for n in (a.scores, a.context)}
-    left = [n for n in index.graph.nodes if n not in known and (index.is_matmul(n) or n.target in EINSUMS)]
-    left += [n for n in index.graph.nodes if isinstance(index.module(n), _OTHER_LAYERS)]
-    if left:
-        logger.warning("unit '%s': left in floating point: %s", unit, ", ".join(n.name for n in left))
+def _refuse_floating_point(gm: fx.GraphModule, index: GraphIndex, unit: str, attentions: list[Attention]) -> None:
+    """Raise ValueError where something would silently stay in floating point."""
+    quantized = {node for a in attentions for node in (a.scores, a.context)}
+    problems = find_uncovered(gm)
+    problems += [
+        Uncovered(node_name(node), "a product of two tensors that belongs to no attention", source_line(node))
+        for node in gm.graph.nodes
+        if index.is_matmul(node) and node not in quantized and not is_left(gm, node)
+    ]
+    if problems:
+        shown = "; ".join(map(str, problems[:5])) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise UncoveredError(
+            f"unit '{unit}' would compute in floating point: {shown}. Write it with nn.Linear, nn.Conv2d or softmax "
+            "attention by matmul, name it in `leave=`, or leave the unit out with `units=`"
+        )

@@ -6,9 +6,10 @@ from __future__ import annotations
 import inspect
 import linecache
 import operator
+import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,8 @@ from ahcq_plugin.graph.untraceable import treatment
 UNIT_KEY = "ahcq_unit"
 # Functions of segment_anything and sam2 (and of their many copies) that branch on sizes: kept whole, as one node each.
 WRAPPED_FUNCTIONS = ("window_partition", "window_unpartition", "get_rel_pos", "add_decomposed_rel_pos")
-_OUR_DIR, _TORCH_DIR = str(Path(__file__).parent), str(Path(torch.__file__).parent)
+#: Folders that hold no code of a model; the separator keeps `torchvision` out of `torch`.
+OUR_DIR, TORCH_DIR = (str(path.parent) + os.sep for path in (Path(__file__), Path(torch.__file__)))
 
 
 class BlockTracer(fx.Tracer):
@@ -41,6 +43,7 @@ class BlockTracer(fx.Tracer):
     def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace ``root`` as it is (training flags included) into a graph whose sizes stay dynamic."""
         super().__init__(autowrap_functions=_wrapped_functions(root))
+        self.record_stack_traces = True  # errors name the line
         self._taken_tests: list[fx.Node] = []
         graph = super().trace(root, concrete_args)
         for node in self._taken_tests:
@@ -86,7 +89,7 @@ class BlockTracer(fx.Tracer):
                 self._taken_tests.append(obj.node)
                 return True
         frame = sys._getframe(1)
-        while frame is not None and frame.f_code.co_filename.startswith((_TORCH_DIR, _OUR_DIR)):
+        while frame is not None and frame.f_code.co_filename.startswith((TORCH_DIR, OUR_DIR)):
             frame = frame.f_back
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).split() if frame else []
         if line[:1] == ["assert"] and "not" not in line and "or" not in line:
@@ -114,14 +117,20 @@ class UnitError(RuntimeError):
     """A model cannot be quantized as it is: a unit does not trace, is not reached, or its values are not finite."""
 
 
-def trace_unit(module: nn.Module, name: str) -> fx.GraphModule:
+class UncoveredError(UnitError, ValueError):
+    """A unit would compute something in floating point that is neither allowed nor left by the caller."""
+
+
+def trace_unit(module: nn.Module, name: str, leave: Sequence[str] = ()) -> fx.GraphModule:
     """Trace a unit in eval mode; parameters are shared with ``module`` and keep their paths.
 
     Args:
         module: the unit. Its training flags are restored afterwards.
         name: its module name, for messages and ``meta``.
+        leave: what of it may stay in floating point (see ``graph/allowed.py``), kept in ``meta``.
     Returns:
-        A GraphModule with the unit's ``state_dict`` keys and ``meta["ahcq_unit"] = {"name": name, "placements": []}``.
+        A GraphModule with the unit's ``state_dict`` keys and ``meta["ahcq_unit"]`` with the keys ``name``,
+        ``leave`` and ``placements`` (empty).
     Raises:
         UnitError: the unit does not trace; names it and the source line that stopped the tracer.
     """
@@ -143,7 +152,7 @@ def trace_unit(module: nn.Module, name: str) -> fx.GraphModule:
     for path, child in module.named_modules():
         if path and treatment(child).is_asked_for and type(traced.get_submodule(path)) is nn.Module:
             traced.get_submodule(path).__class__ = type(child)
-    traced.meta[UNIT_KEY] = {"name": name, "placements": []}
+    traced.meta[UNIT_KEY] = {"name": name, "leave": tuple(leave), "placements": []}
     return traced
 
 
@@ -168,7 +177,7 @@ def _wrapped_functions(root: nn.Module | Callable[..., Any]) -> tuple[Callable[.
 
 def _source_line(error: BaseException) -> str:
     """' at file:line: `code`' of the innermost frame of user code, or '' if there is none."""
-    ours = (_TORCH_DIR, _OUR_DIR, "<")
+    ours = (TORCH_DIR, OUR_DIR, "<")
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
     return f" at {frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
 

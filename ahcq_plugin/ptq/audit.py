@@ -8,21 +8,21 @@ audit finds either by comparing what flows with what the codes say, not by trust
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.graph.ops import GraphIndex, layer_input, matmul_operands
+from ahcq_plugin.graph.allowed import node_name
+from ahcq_plugin.ptq.coverage import Coverage, cover, may_multiply
 from ahcq_plugin.ptq.freeze import unfrozen
-from ahcq_plugin.ptq.prepared import is_weight, quantizers, watched, weight_layers
+from ahcq_plugin.ptq.macs import MacCounter, Place, count_macs, counted
+from ahcq_plugin.ptq.prepared import intercepted, is_weight, quantizers, watched, weight_layers
+from ahcq_plugin.ptq.static import unquantized
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
-
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,22 @@ class AuditReport:
         problems: one line each, naming the quantizer or layer.
         counts: role -> number of values quantized on the audited batch (``weight``: number of weights).
         quantizers: role -> number of quantizers.
+        coverage: what computes on integers and by name what does not, with multiply-accumulates of the audited batch.
     """
 
     problems: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     quantizers: dict[str, int] = field(default_factory=dict)
+    coverage: Coverage | None = None
 
     @property
     def passed(self) -> bool:
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"passed": self.passed, **asdict(self)}
+        """Plain values; the coverage has a place of its own in a report."""
+        content = {name: value for name, value in asdict(self).items() if name != "coverage"}
+        return {"passed": self.passed, **content}
 
 
 class AuditError(RuntimeError):
@@ -65,14 +68,18 @@ def audit(model: nn.Module, batch: Any, forward: Forward | None = None) -> Audit
     Every quantizer is on, observes nothing, drops nothing and rounds hard; every weight is on its grid; on ``batch``
     every quantizer is reached, and what leaves it equals ``decode(encode(input))`` and is on the grid, bit for bit;
     every Linear and Conv2d in a unit has a quantized weight and reads a quantizer, and between the quantizers and a
-    matmul stand only changes of shape and scalar factors (``graph/ops.py`` has the lists), with dropout off.
+    matmul stand only changes of shape and scalar factors (``graph/ops.py`` has the lists), with dropout off. What else
+    a unit computes is on a list of what may stay in floating point (``graph/allowed.py``), and no multiply-accumulate
+    that really runs in a unit, whatever wraps it, belongs to anything but a quantized layer, a quantized matmul, a
+    named exception or what the caller of ``prepare`` left.
     """
+    forward = forward or default_forward
     report = AuditReport()
     units = prepared_units(model)
     if not units:
         report.problems.append("the model has no quantized unit: run `prepare` first")
     for name, unit in units.items():
-        report.problems.extend(f"{name}.{problem}" for problem in _uncovered(unit))
+        report.problems.extend(f"{name}.{problem}" for problem in unquantized(unit))
     for name, quantizer in quantizers(model):
         report.problems.extend(f"{name}: {problem}" for problem in unfrozen(quantizer))
     for name, layer in weight_layers(model).items():
@@ -80,50 +87,31 @@ def audit(model: nn.Module, batch: Any, forward: Forward | None = None) -> Audit
         if not torch.equal(on_grid, layer.weight):
             off = int((on_grid != layer.weight).sum())
             report.problems.append(f"{name}: {off} of {layer.weight.numel()} weights are off their grid")
-    _check_values(model, batch, forward or default_forward, report)
-    return report
+    counts = _check_products(model, units, batch, forward, report)
+    return replace(report, coverage=cover(model, counts))
 
 
-def _uncovered(unit: fx.GraphModule) -> list[str]:
-    """Layers and matmuls of a unit that compute on unquantized values."""
-    index, problems = GraphIndex(unit, unit.graph), []
-    for node in unit.graph.nodes:
-        if index.is_layer(node):
-            if not isinstance(getattr(index.module(node), "weight_fake_quant", None), FakeQuantize):
-                problems.append(f"{node.target}: its weight has no quantizer")
-            if not _is_quantizer(index, layer_input(node)[1]):
-                problems.append(f"{node.target}: its input is not quantized")
-        elif index.is_matmul(node):
-            for side, (_, operand) in zip(("left", "right"), matmul_operands(node), strict=True):
-                if not _comes_from_quantizer(index, operand):
-                    problems.append(f"{node.name}: its {side} operand is not quantized")
-    return problems
+def _check_products(
+    model: nn.Module, units: dict[str, fx.GraphModule], batch: Any, forward: Forward, report: AuditReport
+) -> dict[Place, int]:
+    """Check values in a run of the model as it is, then products in one node by node, whose totals must be the same.
 
-
-def _is_quantizer(index: GraphIndex, node: fx.Node) -> bool:
-    return isinstance(index.module(node), FakeQuantize)
-
-
-def _comes_from_quantizer(index: GraphIndex, node: fx.Node) -> bool:
-    """Whether only changes of shape and scalar factors stand between a quantizer and the tensor ``node``."""
-    *between, source = index.walk_back(node)
-    return _is_quantizer(index, source) and not any(_changes_values(index, step) for step in between)
-
-
-def _changes_values(index: GraphIndex, node: fx.Node) -> bool:
-    """Whether a node that passes for a change of shape does more: dropout that is on, padding with something but 0.
-
-    Zeros from padding add nothing to a product.
+    Returns: multiply-accumulates by place.
     """
-    if node.target in (F.dropout, torch.dropout):
-        return _given(node, 2, "train" if node.target is torch.dropout else "training", True) is not False
-    if node.target is F.pad:
-        return _given(node, 3, "value", None) not in (None, 0)
-    return isinstance(index.module(node), DROPOUTS) and index.module(node).training
-
-
-def _given(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+    whole = MacCounter()
+    with intercepted(units, lambda name, call, args, kwargs: counted(whole, (name,), call, args, kwargs)), whole:
+        _check_values(model, batch, forward, report)
+    nodes = count_macs(model, batch, forward)
+    for name, unit in units.items():
+        in_nodes = {node: nodes.counts.get((name, node.name), 0) for node in unit.graph.nodes}
+        if sum(in_nodes.values()) != whole.counts.get((name,), 0):
+            report.problems.append(f"{name}: what it computes is not what its graph says; call `recompile()`")
+        for node, count in in_nodes.items():
+            hidden = nodes.hidden.get((name, node.name))
+            if (count or hidden) and not may_multiply(unit, node):
+                what = f"{count:,} multiply-accumulates" if count else f"{', '.join(sorted(hidden))}"
+                report.problems.append(f"{name}.{node_name(node)}: {what} in floating point")
+    return dict(nodes.counts)
 
 
 def _check_values(model: nn.Module, batch: Any, forward: Forward, report: AuditReport) -> None:

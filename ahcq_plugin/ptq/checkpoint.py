@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.ptq.prepare import prepare
+from ahcq_plugin.ptq.prepare import left_in, prepare
 from ahcq_plugin.ptq.recipe import Recipe, current_names
 from ahcq_plugin.quantizers.base import ResizingStateMixin
 from ahcq_plugin.support.files import replacing
@@ -51,6 +52,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, recipe: Recipe, extra: d
         "format": FORMAT,
         "recipe": recipe.to_dict(),
         "units": list(prepared_units(model)),
+        "leave": left_in(model),
         "state_dict": model.state_dict(),
         "extra": extra or {},
     }
@@ -65,6 +67,7 @@ class Checkpoint:
         path: the file, for messages.
         recipe: what the model was prepared with.
         units: names of its units.
+        leave: what of them stays in floating point, as given to ``prepare``.
         state: its ``state_dict``, tensors on the CPU.
         extra: plain values that were saved with it.
     """
@@ -72,6 +75,7 @@ class Checkpoint:
     path: Path
     recipe: Recipe
     units: list[str]
+    leave: Sequence[str]
     state: dict[str, Tensor]
     extra: dict[str, Any]
 
@@ -81,7 +85,7 @@ class Checkpoint:
         Raises:
             ValueError: made for another model, or ``model`` is prepared already.
         """
-        prepare(model, self.recipe, self.units)
+        prepare(model, self.recipe, self.units, leave=self.leave)
         load_state(model, self.state, str(self.path), "this model", _resizing(model))
         return model
 
@@ -97,7 +101,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if written != FORMAT:
         raise ValueError(f"{path} is not a quantized checkpoint: format {written!r}, expected {FORMAT!r}")
     recipe = Recipe.from_config(current_names(content["recipe"]))
-    return Checkpoint(Path(path), recipe, content["units"], content["state_dict"], content["extra"])
+    leave = content.get("leave", ())  # files from before it could be given lack it
+    return Checkpoint(Path(path), recipe, content["units"], leave, content["state_dict"], content["extra"])
 
 
 def _resizing(model: nn.Module) -> set[str]:

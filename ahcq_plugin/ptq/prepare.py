@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import fx, nn
 
-from ahcq_plugin.graph import UNIT_KEY, find_units, place, prepared_units, trace_unit
+from ahcq_plugin.graph import UNIT_KEY, UncoveredError, find_units, place, prepared_units, trace_unit
+from ahcq_plugin.graph.allowed import name_matches, node_name
 from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.ptq.static import unquantized
 from ahcq_plugin.quantizers import ACTIVATION_FAMILIES, AdaRoundFakeQuantize, FakeQuantize
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,11 @@ UnitPreparer = Callable[[fx.GraphModule, Recipe], fx.GraphModule]
 
 
 def prepare(
-    model: nn.Module, recipe: Recipe, units: Any = None, prepare_unit: UnitPreparer = prepare_unit
+    model: nn.Module,
+    recipe: Recipe,
+    units: Any = None,
+    prepare_unit: UnitPreparer = prepare_unit,
+    leave: Sequence[str] = (),
 ) -> nn.Module:
     """Trace every unit and put fake quantizers by role, in place; until calibrated the model computes floating point.
 
@@ -60,10 +66,14 @@ def prepare(
         model: in eval mode; its blocks must trace with ``torch.fx``.
         units: None (found by structure), or types, module names, globs.
         prepare_unit: puts quantizers into a traced unit.
+        leave: names or globs of modules, tensors and graph nodes inside units that may stay in floating point although
+            they multiply; everything else that does is refused. ``coverage`` shows them.
     Returns:
         ``model``.
     Raises:
-        ValueError: no unit was found, or the model is already prepared.
+        ValueError: no unit was found, the model is already prepared, or an entry of ``leave`` matches nothing.
+        UncoveredError: a unit computes something in floating point that is neither allowed nor named in ``leave`` (with
+            its line).
         UnitError: a unit does not trace (named with the line that stopped the tracer).
     On errors the model keeps its units as they were.
     """
@@ -73,9 +83,32 @@ def prepare(
     if not names:
         raise ValueError("no unit found by structure; name the blocks with `units=` (types, names or globs)")
     model.eval()
-    traced = {name: trace_unit(model.get_submodule(name), name) for name in names}
+    traced = {name: trace_unit(model.get_submodule(name), name, leave) for name in names}
+    _check_leave(traced, leave)
     prepared = {name: prepare_unit(unit, recipe) for name, unit in traced.items()}
-    for name, unit in prepared.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, unit)
+    problems = [f"{name}.{problem}" for name, unit in prepared.items() for problem in unquantized(unit)]
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise UncoveredError(f"the audit would refuse this model: {shown}; name it in `leave=`, or change `units=`")
+    replaced = {model.get_submodule(name): unit for name, unit in prepared.items()}
+    for path, module in list(model.named_modules(remove_duplicate=False)):  # every path to a block that is used twice
+        if module in replaced:
+            parent, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent), child, replaced[module])
     return model
+
+
+def left_in(model: nn.Module) -> list[str]:
+    """What the caller of ``prepare`` let stay in floating point inside the units of ``model``."""
+    return list(
+        dict.fromkeys(e for unit in prepared_units(model).values() for e in unit.meta[UNIT_KEY].get("leave", ()))
+    )
+
+
+def _check_leave(units: Mapping[str, fx.GraphModule], leave: Sequence[str]) -> None:
+    if isinstance(leave, str):
+        raise TypeError(f"`leave` takes a list of names and globs, got the string {leave!r}")
+    names = [(node_name(node), unit) for unit, gm in units.items() for node in gm.graph.nodes]
+    for entry in leave:
+        if not any(name_matches(entry, name, unit) for name, unit in names):
+            raise ValueError(f"`leave` entry {entry!r} matches nothing in the units {', '.join(list(units)[:4])}")

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -241,15 +239,15 @@ class Packed(nn.Module):
     ],
 )
 def test_what_would_silently_stay_in_floating_point_is_refused(unit, reason):
-    with pytest.raises(ValueError, match=rf"unit 'blocks.7': .*{reason}.*`units=`"):
+    with pytest.raises(ValueError, match=rf"unit 'blocks.7'.*{reason}.*`units=`"):
         find_roles(trace_unit(unit, "blocks.7"))
 
 
-def test_products_outside_attention_are_reported(caplog):
+def test_products_outside_attention_are_refused_unless_left():
     class Gram(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x @ x.transpose(1, 2)
 
-    with caplog.at_level(logging.WARNING, "ahcq_plugin.graph.roles"):
-        assert find_roles(trace_unit(Gram(), "gram")) == []
-    assert "unit 'gram': left in floating point: matmul" in caplog.text
+    with pytest.raises(ValueError, match=r"'gram'.*matmul: a product of two tensors.*test_roles\.py:\d+.*`leave=`"):
+        find_roles(trace_unit(Gram(), "gram"))
+    assert find_roles(trace_unit(Gram(), "gram", leave=["matmul"])) == []
