@@ -18,9 +18,7 @@ from ahcq_plugin.ptq.audit import AuditError, AuditReport
 from ahcq_plugin.ptq.checkpoint import (
     CALIBRATED_FILE,
     Checkpoint,
-    load_file,
     read_checkpoint,
-    save_atomic,
     save_checkpoint,
 )
 from ahcq_plugin.ptq.coverage import Coverage
@@ -30,6 +28,8 @@ from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.ptq.recipe import Recipe, current_names
 from ahcq_plugin.ptq.resume import ResumeError, UnitReport, determining, fingerprint
 from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device
+from ahcq_plugin.support.checked import save_checked
+from ahcq_plugin.support.safe_load import safe_load
 from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.workers import ALONE, Workers
 
@@ -225,11 +225,11 @@ class _Run:
             "originals": original_tensors(self.model),
             "conditions": [asdict(layer) for layer in conditions],
         }
-        save_atomic(content, path)
+        save_checked(content, path)
 
     def _load(self, path: Path, mark: str) -> list[ConditionReport]:
         with self.stages("calibrate", model_device(self.model)):
-            saved = load_file(path)
+            saved = safe_load(path)
             if saved["fingerprint"] != mark:
                 settings, before = determining(self.recipe), current_names(saved["recipe"])
                 changed = sorted(key for key, value in settings.items() if before.get(key) != value)

@@ -9,10 +9,11 @@ from torch import nn
 
 from ahcq_plugin import quantize
 from ahcq_plugin.ptq import AuditError, audit, calibrate, quantizers
-from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE, load_file
+from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE
 from ahcq_plugin.ptq.prepare import prepare
 from ahcq_plugin.ptq.prepared import activation_quantizers, observing, set_quantization, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.support.safe_load import safe_load
 from ahcq_plugin.zoo.sam import box_forward
 
 
@@ -116,7 +117,7 @@ def test_the_report_has_the_weights_that_were_calibrated(tiny_sam, tiny_items, t
     recipe = {"name": "rtn", "acnr": True}
     qmodel, report = quantize(tiny_sam, tiny_items, recipe, forward=box_forward, work_dir=tmp_path, progress=False)
     assert set(report.unrounded) == {f"{name}.weight" for name in weight_layers(qmodel)}
-    calibrated, rounded = load_file(tmp_path / CALIBRATED_FILE)["state"], qmodel.state_dict()
+    calibrated, rounded = safe_load(tmp_path / CALIBRATED_FILE)["state"], qmodel.state_dict()
     for name, weight in report.unrounded.items():
         assert torch.equal(weight, calibrated[name]) and not torch.equal(weight, rounded[name]), name
     assert "unrounded" not in report.to_dict()

@@ -36,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
     parser.add_argument("--seed", type=int, help="of calibration and reconstruction")
     parser.add_argument("--launcher", default="none", help="who started several processes: pytorch, slurm or mpi")
+    parser.add_argument("--trust-checkpoint", action="store_true", help="unpickle load_from: it can run any code")
     parser.add_argument(
         "--toolkit", help="who places the quantizers: native or mqbench (docs/mqbench.md); equal results"
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from ahcq_plugin.export.matmul import lane_starts
+from ahcq_plugin.export.operands import WeightOperand
 from ahcq_plugin.hls.layer import Layer
 from ahcq_plugin.hls.layout import Layout
 
@@ -30,6 +31,7 @@ def starts(layer: Layer) -> np.ndarray:
     """int64 (tiles * groups, pe): what each accumulator starts with; of hluq, whose lanes run together, zeros."""
     matmul, layout = layer.matmul, layer.layout
     groups = len(layout.group_folds)
+    assert isinstance(matmul.right, WeightOperand)  # a layer without one has no memories of weights
     return _by_tile(lane_starts(matmul.left, matmul.right)[:, :groups], layout).reshape(-1, layout.pe)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os.path
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader
 
 from ahcq_plugin.mm.data.wrappers import wrapped
+from ahcq_plugin.mm.detectors.loading import read_detector
 from ahcq_plugin.zoo.published import of_path
 
 DRY_RUN = "--dry-run runs without it"
@@ -91,15 +90,7 @@ def check_detector(cfg: Config) -> None:
         raise ValueError(f"`load_from` is not set: the detector would have random weights; {DRY_RUN}")
     if "://" not in path and not os.path.isfile(path):
         raise FileNotFoundError(f"no detector checkpoint {path}{_where_to_get(path)}; {DRY_RUN}")
-    try:
-        loaded = CheckpointLoader.load_checkpoint(path, map_location="cpu", logger="silent")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"cannot read the detector checkpoint {path} ({reason}); copy or download it again") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
-    if not isinstance(state, Mapping):
-        raise ValueError(f"the detector checkpoint {path} holds no state dict")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = read_detector(cfg)
     own = MODELS.build(cfg.model).state_dict()
     wrong = [f"{name} is missing" for name in own if name not in state and not name.endswith("num_batches_tracked")]
     wrong += [

@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from rich.console import Console
 
 from ahcq_plugin.graph import UnitError
+from ahcq_plugin.mm.detectors.loading import load_detector
 from ahcq_plugin.mm.dry_run import initialise, make_dry_run
 from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.preflight import check_keys, preflight
@@ -47,6 +48,7 @@ def launch(
     seed: int | None = None,
     toolkit: str | None = None,
     launcher: str = "none",
+    trust_checkpoint: bool = False,
     console: Console | None = None,
 ) -> int:
     """Run a PTQ config and print its table; of several processes (``launcher``, see MMEngine's) the first prints.
@@ -65,6 +67,8 @@ def launch(
         cfg.work_dir = work_dir or str(Path("work_dirs") / Path(config).stem)
         override_recipe(cfg, name=recipe, w_bits=w_bits, a_bits=a_bits, seed=seed)
         override_loop(cfg, device=device, toolkit=toolkit, resume=resume or None, seed=seed)
+        if trust_checkpoint:
+            cfg.trust_checkpoint = True
         runner = build_runner(cfg, dry_run, console)
     except (ValueError, FileNotFoundError) as error:
         _complain(console, f"error: {_one_line(error)}")
@@ -175,8 +179,12 @@ def build_runner(cfg: Config, dry_run: bool, console: Console) -> Runner:
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints while it reads annotations
         preflight(cfg, random_weights=dry_run)
         try:
+            load_from, cfg.load_from = cfg.get("load_from"), None  # MMEngine's loader would unpickle it
             runner = Runner.from_cfg(cfg)
+            runner.cfg.load_from = cfg.load_from = load_from
             _ = runner.test_loop  # built on first access
+            if load_from and not dry_run:
+                load_detector(runner.model, cfg)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"the config does not build: {error}") from error
     if dry_run:

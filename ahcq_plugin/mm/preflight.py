@@ -56,6 +56,8 @@ def check_keys(cfg: Config) -> None:
         close = difflib.get_close_matches(key, KNOWN_KEYS, n=1, cutoff=0.8)
         if close and key not in KNOWN_KEYS:
             raise ValueError(f"unknown config key {key!r}: did you mean {close[0]!r}?")
+    if cfg.get("resume"):
+        raise ValueError("the config has `resume`, MMEngine's for training: give --resume, or test_cfg.resume = True")
     kind = loop_class(cfg)
     for key in ("recipe", "sam"):
         if key in cfg.test_cfg:

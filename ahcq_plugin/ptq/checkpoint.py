@@ -1,49 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files: written atomically, read with ``weights_only=True``."""
+"""The file of a quantized model, written atomically with a digest and read back."""
 
 from __future__ import annotations
 
-import pickle
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq.prepare import left_in, prepare
 from ahcq_plugin.ptq.recipe import Recipe, current_names
 from ahcq_plugin.quantizers.base import ResizingStateMixin
-from ahcq_plugin.support.files import replacing
+from ahcq_plugin.support.checked import save_checked
+from ahcq_plugin.support.safe_load import safe_load
 from ahcq_plugin.support.state import load_state
 
 FORMAT = "ahcq_plugin.checkpoint/1"
 CALIBRATED_FILE = "calibrated.pt"  # in a run's work dir: the state after calibration, weights in floating point
-
-
-def save_atomic(obj: Any, path: str | Path) -> None:
-    """``torch.save``; ``path`` is the old file or the whole new one."""
-    with replacing(path) as temporary:
-        torch.save(obj, temporary)
-
-
-def load_file(path: str | Path, map_location: Any = "cpu") -> Any:
-    """``torch.load(weights_only=True)``.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a readable checkpoint.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"checkpoint not found: {path}")
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, struct.error) as error:
-        first_line = str(error).strip().splitlines()[:1]
-        raise ValueError(f"checkpoint {path} cannot be read (truncated, or not a checkpoint?): {first_line}") from error
 
 
 def save_checkpoint(path: str | Path, model: nn.Module, recipe: Recipe, extra: dict[str, Any] | None = None) -> None:
@@ -56,7 +32,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, recipe: Recipe, extra: d
         "state_dict": model.state_dict(),
         "extra": extra or {},
     }
-    save_atomic(content, path)
+    save_checked(content, path)
 
 
 @dataclass(frozen=True)
@@ -96,7 +72,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         FileNotFoundError, ValueError: no such file, unreadable, or of another format.
     """
-    content = load_file(path)
+    content = safe_load(path)
     written = content.get("format") if isinstance(content, dict) else None
     if written != FORMAT:
         raise ValueError(f"{path} is not a quantized checkpoint: format {written!r}, expected {FORMAT!r}")
@@ -107,5 +83,5 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 def _resizing(model: nn.Module) -> set[str]:
     """Names of the tensors whose shape is known only after calibration."""
-    resizing = [(name, module) for name, module in model.named_modules() if isinstance(module, ResizingStateMixin)]
-    return {f"{prefix}.{name}" for prefix, module in resizing for name in (*module._parameters, *module._buffers)}
+    own = {name for name, module in model.named_modules() if isinstance(module, ResizingStateMixin)}
+    return {name for name in model.state_dict() if name.rpartition(".")[0] in own}

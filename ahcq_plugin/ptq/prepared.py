@@ -102,9 +102,9 @@ def watched(modules: Mapping[str, nn.Module], note: Callable[[str, nn.Module, An
     def hook(name: str) -> Callable[[nn.Module, tuple, dict, Any], None]:
         return lambda module, args, kwargs, out: note(name, module, [*args, *kwargs.values()][0], out)
 
-    hooks = [module.register_forward_hook(hook(name), with_kwargs=True) for name, module in modules.items()]
+    handles = [module.register_forward_hook(hook(name), with_kwargs=True) for name, module in modules.items()]
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()

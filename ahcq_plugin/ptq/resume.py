@@ -12,9 +12,10 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ahcq_plugin.ptq.checkpoint import load_file, save_atomic
 from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.support.checked import save_checked
 from ahcq_plugin.support.digest import digest
+from ahcq_plugin.support.safe_load import safe_load
 from ahcq_plugin.support.workers import Workers
 
 
@@ -90,7 +91,7 @@ class UnitFiles:
         if self.folder is None or not self.workers.first(self.resume and self._path(number).exists()):
             return None
         path = self._path(number)
-        saved = load_file(path)
+        saved = safe_load(path)
         if saved["fingerprint"] != self.mark or saved["report"]["name"] != name:
             raise ResumeError(
                 f"cannot resume from {path}: it was made with another model, other calibration data or another recipe; "
@@ -103,7 +104,7 @@ class UnitFiles:
         """Keep a finished unit."""
         if self.folder is not None and self.workers.is_first:
             state = {key: value.cpu() for key, value in unit.state_dict().items()}
-            save_atomic({"fingerprint": self.mark, "state": state, "report": asdict(report)}, self._path(number))
+            save_checked({"fingerprint": self.mark, "state": state, "report": asdict(report)}, self._path(number))
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:03d}.pt"

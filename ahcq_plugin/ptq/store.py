@@ -7,13 +7,16 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from ahcq_plugin.support.checked import save_checked
+from ahcq_plugin.support.safe_load import safe_load
 
 #: Elements from which a float32 tensor is kept in half precision: the image tokens that SAM's second two-way layer has
 #: for every box (16 x 4096 x 256), not those of one image. Rounding by 2^-11 is far below any quantizer's step.
@@ -102,6 +105,20 @@ def _move(leaf: Any, device: torch.device | str) -> Any:
     return leaf.to(device) if isinstance(leaf, Tensor) else leaf
 
 
+def _plain(leaf: Any) -> Any:
+    """A leaf as tensors and plain values, for a file that no class is needed to read."""
+    if not isinstance(leaf, Packed):
+        return leaf
+    return {"packed": type(leaf).__name__, **{field.name: getattr(leaf, field.name) for field in fields(leaf)}}
+
+
+def _from_plain(leaf: Any) -> Any:
+    if not isinstance(leaf, dict):
+        return leaf
+    kinds = {kind.__name__: kind for kind in Packed}
+    return kinds[leaf["packed"]](**{key: value for key, value in leaf.items() if key != "packed"})
+
+
 class Store:
     """``store[key] = nested tensors``; ``store.get(key, device)`` gives them back, equal bit for bit below
     ``HALF_FROM`` elements, rounded to half precision above.
@@ -129,8 +146,9 @@ class Store:
             return
         path = self._folder / f"{self._written}.pt"
         self._written += 1
-        torch.save(packed, path)
-        self._items[key] = path
+        leaves, spec = pytree.tree_flatten(packed)
+        save_checked([_plain(leaf) for leaf in leaves], path)
+        self._items[key] = path, spec
 
     def __contains__(self, key: Any) -> bool:
         return key in self._items
@@ -142,21 +160,21 @@ class Store:
         """The nested tensors of ``key`` on ``device``; repeated rows are expanded views: do not write to them."""
         item = self._items[key]
         if self._folder is not None:
-            # Written by this process a moment ago; holds our own dataclasses.
-            item = torch.load(item, map_location="cpu", weights_only=False)
+            path, spec = item
+            item = pytree.tree_unflatten([_from_plain(leaf) for leaf in safe_load(path)], spec)
         return _unpack_tree(pytree.tree_map(lambda v: _move(v, device), item))
 
     def nbytes(self) -> int:
         """Bytes of all tensors kept in memory (0 for ``disk``); shared storage counts each time."""
-        leaves = pytree.tree_leaves(list(self._items.values()))
+        leaves = pytree.tree_leaves(list(self._items.values()) if self._folder is None else [])
         leaves = (leaf.tensor if isinstance(leaf, Packed) else leaf for leaf in leaves)
         return sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor))
 
     def discard(self, key: Any) -> None:
         """Forget ``key`` if present."""
         item = self._items.pop(key, None)
-        if isinstance(item, Path):
-            item.unlink(missing_ok=True)
+        if item is not None and self._folder is not None:
+            item[0].unlink(missing_ok=True)
 
     def clear_items(self) -> None:
         """Forget every item."""

@@ -92,7 +92,9 @@ def record(model: nn.Module, batches: Sequence[Any], forward: Forward) -> list[T
         for quantizer, kind in _kinds(model)
         if quantizer.role in ("qkv_in", "mlp_in", "post_act", "softmax")
     ]
-    with watched({i: t.quantizer for i, t in enumerate(tensors)}, lambda i, _, x, out: tensors[i].add(x)):
+    by_quantizer = {t.quantizer: t for t in tensors}
+    watch = {str(place): t.quantizer for place, t in enumerate(tensors)}
+    with watched(watch, lambda _, quantizer, x, out: by_quantizer[quantizer].add(x)):
         for batch in batches:
             forward(model, to_device(batch, model_device(model)))
     return tensors

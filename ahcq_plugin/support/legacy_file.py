@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of ``torch.save`` in its format before 1.6, in which OpenMMLab still publishes, made into zip archives.
+"""Files of ``torch.save`` in its format before 1.6, in which OpenMMLab still publishes.
 
-``safe_load`` refuses them: they have no checksum, and torch's reader of them can be made to run code. This one, for
-conversion only, rests on the same machine as ``safe_load``. Compare the file's published digest first.
+They have no checksum, and torch's reader of them can be made to run code. This one rests on the same machine as
+``safe_load``, which calls it where such files are expected. Compare the file's published digest first.
 
 A file is five pickles (a number that marks the format, its version, the writer's sizes of integers, the object, the
 keys of its storages), then for each key the number of elements, 8 bytes little-endian, and their bytes.
@@ -11,39 +11,29 @@ keys of its storages), then for each key the number of elements, 8 bytes little-
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 import torch
 
-from ahcq_plugin.support.checked import save_checked
 from ahcq_plugin.support.pickled_values import Refused
-from ahcq_plugin.support.unpickle import drop_inert, unpickle
+from ahcq_plugin.support.unpickle import unpickle
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 
-def convert_legacy(path: str | Path, out_path: str | Path) -> None:
-    """Write ``out_path``, a zip archive with a digest, of a file of the old format: tensors and plain values.
+def is_legacy(file: BufferedReader) -> bool:
+    """Whether a file begins as a pickle does."""
+    file.seek(0)
+    return file.read(1) == b"\x80"
+
+
+def read_legacy(file: BufferedReader) -> Any:
+    """Tensors, on the CPU, and plain values of a file of the old format.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: in one line: another format, a name that a checkpoint has no use for, damage.
+        Refused, ValueError: another format, a name that a checkpoint has no use for, damage.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"checkpoint not found: {path}")
-    try:
-        with open(path, "rb") as file:
-            content = _read(file)
-    except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"checkpoint {path} cannot be converted ({reason}); compare its digest, download it"
-        ) from error
-    save_checked(content, out_path)
-
-
-def _read(file: BinaryIO) -> Any:
     left = file.seek(0, os.SEEK_END)
     file.seek(0)
     storages: dict[str, tuple[int, torch.Tensor]] = {}
@@ -63,12 +53,11 @@ def _read(file: BinaryIO) -> Any:
     content, keys = unpickle(file, claim), unpickle(file, _no_storage)
     if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
         raise Refused("its list of storages is not that of its tensors")
-    drop_inert(content)
     for key in keys:
         elements, buffer = storages[key]
         if int.from_bytes(file.read(8), "little") != elements:
             raise Refused(f"storage {key!r:.80} has another number of elements than its tensors state")
-        if file.readinto(memoryview(buffer.numpy())) != len(buffer):
+        if file.readinto(buffer.numpy().data) != len(buffer):
             raise ValueError(f"it ends within storage {key!r:.80}")
     if file.read(1):
         raise ValueError("it goes on after its last storage")

@@ -16,12 +16,15 @@ import os
 import struct
 import zipfile
 import zlib
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
+from ahcq_plugin.support.batches import to_device
 from ahcq_plugin.support.checked import check_seal
+from ahcq_plugin.support.legacy_file import is_legacy, read_legacy
 from ahcq_plugin.support.pickled_values import Refused
 from ahcq_plugin.support.unpickle import ReadStorage, drop_inert, unpickle
 
@@ -45,7 +48,9 @@ _DAMAGE = (  # what zipfile, the pickle and torch raise for bytes that are not w
 )
 
 
-def safe_load(path: str | Path, map_location: str | torch.device = "cpu", *, trust: bool = False) -> Any:
+def safe_load(
+    path: str | Path, map_location: str | torch.device = "cpu", *, trust: bool = False, legacy: bool = False
+) -> Any:
     """What ``torch.save`` wrote to ``path``: tensors, parameters and plain values in nested containers.
 
     Equal to ``torch.load(weights_only=True)``, views of one storage share it again; NumPy scalars besides. Top-level
@@ -54,6 +59,7 @@ def safe_load(path: str | Path, map_location: str | torch.device = "cpu", *, tru
 
     Args:
         map_location: device of all tensors.
+        legacy: read the format before zip too (``legacy_file.py``), in which OpenMMLab publishes; it has no checksum.
         trust: use ``torch.load(weights_only=False)`` instead, which runs any code that the file asks for.
 
     Raises:
@@ -69,8 +75,11 @@ def safe_load(path: str | Path, map_location: str | torch.device = "cpu", *, tru
             sealed = check_seal(file)
             if trust:
                 return _trusted(path, map_location)
-            archive = _Archive(file, sealed)
-            content = unpickle(io.BytesIO(archive.pickle()), archive.storage_reader(map_location))
+            if legacy and is_legacy(file):
+                content = to_device(read_legacy(file), map_location)
+            else:
+                archive = _Archive(file, sealed)
+                content = unpickle(io.BytesIO(archive.pickle()), archive.storage_reader(map_location))
             for key, found in drop_inert(content).items():
                 logger.info("%s: entry %r is left out, it holds %s", path, key, found)
             return content
@@ -100,7 +109,7 @@ class _Archive:
         Refused: another format, or an archive that torch would not write.
     """
 
-    def __init__(self, file: BinaryIO, sealed: bool):
+    def __init__(self, file: BufferedReader, sealed: bool):
         self.file, self.sealed = file, sealed
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -181,7 +190,7 @@ class _Archive:
                     f"storage {key!r:.80} is said to have {elements} elements of {dtype}, has {member.file_size} bytes"
                 )
             content = torch.empty(member.file_size, dtype=torch.uint8)
-            self._read_into(f"data/{key}", memoryview(content.numpy()))
+            self._read_into(f"data/{key}", content.numpy().data)
             return content.to(device).untyped_storage()
 
         return read

@@ -196,7 +196,7 @@ class _Machine:
         if type(target) is Inert:
             return
         if type(target) is OrderedDict and type(state) is dict and list(state) == ["_metadata"]:
-            target._metadata = module_versions(state["_metadata"])
+            setattr(target, "_metadata", module_versions(state["_metadata"]))  # noqa: B010  no attribute of its type
         elif isinstance(target, np.dtype) and type(state) is tuple and state[1:5] in NATIVE:
             return  # what numpy.dtype("f8") already is
         else:

@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from ahcq_plugin.support.safe_load import safe_load
 from ahcq_plugin.support.state import load_state
 from ahcq_plugin.zoo.published import PUBLISHED_FILES, PublishedFile, damage, of_model
 
@@ -66,11 +64,7 @@ def load_weights(model: nn.Module, path: str | Path, source: PublishedFile | Non
     require_file(path, source)
     if source is not None and path.name == source.file and (wrong := damage(path, source)):
         raise ValueError(f"{path} is damaged: {wrong}; download it again from {source.url}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"cannot read {path} as a PyTorch state_dict ({reason}); copy or download it again") from error
+    state = safe_load(path)
     if isinstance(state, Mapping) and set(state) == {"model"}:  # SAM 2's files
         state = state["model"]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):

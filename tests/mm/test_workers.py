@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ahcq_plugin.ptq.checkpoint import load_file
+from ahcq_plugin.support.safe_load import safe_load
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = ["recipe.name=ahcq", "recipe.iterations=3", "recipe.batch_size=2", "recipe.acnr_steps=5"]
@@ -45,7 +45,7 @@ def test_two_processes_give_the_figures_and_bits_of_one(ptq_config, tmp_path):
         assert one[part] == two[part]
     assert "AP_box" in one["fp"] and one["quantized"]["IoU_fp"] < 1
     assert text.count("audit passed") == 1, "one process prints"
-    states = [load_file(tmp_path / str(n) / "quantized.pth") for n in (1, 2)]
+    states = [safe_load(tmp_path / str(n) / "quantized.pth") for n in (1, 2)]
     wanted, found = (content["state_dict"] for content in states)
     assert [key for key in wanted if not torch.equal(wanted[key], found[key])] == []
     ids = states[1]["extra"]["notes"]["calibration_images"]

@@ -8,7 +8,9 @@ from torch import nn
 from ahcq_plugin import load_quantized, quantize
 from ahcq_plugin.ptq import Recipe, prepare, read_checkpoint, save_checkpoint
 from ahcq_plugin.ptq import checkpoint as module
-from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE, load_file, save_atomic
+from ahcq_plugin.ptq.checkpoint import CALIBRATED_FILE
+from ahcq_plugin.support.checked import save_checked
+from ahcq_plugin.support.safe_load import safe_load
 from ahcq_plugin.zoo.sam import box_forward, build_sam
 from tests.conftest import make_tiny_sam
 
@@ -40,9 +42,9 @@ def under_former_names(recipe):
 
 def test_a_checkpoint_with_a_former_key_loads_without_a_word(saved, recwarn):
     path, model = saved
-    content = load_file(path)
+    content = safe_load(path)
     content["recipe"] = under_former_names(content["recipe"])
-    save_atomic(content, path)
+    save_checked(content, path)
     fresh = load_quantized(path, lambda state: make_tiny_sam())
     assert not [warning for warning in recwarn if "range_search" in str(warning.message)]
     assert all(torch.equal(fresh.state_dict()[key], value) for key, value in model.state_dict().items())
@@ -52,9 +54,9 @@ def test_a_run_that_began_under_former_keys_goes_on(tiny_items, tmp_path):
     recipe = Recipe.from_config("qdrop", range_by_output_error=True, iterations=1)
     options = dict(forward=box_forward, work_dir=tmp_path, progress=False)
     first, _ = quantize(make_tiny_sam(), tiny_items, recipe, **options)
-    content = load_file(tmp_path / CALIBRATED_FILE)
+    content = safe_load(tmp_path / CALIBRATED_FILE)
     content["recipe"] = under_former_names(content["recipe"])
-    save_atomic(content, tmp_path / CALIBRATED_FILE)
+    save_checked(content, tmp_path / CALIBRATED_FILE)
     again, _ = quantize(make_tiny_sam(), tiny_items, recipe, resume=True, **options)
     assert all(torch.equal(again.state_dict()[key], value) for key, value in first.state_dict().items())
     with pytest.raises(ValueError, match=r"the recipe changed \(seed\)"):
@@ -76,13 +78,13 @@ def test_errors(saved, tmp_path):
     truncated.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="truncated.pth cannot be read"):
         load_quantized(truncated, lambda _: make_tiny_sam())
-    save_atomic({"state_dict": {}}, tmp_path / "other.pth")
+    save_checked({"state_dict": {}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="format None, expected 'ahcq_plugin.checkpoint/1'"):
         load_quantized(tmp_path / "other.pth", lambda _: make_tiny_sam())
-    content = load_file(path)
+    content = safe_load(path)
     key = next(k for k in content["state_dict"] if k.endswith("lin1.weight"))
     content["state_dict"][key] = content["state_dict"][key][:, :-1]
-    save_atomic(content, tmp_path / "shape.pth")
+    save_checked(content, tmp_path / "shape.pth")
     with pytest.raises(
         ValueError, match="does not fit this model: 1 of .*first: .*lin1.weight has shape .*, the model"
     ) as caught:
@@ -93,7 +95,7 @@ def test_errors(saved, tmp_path):
 def test_the_file_is_read_once_and_says_which_model_it_is_of(saved, monkeypatch):
     path, model = saved
     read, given = [], []
-    monkeypatch.setattr(module, "load_file", lambda path: read.append(path) or load_file(path))
+    monkeypatch.setattr(module, "safe_load", lambda path: read.append(path) or safe_load(path))
 
     def build(state):
         given.append(state)
@@ -119,15 +121,15 @@ def test_without_a_builder_the_zoo_builds_the_sam(tmp_path):
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "state.pt"
-    save_atomic({"a": 1}, path)
+    save_checked({"a": 1}, path)
     monkeypatch.setattr(os, "fsync", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        save_atomic({"a": 2}, path)
-    assert load_file(path) == {"a": 1}
+        save_checked({"a": 2}, path)
+    assert safe_load(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 
 def test_extra_is_kept(saved, tmp_path):
     _, model = saved
     save_checkpoint(tmp_path / "extra.pth", model, Recipe.from_config("rtn"), {"ids": [1, 2]})
-    assert load_file(tmp_path / "extra.pth")["extra"] == {"ids": [1, 2]}
+    assert safe_load(tmp_path / "extra.pth")["extra"] == {"ids": [1, 2]}

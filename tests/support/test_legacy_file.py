@@ -6,8 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ahcq_plugin.support.legacy_file import convert_legacy
+from ahcq_plugin.support.checked import save_checked
 from ahcq_plugin.support.safe_load import safe_load
+
+
+def convert_legacy(path, out_path):
+    save_checked(safe_load(path, legacy=True), out_path)
+
 
 WHOLE = torch.arange(24.0).view(4, 6)
 CONTENT = {"meta": {"epoch": 12}, "state_dict": {"a": WHOLE.t(), "b": WHOLE[1], "c": torch.ones(3).bool()}}

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ahcq_plugin.support.safe_load import safe_load
-from ahcq_plugin.zoo.sam import WEIGHTS_DIR
+from ahcq_plugin.zoo.checkpoints import WEIGHTS_DIR
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]
 DTYPES += [torch.int8, torch.uint8, torch.bool, torch.complex64, torch.complex128]

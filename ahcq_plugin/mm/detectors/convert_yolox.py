@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ahcq_plugin.ptq.checkpoint import save_atomic
+from ahcq_plugin.support.checked import save_checked
 
 NANO_CONFIG = "yolox/yolox_nano_8xb8-300e_coco.py"
 
@@ -128,7 +128,7 @@ def convert_yolox(onnx_path: str | Path, out_path: str | Path, config: str = NAN
     convs = read_convs(onnx_path)
     state = convert_state_dict(convs, model)
     model.load_state_dict(state, strict=True)
-    save_atomic({"state_dict": state, "meta": {"source": Path(onnx_path).name, "config": config}}, out_path)
+    save_checked({"state_dict": state, "meta": {"source": Path(onnx_path).name, "config": config}}, out_path)
     return len(convs)
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ahcq_plugin.ptq.checkpoint import save_atomic
+from ahcq_plugin.support.checked import save_checked
+from ahcq_plugin.support.safe_load import safe_load
 from ahcq_plugin.support.state import check_state
 
 #: Rows of the official classifiers: COCO's category ids as they are, 0 unused by the decoder.
@@ -45,14 +45,7 @@ def read_checkpoint(path: str | Path, official: str) -> dict[str, Tensor]:
 
     Raises FileNotFoundError, and ValueError when it is no such file.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint {path}")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments of its training are in there
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"cannot read {path} ({reason}); download it again") from error
+    content = safe_load(path, legacy=True)  # leaves out the arguments of its training
     if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
         raise ValueError(f"{path} has no state dict under 'model': not an official {official} checkpoint")
     return dict(content["model"])
@@ -105,5 +98,5 @@ def write_converted(
     fitting = fit(state, build_detector(config, kind))
     fitting = {name: value.clone() for name, value in fitting.items()}  # rows of a view would be saved with the whole
     meta = {"source": Path(checkpoint).name, "config": Path(config).name}
-    save_atomic({"state_dict": fitting, "meta": meta}, out_path)
+    save_checked({"state_dict": fitting, "meta": meta}, out_path)
     return len(fitting)

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ahcq_plugin.studies.training.run import Run, save
+from ahcq_plugin.studies.training.run import Run
+from ahcq_plugin.support.checked import save_checked
+from ahcq_plugin.support.safe_load import safe_load
 
 logger = logging.getLogger(__name__)
 LOG_EVERY = 50  # steps
@@ -73,7 +75,7 @@ def carry_out(
         rank: of this process; the first one logs, measures and saves.
     """
     if job.resume and job.state_file.is_file():
-        run.load(torch.load(job.state_file, map_location=job.device, weights_only=True))
+        run.load(safe_load(job.state_file, job.device))
     cfg, local = run.cfg, run.cfg.batch // job.processes
     shares = [[step * cfg.batch + rank * local + i for i in range(local)] for step in range(run.step, cfg.steps)]
     log, saved = _Log(run), time.monotonic()
@@ -84,7 +86,7 @@ def carry_out(
             continue
         log.add(terms)
         if time.monotonic() - saved > job.save_seconds:
-            save(run.state(), job.state_file)
+            save_checked(run.state(), job.state_file)
             saved = time.monotonic()
         if run.step % job.check_every == 0:
             logger.info("held out: %s", measure(run.averaged()))
@@ -92,8 +94,8 @@ def carry_out(
 
 def write_result(run: Run, job: Job, model_cfg: Mapping[str, Any], real_images: int, held_out: list[int]) -> None:
     """The last state, the averaged weights in half precision, and what they are and were trained on."""
-    save(run.state(), job.state_file)
-    save({name: value.half() for name, value in run.average.items()}, job.weights_file)
+    save_checked(run.state(), job.state_file)
+    save_checked({name: value.half() for name, value in run.average.items()}, job.weights_file)
     facts = {
         "model": dict(model_cfg),
         "training": asdict(run.cfg),

@@ -9,7 +9,6 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -136,13 +135,6 @@ class Run:
         self.average = dict(state["average"])
         self.step = state["step"]
         logger.info("resumed at step %d of %d", self.step, self.cfg.steps)
-
-
-def save(value: Any, path: Path) -> None:
-    """``torch.save`` that leaves either the old or the new file."""
-    partial = path.with_name(f".{path.name}.partial")
-    torch.save(value, partial)
-    partial.replace(path)
 
 
 def keep_freed_memory() -> None:
