@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ahcq_plugin.ptq.checkpoint import load_file, save_atomic
 from ahcq_plugin.ptq.loss import relative_error
-from ahcq_plugin.ptq.optimise import optimise
+from ahcq_plugin.ptq.optimise import Samples, optimise
 from ahcq_plugin.ptq.prepared import original_weights, quantizers, set_quantization, watched, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.stream import UnitStream
@@ -150,8 +150,8 @@ def _reconstruct_unit(stream: UnitStream, name: str, recipe: Recipe, bar: tqdm, 
             bar.set_postfix(loss=f"{error:.4g}", refresh=False)
 
     if recipe.granularity == "unit":
-        count = len(stream.samples)
-        optimise(unit, name, stream.inputs, lambda i: stream.target(name, i), count, recipe, on_step, workers)
+        samples = Samples(len(stream.samples), stream.inputs, lambda i: stream.target(name, i))
+        optimise(unit, name, samples, recipe, on_step, workers)
     elif recipe.granularity == "layer":
         _optimise_layers(stream, name, recipe, on_step, workers)
     for _, quantizer in quantizers(unit):  # later units are to see it as it will be
@@ -191,16 +191,12 @@ def _optimise_layers(stream: UnitStream, name: str, recipe: Recipe, on_step, wor
             for sample in samples:
                 args, _ = _record(unit, {layer_name: layer}, *stream.inputs("quantized", sample))[layer_name]
                 seen[sample] = args
-            optimise(
-                layer,
-                f"{name}.{layer_name}",
+            of_layer = Samples(
+                len(samples),
                 lambda _, i: (seen.get(i, stream.device), {}),
                 lambda i, key=layer_name: targets.get((key, i), stream.device),
-                len(stream.samples),
-                recipe,
-                on_step,
-                workers,
             )
+            optimise(layer, f"{name}.{layer_name}", of_layer, recipe, on_step, workers)
     finally:
         targets.clear()
         seen.clear()
