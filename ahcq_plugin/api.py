@@ -17,6 +17,7 @@ from ahcq_plugin.ptq import audit, calibrate, freeze, precondition, prepare, rec
 from ahcq_plugin.ptq.audit import AuditError, AuditReport
 from ahcq_plugin.ptq.checkpoint import (
     CALIBRATED_FILE,
+    QUANTIZED_FILE,
     Checkpoint,
     read_checkpoint,
     save_checkpoint,
@@ -30,6 +31,7 @@ from ahcq_plugin.ptq.resume import ResumeError, UnitReport, determining, fingerp
 from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device
 from ahcq_plugin.support.checked import save_checked
 from ahcq_plugin.support.safe_load import safe_load
+from ahcq_plugin.support.state import check_finite
 from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.workers import ALONE, Workers
 
@@ -94,6 +96,7 @@ def quantize(
     workers: Workers = ALONE,
     notes: Mapping[str, Any] | None = None,
     leave: Sequence[str] = (),
+    checkpoint: str = QUANTIZED_FILE,
 ) -> tuple[nn.Module, QuantReport]:
     """Quantize a model after training: prepare, precondition, calibrate, reconstruct, freeze, audit.
 
@@ -111,12 +114,13 @@ def quantize(
         workers: processes that quantize together: ``Workers.running()`` in each of those that a launcher started, with
             the same arguments otherwise. All of them see ``work_dir``; the first writes.
         notes: plain values to keep in ``quantized.pth``.
+        checkpoint: name of that file in ``work_dir``; it is written when the audit has passed.
         leave: names or globs of what inside units may stay in floating point (see :func:`ahcq_plugin.ptq.prepare`).
         prepare_unit: gives a traced unit its quantizers; ``ahcq_plugin.mqbench.prepare_unit`` has MQBench do it.
     Returns:
         (the quantized model, QuantReport)
     Raises:
-        ValueError, TypeError: bad arguments, before anything is computed.
+        ValueError, TypeError: bad arguments, weights that are not finite, before anything is computed.
         ResumeError: the interrupted run was another; a ValueError.
         UnitError: a unit does not trace, is never reached, or its values are not finite; a RuntimeError.
         AuditError: the audit failed; a RuntimeError.
@@ -130,6 +134,7 @@ def quantize(
     if device is not None:
         model.to(device)
     device, stages = model_device(model), Stopwatch()
+    check_finite(model)
     with stages("prepare", device):
         prepare(model, recipe, units, prepare_unit, leave)
     forward, progress = forward or default_forward, progress and workers.is_first
@@ -149,7 +154,7 @@ def quantize(
     )
     if work_dir is not None and workers.is_first:
         extra = {"report": report.to_dict(), "notes": dict(notes or {})}
-        save_checkpoint(Path(work_dir) / "quantized.pth", model, recipe, extra)
+        save_checkpoint(Path(work_dir) / checkpoint, model, recipe, extra)
     return model, report
 
 

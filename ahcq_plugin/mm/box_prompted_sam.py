@@ -15,6 +15,7 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from ahcq_plugin.graph import UnitError
 from ahcq_plugin.mm.data.images import original_image
 from ahcq_plugin.mm.data.prompts import BoxPrompts, Detections, ground_truth_prompts
 from ahcq_plugin.mm.errors import DataError
@@ -87,7 +88,7 @@ class BoxPromptedSAM(BaseDetector):
     ):
         if isinstance(detector, Mapping):
             detector = MODELS.build(detector)
-        preprocessor = dict(type="DetDataPreprocessor") if detector is None else detector.data_preprocessor
+        preprocessor = dict(type="mmdet.DetDataPreprocessor") if detector is None else detector.data_preprocessor
         super().__init__(data_preprocessor=preprocessor)
         if box_chunk < 1:
             raise ValueError(f"`box_chunk` must be at least 1, got {box_chunk!r}")
@@ -125,6 +126,7 @@ class BoxPromptedSAM(BaseDetector):
             boxes: (N, 4) xyxy in pixels of the original image; clipped to it.
 
         Yields: bool masks (n, H, W) in original pixels and predicted IoU (n,), n <= ``box_chunk``, on SAM's device.
+        Raises: UnitError: the mask logits are not finite.
         """
         sam = self.sam
         boxes = self._input_boxes(boxes, embedding.original_size)
@@ -137,6 +139,8 @@ class BoxPromptedSAM(BaseDetector):
                 dense_prompt_embeddings=dense,
                 multimask_output=False,
             )
+            if not bool(torch.isfinite(logits).all()):  # no pixel would be set, and two such masks would be equal
+                raise UnitError("mask logits are NaN or infinite: look for damaged weights or an overflow")
             logits = sam.postprocess_masks(logits, embedding.input_size, embedding.original_size)
             yield logits[:, 0] > sam.mask_threshold, iou[:, 0]
 

@@ -22,7 +22,7 @@ from ahcq_plugin.mm.dry_run import initialise, make_dry_run
 from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.preflight import check_keys, preflight
 from ahcq_plugin.mm.quantization_loop import PTQResult
-from ahcq_plugin.mm.report.summary import result_table, stage_table
+from ahcq_plugin.mm.report.summary import coverage_lines, result_table, stage_table
 from ahcq_plugin.ptq import AuditError, ResumeError
 from ahcq_plugin.support.files import write_text
 
@@ -199,5 +199,7 @@ def print_result(result: PTQResult, console: Console) -> None:
     console.print(
         "audit passed: " + ", ".join(f"{role} {n:,}" for role, n in result.metrics["audit"]["counts"].items())
     )
+    for line in coverage_lines(result.metrics["coverage"]):
+        console.print(line, highlight=False)
     for path in result.files.values():
         console.print(f"written: {path}", soft_wrap=True)

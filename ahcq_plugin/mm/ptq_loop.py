@@ -64,7 +64,7 @@ class PTQLoop(QuantizationLoop):
     figures and checkpoint are those of one process (see :class:`ahcq_plugin.support.workers.Workers`).
 
     Args:
-        units, toolkit, cache_dir, device, resume: see :class:`QuantizationLoop`.
+        units, leave, toolkit, cache_dir, device, resume: see :class:`QuantizationLoop`.
         calib: keys of :class:`Calibration`.
         prompts, score_thr, max_boxes, box_chunk: see :class:`BoxPromptedSAM`.
     """
@@ -84,12 +84,13 @@ class PTQLoop(QuantizationLoop):
         max_boxes: int = 100,
         box_chunk: int = 64,
         units: Any = None,
+        leave: Sequence[str] = (),
         toolkit: str = "native",
         cache_dir: str | None = None,
         device: str | None = None,
         resume: bool = False,
     ):
-        super().__init__(runner, dataloader, units, toolkit, cache_dir, device, resume)
+        super().__init__(runner, dataloader, units, leave, toolkit, cache_dir, device, resume)
         self.calib = Calibration.from_config(calib)
         self.prompts = prompts
         self.box_options = dict(score_thr=score_thr, max_boxes=max_boxes, box_chunk=box_chunk)

@@ -22,16 +22,18 @@ from ahcq_plugin.mm.report.data import ReportData
 from ahcq_plugin.mm.report.page import write_report
 from ahcq_plugin.mm.toolkits import unit_preparer
 from ahcq_plugin.ptq import Recipe
+from ahcq_plugin.ptq.checkpoint import QUANTIZED_FILE
 from ahcq_plugin.ptq.distributions import collect_distributions
 from ahcq_plugin.support.batches import Forward
 from ahcq_plugin.support.cache import Cache
 from ahcq_plugin.support.digest import digest
-from ahcq_plugin.support.files import write_json
+from ahcq_plugin.support.files import fresh, replace_together, write_json
+from ahcq_plugin.support.state import check_finite
 from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.workers import Workers
 
 #: Files written into the work dir.
-OUTPUTS = ("metrics.json", "report.html", "quantized.pth")
+OUTPUTS = ("metrics.json", "report.html", QUANTIZED_FILE)
 #: In the order of the run.
 STAGES = (
     "detect",
@@ -99,7 +101,7 @@ class QuantizationLoop(BaseLoop):
 
     Args:
         runner, dataloader: given by the Runner.
-        units: see :func:`ahcq_plugin.quantize`.
+        units, leave: see :func:`ahcq_plugin.quantize`.
         toolkit: who places the quantizers: 'native' (this package) or 'mqbench'; the results are equal.
         cache_dir: folder where the floating-point evaluation (and detections) are kept for other runs; None: not kept.
         device: where to compute; default: where the Runner put the model.
@@ -116,6 +118,7 @@ class QuantizationLoop(BaseLoop):
         runner,
         dataloader,
         units: Any,
+        leave: Sequence[str],
         toolkit: str,
         cache_dir: str | None,
         device: str | None,
@@ -124,7 +127,7 @@ class QuantizationLoop(BaseLoop):
         super().__init__(runner, dataloader)
         self.sam_config, recipe = (self._top_level(key) for key in ("sam", "recipe"))
         self.recipe = Recipe.from_config(recipe)
-        self.units, self.prepare_unit = units, unit_preparer(toolkit)
+        self.units, self.leave, self.prepare_unit = units, list(leave), unit_preparer(toolkit)
         self.workers = Workers.running()
         self.cache = Cache(cache_dir, self.workers)
         self.device, self.resume = device, resume
@@ -145,6 +148,7 @@ class QuantizationLoop(BaseLoop):
         check_device(loop.get("device"))
         cls.check_data(cfg, random_weights)
         sam = build_sam_from_config(cfg.sam, cls.build)
+        check_finite(sam, "the SAM")
         try:
             if loop.get("units") is not None:
                 find_units(sam, loop.units)
@@ -207,8 +211,8 @@ class QuantizationLoop(BaseLoop):
             AuditError: the audit failed; nothing is reported then.
         """
         runner, stages, workers = self.runner, Stopwatch(), self.workers
-        for name in OUTPUTS if workers.is_first else ():  # an earlier run's must not pass for this one's if it fails
-            Path(runner.work_dir, name).unlink(missing_ok=True)
+        for name in OUTPUTS if workers.is_first else ():  # what a killed run had made of its results
+            fresh(Path(runner.work_dir, name)).unlink(missing_ok=True)
         runner.call_hook("before_test")
         runner.call_hook("before_test_epoch")
         model = self.wrap(runner.model).to(self.device or get_device()).eval()
@@ -231,6 +235,8 @@ class QuantizationLoop(BaseLoop):
             prepare_unit=self.prepare_unit,
             workers=workers,
             notes=self.notes(batches),
+            leave=self.leave,
+            checkpoint=fresh(QUANTIZED_FILE).name,
         )
         stages.records.update(report.stages)
         with stages("quantized_eval", model.device):
@@ -261,13 +267,14 @@ class QuantizationLoop(BaseLoop):
             "quantized": quantized.metrics,
             **self.details(floating, quantized),
             "audit": {"passed": report.audit.passed, "counts": report.audit.counts},
+            "coverage": report.coverage.to_dict(),
             "recipe": self.recipe.name,
             "bits": [self.recipe.w_bits, self.recipe.a_bits],
             "stages": {name: stages[name] for name in STAGES if name in stages},
         }
         if not self.workers.is_first:
             return PTQResult(metrics, report, files)
-        write_json(metrics, files["metrics.json"])
+        write_json(metrics, fresh(files["metrics.json"]))
         data = ReportData(
             metrics,
             content["units"],
@@ -278,7 +285,8 @@ class QuantizationLoop(BaseLoop):
             distributions=collect_distributions(self.runner.model.sam, item, type(self).forward, report.unrounded),
             **self.pictures(records, floating, quantized),
         )
-        write_report(files["report.html"], data)
+        write_report(fresh(files["report.html"]), data)
+        replace_together(files.values())  # an earlier run's stay until all of this one's are there
         return PTQResult(metrics, report, files)
 
     def _top_level(self, key: str) -> Any:

@@ -93,7 +93,7 @@ class VideoPTQLoop(QuantizationLoop):
     Args:
         evaluator: given by the Runner; its JFMetric measures.
         calib: keys of :class:`VideoCalibration`.
-        units, toolkit, cache_dir, device, resume: see :class:`QuantizationLoop`.
+        units, leave, toolkit, cache_dir, device, resume: see :class:`QuantizationLoop`.
     """
 
     build = staticmethod(build_sam2)
@@ -107,12 +107,13 @@ class VideoPTQLoop(QuantizationLoop):
         evaluator,
         calib: Mapping[str, Any] | None = None,
         units: Any = None,
+        leave: Sequence[str] = (),
         toolkit: str = "native",
         cache_dir: str | None = None,
         device: str | None = None,
         resume: bool = False,
     ):
-        super().__init__(runner, dataloader, units, toolkit, cache_dir, device, resume)
+        super().__init__(runner, dataloader, units, leave, toolkit, cache_dir, device, resume)
         if self.workers.size > 1:
             raise ValueError(f"VideoPTQLoop runs in one process, got {self.workers.size}: start it without a launcher")
         self.calib = VideoCalibration.from_config(calib)

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 #: Key of our backend in MQBench's tables; give it where MQBench wants a BackendType.
 AHCQ_BACKEND = "AHCQ"
 DEFAULT_RECIPE = "ahcq"
-KEYS = ("recipe", "prequant")
+KEYS = ("recipe", "prequant", "leave")
 #: ``hook(prepared)`` changes the weights of a module that has its quantizers, before they are calibrated.
 PrequantHook = Callable[[fx.GraphModule], Any]
 
@@ -71,6 +71,8 @@ class AHCQModelQuantizer:
     - ``recipe``: name or dict, see :class:`ahcq_plugin.ptq.Recipe`; default 'ahcq'.
     - ``prequant``: hooks, called in order as ``hook(prepared)`` once the quantizers are placed; see :class:`ACNR`.
 
+    - ``leave``: names or globs of what may stay in floating point, see :func:`ahcq_plugin.ptq.prepare`.
+
     Raises:
         ValueError: unknown key, recipe or setting.
     """
@@ -86,6 +88,7 @@ class AHCQModelQuantizer:
             raise ValueError(f"extra_fuse_dict: backend {AHCQ_BACKEND!r} fuses nothing, got {sorted(extra_fuse_dict)}")
         self.recipe = Recipe.from_config(extra_quantizer_dict.get("recipe", DEFAULT_RECIPE))
         self.prequant: Sequence[PrequantHook] = extra_quantizer_dict.get("prequant", ())
+        self.leave = tuple(extra_quantizer_dict.get("leave", ()))
         if callable(self.prequant) or not all(map(callable, self.prequant)):
             raise ValueError(f"extra_quantizer_dict: `prequant` must be a list of functions, got {self.prequant!r}")
         if self.recipe.acnr and "prequant" not in extra_quantizer_dict:
@@ -98,6 +101,7 @@ class AHCQModelQuantizer:
     def prepare(self, model: fx.GraphModule, qconfig: Any, is_qat: bool, backend_config: Any, freeze_bn: bool):
         """Place the quantizers in ``model``, in place, and run the prequant hooks."""
         _check_qconfig(qconfig)
+        model.meta.setdefault(UNIT_KEY, {"name": type(model).__name__, "placements": []})["leave"] = self.leave
         expand_fused_attention(model.graph)  # has happened already where BlockTracer traced
         ptq.prepare_unit(model, self.recipe, quantizers.FAMILIES, quantizers.AdaRoundFakeQuantize)
         _sizes_from_quantized(model)

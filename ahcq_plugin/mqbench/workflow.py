@@ -51,7 +51,7 @@ def prepare_unit(unit: fx.GraphModule, recipe: Recipe) -> fx.GraphModule:
     register()
     from mqbench.prepare_by_platform import prepare_by_platform
 
-    options = {"extra_quantizer_dict": {"recipe": recipe, "prequant": []}}
+    options = {"extra_quantizer_dict": {"recipe": recipe, "prequant": [], "leave": unit.meta[UNIT_KEY]["leave"]}}
     with _quiet():
         prepared = prepare_by_platform(unit, AHCQ_BACKEND, options, custom_tracer=_Traced())
     keep_state(unit, prepared)

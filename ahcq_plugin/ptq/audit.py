@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.graph.allowed import node_name
@@ -66,8 +67,8 @@ def audit(model: nn.Module, batch: Any, forward: Forward | None = None) -> Audit
     """Check a frozen model on one item of data.
 
     Every quantizer is on, observes nothing, drops nothing and rounds hard; every weight is on its grid; on ``batch``
-    every quantizer is reached, and what leaves it equals ``decode(encode(input))`` and is on the grid, bit for bit;
-    every Linear and Conv2d in a unit has a quantized weight and reads a quantizer, and between the quantizers and a
+    all values are finite, every quantizer is reached, and what leaves it equals ``decode(encode(input))`` and is on the
+    grid, bit for bit; every Linear and Conv2d in a unit has a quantized weight and reads a quantizer, and between the quantizers and a
     matmul stand only changes of shape and scalar factors (``graph/ops.py`` has the lists), with dropout off. What else
     a unit computes is on a list of what may stay in floating point (``graph/allowed.py``), and no multiply-accumulate
     that really runs in a unit, whatever wraps it, belongs to anything but a quantized layer, a quantized matmul, a
@@ -123,6 +124,9 @@ def _check_values(model: nn.Module, batch: Any, forward: Forward, report: AuditR
         if not is_weight(quantizer) or name not in calls:
             counts[quantizer.role] += out.numel()
         calls.add(name)
+        if not bool(torch.isfinite(x).all()):
+            problems.setdefault(name, "its input holds NaN or infinite values")
+            return
         expected = quantizer.decode(quantizer.encode(x)).to(out.dtype)
         if not torch.equal(out, expected):
             share = float((out != expected).float().mean())
@@ -131,7 +135,10 @@ def _check_values(model: nn.Module, batch: Any, forward: Forward, report: AuditR
             problems.setdefault(name, "its output is not on the grid")
 
     with watched(dict(quantizers(model)), compare):
-        forward(model, to_device(batch, model_device(model)))
+        output = forward(model, to_device(batch, model_device(model)))
+    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        report.problems.append("the model's output holds NaN or infinite values")
     per_role: dict[str, int] = defaultdict(int)
     for name, quantizer in quantizers(model):
         per_role[quantizer.role] += 1

@@ -19,6 +19,7 @@ from ahcq_plugin.support.safe_load import safe_load
 from ahcq_plugin.support.state import load_state
 
 FORMAT = "ahcq_plugin.checkpoint/1"
+QUANTIZED_FILE = "quantized.pth"  # in a run's work dir: the result
 CALIBRATED_FILE = "calibrated.pt"  # in a run's work dir: the state after calibration, weights in floating point
 
 

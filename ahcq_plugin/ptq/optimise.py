@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,13 +18,12 @@ from ahcq_plugin.functional.dropping import Drop
 from ahcq_plugin.ptq.channels import channel_axes
 from ahcq_plugin.ptq.freeze import harden
 from ahcq_plugin.ptq.loss import output_error, rounding_exponent
-from ahcq_plugin.ptq.prepared import is_weight, quantizers, set_quantization, weight_layers
+from ahcq_plugin.ptq.prepared import activation_quantizers, set_quantization, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.quantizers.base import MILESTONES
 from ahcq_plugin.support.workers import ALONE, Workers
 
-Fetch = Callable[[int], Any]
 #: Most that a scale may change in a step, as a share of itself. Adam moves by about its learning rate whatever the
 #: gradient; scales of 8-bit attention probabilities are near 0.002, and steps that suit others would wipe them out.
 MAX_RELATIVE_STEP = 0.02
@@ -109,12 +109,100 @@ def gradients(parameters: Sequence[nn.Parameter], workers: Workers) -> list[Tens
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
+@dataclass(frozen=True)
+class Samples:
+    """What a module learns from: calls of it, by their number.
+
+    Attributes:
+        count: of the calls.
+        inputs: ``inputs("quantized" | "floating", sample)`` gives (args, kwargs) of the call.
+        target: ``target(sample)`` gives the module's floating-point output.
+    """
+
+    count: int
+    inputs: Callable[[str, int], tuple[tuple, dict]]
+    target: Callable[[int], Any]
+
+
+class Learner:
+    """Learns the rounding of all weights in a module, and activation scales if the recipe does, step by step.
+
+    Args:
+        name: of the module; random numbers depend on it.
+        axes: where the channels of the module's outputs lie.
+    """
+
+    def __init__(
+        self, module: nn.Module, name: str, samples: Samples, axes: Sequence[int], recipe: Recipe, workers: Workers
+    ):
+        self._module, self._name, self._samples, self._axes = module, name, samples, axes
+        self._recipe, self._workers = recipe, workers
+        self._device = next(module.parameters()).device
+        self._alphas = []
+        for layer in weight_layers(module).values():
+            layer.weight_fake_quant.init(layer.weight)
+            self._alphas.append(layer.weight_fake_quant.alpha)
+        self._rounding = torch.optim.Adam(self._alphas, lr=recipe.rounding_lr)
+        learned = [q for _, q in activation_quantizers(module)] if recipe.learn_scales else []
+        self._scales = ScaleLearner(learned, recipe.scale_lr, recipe.iterations)
+
+    def step(self, number: int) -> Tensor:
+        """Step ``number``, from 0: the error of ``recipe.batch_size`` drawn samples goes down; returns it, a scalar."""
+        self._rounding.zero_grad(set_to_none=True)
+        self._scales.zero_grad()
+        error = torch.zeros((), device=self._device)
+        batch_size = self._recipe.batch_size
+        chosen = self._workers.first(torch.randint(self._samples.count, (batch_size,)).tolist())
+        for place in self._workers.share(batch_size):
+            # the first sample's numbers go on from step to step, each other sample has its own
+            own = seeded(self._recipe.seed, f"{self._name}/{number}/{place}", self._device) if place else nullcontext()
+            with own:
+                share = self._error(chosen[place]) / batch_size
+                share.backward()
+            error += share.detach()
+        learned = [*self._alphas, *self._scales.parameters()]
+        self._workers.add([*gradients(learned, self._workers), error])
+        self._decide_roundings(number)
+        self._rounding.step()
+        self._scales.step()
+        return error
+
+    def _error(self, sample: int) -> Tensor:
+        inputs = self._samples.inputs
+        args, kwargs = mix(inputs("quantized", sample), inputs("floating", sample), self._recipe.input_mix)
+        return output_error(self._module(*args, **kwargs), self._samples.target(sample), self._axes)
+
+    def _decide_roundings(self, number: int) -> None:
+        """Add the gradient of the regulariser, which draws every rounding to up or down."""
+        r = self._recipe
+        exponent = rounding_exponent(number, r.iterations, r.warmup, r.exponent_start, r.exponent_end)
+        if exponent is not None:
+            penalty = r.rounding_weight * sum(rounding_regularizer(alpha, exponent) for alpha in self._alphas)
+            penalty.backward()
+
+
+@contextmanager
+def _learning(module: nn.Module, keep_probability: float) -> Iterator[None]:
+    """Within the context, no parameter that is there is trained and activations are in drop mode."""
+    trained_before = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    activations = [quantizer for _, quantizer in activation_quantizers(module)]
+    try:
+        for parameter in trained_before:
+            parameter.requires_grad_(False)
+        for quantizer in activations:
+            quantizer.prob = keep_probability
+        yield
+    finally:
+        for quantizer in activations:
+            quantizer.prob = 1.0
+        for parameter, flag in trained_before.items():
+            parameter.requires_grad_(flag)
+
+
 def optimise(
     module: nn.Module,
     name: str,
-    inputs: Callable[[str, int], tuple[tuple, dict]],
-    target: Fetch,
-    samples: int,
+    samples: Samples,
     recipe: Recipe,
     on_step: Callable[[float], None],
     workers: Workers = ALONE,
@@ -123,60 +211,19 @@ def optimise(
 
     Args:
         module: has fake quantizers; may itself be a quantized layer.
-        inputs: ``inputs("quantized" | "floating", sample)`` gives (args, kwargs) of the module.
-        target: floating-point output of the module for a sample, which is one call of it.
-        samples: number of samples; each step draws ``recipe.batch_size`` of them.
+        name: random numbers depend on it and the recipe's seed alone.
+        samples: each step draws ``recipe.batch_size`` of them.
         on_step: called with the reconstruction error after every iteration.
         workers: processes that share the items of a step and add up their gradients. Random numbers depend on an item's
             place in its step, so with as many items a step as processes, or one, their number changes nothing; else
             the order of additions does, in last bits.
     """
-    device = next(module.parameters()).device
-    trained_before = {p: p.requires_grad for p in module.parameters()}
-    for parameter in trained_before:
-        parameter.requires_grad_(False)
-    args, kwargs = inputs("floating", 0)
-    axes = channel_axes(module, args, kwargs)
+    axes = channel_axes(module, *samples.inputs("floating", 0))
     set_quantization(module, True, recipe.quantize_activations)
-    layers = weight_layers(module)
-    alphas = []
-    for layer in layers.values():
-        layer.weight_fake_quant.init(layer.weight)
-        alphas.append(layer.weight_fake_quant.alpha)
-    rounding = torch.optim.Adam(alphas, lr=recipe.rounding_lr)
-    activations = [q for _, q in quantizers(module) if not is_weight(q)]
-    scales = ScaleLearner(activations if recipe.learn_scales else [], recipe.scale_lr, recipe.iterations)
-    try:
-        for quantizer in activations:
-            quantizer.prob = recipe.keep_probability
+    device = next(module.parameters()).device
+    with _learning(module, recipe.keep_probability):
+        learner = Learner(module, name, samples, axes, recipe, workers)
         with seeded(recipe.seed, name, device), torch.enable_grad():
-            for step in range(recipe.iterations):
-                rounding.zero_grad(set_to_none=True)
-                scales.zero_grad()
-                error = torch.zeros((), device=device)
-                chosen = workers.first(torch.randint(samples, (recipe.batch_size,)).tolist())
-                for place in workers.share(len(chosen)):
-                    # the first sample's numbers go on from step to step, each other sample has its own
-                    own = seeded(recipe.seed, f"{name}/{step}/{place}", device) if place else nullcontext()
-                    with own:
-                        sample = chosen[place]
-                        args, kwargs = mix(inputs("quantized", sample), inputs("floating", sample), recipe.input_mix)
-                        share = output_error(module(*args, **kwargs), target(sample), axes) / recipe.batch_size
-                        share.backward()
-                    error += share.detach()
-                workers.add([*gradients([*alphas, *scales.parameters()], workers), error])
-                exponent = rounding_exponent(
-                    step, recipe.iterations, recipe.warmup, recipe.exponent_start, recipe.exponent_end
-                )
-                if exponent is not None:
-                    penalty = recipe.rounding_weight * sum(rounding_regularizer(a, exponent) for a in alphas)
-                    penalty.backward()
-                rounding.step()
-                scales.step()
-                on_step(float(error))
+            for number in range(recipe.iterations):
+                on_step(float(learner.step(number)))
         harden(module)
-    finally:
-        for quantizer in activations:
-            quantizer.prob = 1.0
-        for parameter, flag in trained_before.items():
-            parameter.requires_grad_(flag)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ahcq_plugin.ptq.loss import relative_error
-from ahcq_plugin.ptq.optimise import optimise
+from ahcq_plugin.ptq.optimise import Samples, optimise
 from ahcq_plugin.ptq.prepared import original_weights, quantizers, set_quantization, watched, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.resume import UnitFiles, UnitReport, fingerprint
@@ -109,8 +109,8 @@ def _reconstruct_unit(stream: UnitStream, name: str, recipe: Recipe, on_step: On
     before = _unit_error(stream, name)
     start = time.perf_counter()
     if recipe.granularity == "unit":
-        count = len(stream.samples)
-        optimise(unit, name, stream.inputs, lambda i: stream.target(name, i), count, recipe, on_step, workers)
+        samples = Samples(len(stream.samples), stream.inputs, lambda i: stream.target(name, i))
+        optimise(unit, name, samples, recipe, on_step, workers)
     elif recipe.granularity == "layer":
         _optimise_layers(stream, name, recipe, on_step, workers)
     for _, quantizer in quantizers(unit):  # later units are to see it as it will be
@@ -142,17 +142,14 @@ def _optimise_layers(stream: UnitStream, name: str, recipe: Recipe, on_step: OnS
         for layer_name, layer in weight_layers(unit).items():
             set_quantization(unit, True, recipe.quantize_activations)
             for sample in samples:
-                seen[sample], _ = _record(unit, {layer_name: layer}, *stream.inputs("quantized", sample))[layer_name]
-            optimise(
-                layer,
-                f"{name}.{layer_name}",
+                args, _ = _record(unit, {layer_name: layer}, *stream.inputs("quantized", sample))[layer_name]
+                seen[sample] = args
+            of_layer = Samples(
+                len(samples),
                 lambda _, i: (seen.get(i, stream.device), {}),
                 lambda i, key=layer_name: targets.get((key, i), stream.device),
-                len(samples),
-                recipe,
-                on_step,
-                workers,
             )
+            optimise(layer, f"{name}.{layer_name}", of_layer, recipe, on_step, workers)
     finally:
         targets.clear()
         seen.clear()

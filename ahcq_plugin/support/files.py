@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,3 +38,23 @@ def write_text(text: str, path: str | Path) -> None:
 def write_json(content: Any, path: str | Path, indent: int | None = 2) -> None:
     """JSON through :func:`write_text`; NaN and infinities are refused (they are not JSON)."""
     write_text(json.dumps(content, indent=indent, allow_nan=False) + "\n", path)
+
+
+def fresh(path: str | Path) -> Path:
+    """Where a file is made that is to replace ``path`` together with others, see :func:`replace_together`."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.new")
+
+
+def replace_together(paths: Iterable[str | Path]) -> None:
+    """Move what was made at ``fresh(path)`` to every ``path``; all of them must be there before the first is moved.
+
+    Raises:
+        FileNotFoundError: one was not made; nothing is moved then.
+    """
+    pairs = [(fresh(path), Path(path)) for path in paths]
+    for made, _ in pairs:
+        if not made.is_file():
+            raise FileNotFoundError(f"{made} was not made")
+    for made, path in pairs:
+        os.replace(made, path)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _SHOWN = 3
@@ -65,3 +66,18 @@ def load_state(
     """``model.load_state_dict(state)``, strictly; a state that does not fit changes nothing. As :func:`check_state`."""
     check_state(model.state_dict(), state, what, whose, any_shape)
     model.load_state_dict(state)
+
+
+def check_finite(model: nn.Module, whose: str = "the model") -> None:
+    """Every parameter is a finite number, and no buffer holds NaN (masks of attention may be infinite).
+
+    Raises:
+        ValueError: one is not; it is named.
+    """
+    wrong = [name for name, value in model.named_parameters() if not bool(torch.isfinite(value).all())]
+    wrong += [name for name, value in model.named_buffers() if bool(torch.isnan(value).any())]
+    if wrong:
+        raise ValueError(
+            f"{whose} holds NaN or infinite values in {len(wrong)} tensors, first {wrong[0]}: look for a damaged or "
+            "half-trained checkpoint"
+        )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 import pytest
@@ -187,12 +188,12 @@ def test_reconstruction_learns_from_every_call(monkeypatch):
     recipe = Recipe.from_config("qdrop", w_bits=3, a_bits=3, iterations=120, rounding_lr=2e-2, scale_lr=1e-3)
     drawn: dict[str, set[int]] = {}
 
-    def watched(module, name, inputs, target, samples, *others):
+    def watched(module, name, samples, *others):
         def noted(stream, sample):
             drawn.setdefault(name, set()).add(sample)
-            return inputs(stream, sample)
+            return samples.inputs(stream, sample)
 
-        optimise(module, name, noted, target, samples, *others)
+        optimise(module, name, dataclasses.replace(samples, inputs=noted), *others)
 
     monkeypatch.setattr(sys.modules["ahcq_plugin.ptq.reconstruct"], "optimise", watched)
     reports = {report.name: report for report in reconstruct(model, items, recipe, run, progress=False)}

@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+from ahcq_plugin.ptq.coverage import INTEGERS
+
 #: Key in metrics.json, label. A run has those that its prompts and data allow.
 ROWS = {
     "AP": "mask AP",
@@ -36,6 +38,17 @@ def result_table(metrics: Mapping[str, Any]) -> Table:
             loss = None if before is None else before - after
             table.add_row(label, *("" if value is None else f"{value:.4f}" for value in (before, after, loss)))
     return table
+
+
+def coverage_lines(coverage: Mapping[str, Any]) -> list[str]:
+    """How much computes on integers, and by name what does not, from ``metrics.json``: a line a kind."""
+    lines = []
+    for kind, shares in coverage["shares"].items():
+        names = [part["name"] for part in coverage["parts"] if part["kind"] == kind]
+        shown = "" if kind == INTEGERS else f" ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})"
+        weights, macs = (shares[of] or 0.0 for of in ("weights", "macs"))
+        lines.append(f"{kind}: {weights:.2%} of the weights, {macs:.2%} of the multiply-accumulates{shown}")
+    return lines
 
 
 def stage_table(stages: Mapping[str, Mapping[str, float]]) -> Table:

@@ -80,6 +80,17 @@ def make_data(**changes):
             "fp": {"AP": 0.41234, "AP50": 0.7, "mIoU": 0.81},
             "quantized": {"AP": 0.31111, "AP50": 0.6, "mIoU": 0.75, "IoU_fp": 0.8765},
             "audit": {"passed": True, "counts": {"q": 1234567, "weight": 99}},
+            "coverage": {
+                "shares": {
+                    "integers": {"weights": 0.75, "macs": 0.9},
+                    "float in units": {"weights": 0.0, "macs": 0.0},
+                    "outside units": {"weights": 0.25, "macs": 0.1},
+                },
+                "parts": [
+                    {"name": "Linear and Conv2d", "kind": "integers", "weights": 3000, "macs": 90000},
+                    {"name": "encoder.patch_embed", "kind": "outside units", "weights": 1000, "macs": 10000},
+                ],
+            },
             "recipe": "qdrop",
             "bits": [4, 6],
             "stages": {
@@ -169,6 +180,13 @@ def test_role_table_folds_by_unit_and_joins_the_measured_figures(page):
     assert "norm1 → attn.q, attn.k q Uni 6 bit 17.2 dB 0 %" in text
     assert "norm1 → attn.q q Uni 6 bit 4.5 dB 3.21 %" in text
     assert "lin.weight weight Ada 4 bit exact 0 %" in text
+
+
+def test_coverage_names_what_stays_in_floating_point(page):
+    text = page.text("audit")
+    assert "integers: 75.00% of the weights, 90.00% of the multiply-accumulates" in text
+    assert "outside units: 25.00% of the weights, 10.00% of the multiply-accumulates (encoder.patch_embed)" in text
+    assert "encoder.patch_embed outside units 1,000 10,000" in text
 
 
 def test_audit_shows_counts_and_problems(page):
