@@ -170,3 +170,11 @@ def test_a_prepared_model_is_refused(tiny_sam, tiny_items):
     with pytest.raises(ValueError, match="already prepared"):
         quantize(qmodel, tiny_items, "rtn", forward=box_forward, progress=False)
     assert audit(qmodel, tiny_items[0], box_forward).passed
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_before_anything_is_computed(tiny_sam, tiny_items, value):
+    with torch.no_grad():
+        tiny_sam.mask_decoder.iou_token.weight[0, 0] = value
+    with pytest.raises(ValueError, match=r"NaN or infinite values in 1 tensors, first mask_decoder\.iou_token\.weight"):
+        quantize(tiny_sam, tiny_items, "rtn", forward=lambda *_: pytest.fail("computed"), progress=False)

@@ -70,7 +70,6 @@ class AHCQModelQuantizer:
 
     - ``recipe``: name or dict, see :class:`ahcq_plugin.ptq.Recipe`; default 'ahcq'.
     - ``prequant``: hooks, called in order as ``hook(prepared)`` once the quantizers are placed; see :class:`ACNR`.
-
     - ``leave``: names or globs of what may stay in floating point, see :func:`ahcq_plugin.ptq.prepare`.
 
     Raises:

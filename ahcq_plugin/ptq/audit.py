@@ -68,11 +68,11 @@ def audit(model: nn.Module, batch: Any, forward: Forward | None = None) -> Audit
 
     Every quantizer is on, observes nothing, drops nothing and rounds hard; every weight is on its grid; on ``batch``
     all values are finite, every quantizer is reached, and what leaves it equals ``decode(encode(input))`` and is on the
-    grid, bit for bit; every Linear and Conv2d in a unit has a quantized weight and reads a quantizer, and between the quantizers and a
-    matmul stand only changes of shape and scalar factors (``graph/ops.py`` has the lists), with dropout off. What else
-    a unit computes is on a list of what may stay in floating point (``graph/allowed.py``), and no multiply-accumulate
-    that really runs in a unit, whatever wraps it, belongs to anything but a quantized layer, a quantized matmul, a
-    named exception or what the caller of ``prepare`` left.
+    grid, bit for bit; every Linear and Conv2d in a unit has a quantized weight and reads a quantizer, and between the
+    quantizers and a matmul stand only changes of shape and scalar factors (``graph/ops.py`` has the lists), with
+    dropout off. What else a unit computes is on a list of what may stay in floating point (``graph/allowed.py``), and
+    no multiply-accumulate that really runs in a unit, whatever wraps it, belongs to anything but a quantized layer, a
+    quantized matmul, a named exception or what the caller of ``prepare`` left.
     """
     forward = forward or default_forward
     report = AuditReport()

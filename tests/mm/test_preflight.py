@@ -3,13 +3,14 @@
 
 import io
 import json
+import os
 
 import pytest
 import torch
 from mmengine.runner import Runner
 from rich.console import Console
 
-from ahcq_plugin.mm.launch import launch
+from ahcq_plugin.mm.launch import build_runner, launch, read_config
 from tests.mm.conftest import CONFIGS
 
 
@@ -33,6 +34,14 @@ def complain(monkeypatch, tmp_path):
 def write_child(path, base, text):
     path.write_text(f"_base_ = {str(base)!r}\n{text}\n")
     return path
+
+
+@pytest.fixture
+def detector_config(ptq_config, tmp_path):
+    """A config whose boxes come from a detector."""
+    model = "dict(_delete_=True, type='FixedDetector', boxes=[], scores=[])"
+    text = f"model = {model}\ntest_cfg = dict(prompts='detector')\nload_from = None"
+    return write_child(tmp_path / "child.py", ptq_config, text)
 
 
 def test_wrong_config_path(complain, tmp_path):
@@ -169,11 +178,8 @@ def test_bad_detections_file(complain, ptq_config, tmp_path):
         assert complain(ptq_config, **options).startswith(f"{path} {message}")
 
 
-def test_detector_checkpoint(complain, ptq_config, tmp_path):
-    model = "dict(_delete_=True, type='FixedDetector', boxes=[], scores=[])"
-    text = f"model = {model}\ntest_cfg = dict(prompts='detector')\nload_from = None"
-    child = write_child(tmp_path / "child.py", ptq_config, text)
-    path = tmp_path / "detector.pth"
+def test_detector_checkpoint(complain, detector_config, tmp_path):
+    child, path = detector_config, tmp_path / "detector.pth"
     options = dict(cfg_options={"load_from": str(path)})
     assert (
         complain(child) == "`load_from` is not set: the detector would have random weights; --dry-run runs without it"
@@ -186,10 +192,48 @@ def test_detector_checkpoint(complain, ptq_config, tmp_path):
     )
     assert "https://" in text and text.endswith("; --dry-run runs without it")
     path.write_bytes(b"garbage")
-    assert complain(child, **options).startswith(f"cannot read the detector checkpoint {path}")
+    assert complain(child, **options).startswith(f"checkpoint {path} cannot be read (it begins with b'garbage'")
     torch.save({"state_dict": {"weight": torch.zeros(2)}}, path)
     assert complain(child, **options).endswith(
         "does not fit the detector: 1 of 1 tensors differ, first: weight has shape (2,), the model (1,)"
     )
     torch.save({"weights": torch.zeros(1)}, path)
     assert complain(child, **options).endswith("1 of 1 tensors differ, first: weight is missing")
+
+
+class Payload:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before zip"])
+def test_a_detector_checkpoint_cannot_run_code(complain, detector_config, tmp_path, zipped):
+    path, marker = tmp_path / "planted.pth", tmp_path / "it_ran"
+    content = {"state_dict": {"weight": torch.zeros(1)}, "meta": Payload(marker)}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    text = complain(detector_config, cfg_options={"load_from": str(path)})
+    assert "system" in text and "malicious" in text and not marker.exists()
+    torch.load(path, weights_only=False)
+    assert marker.exists(), "the payload works, where it is unpickled"
+
+
+def test_a_detector_in_the_format_before_zip_is_read(detector_config, tmp_path):
+    path = tmp_path / "published.pth"
+    torch.save({"state_dict": {"module.weight": torch.tensor([3.0])}}, path, _use_new_zipfile_serialization=False)
+    cfg = read_config(str(detector_config), {"load_from": str(path)})
+    cfg.work_dir = str(tmp_path / "out")
+    runner = build_runner(cfg, dry_run=False, console=Console(quiet=True))
+    assert float(runner.model.weight) == 3 and runner.cfg.load_from == str(path) and runner._load_from is None
+
+
+def test_a_sam_with_nan_is_refused(complain, ptq_config, sam_config):
+    state = torch.load(sam_config["checkpoint"], weights_only=True)
+    state["image_encoder.neck.0.weight"][0, 0] = float("nan")
+    torch.save(state, sam_config["checkpoint"])
+    text = complain(ptq_config)
+    assert text.startswith("the SAM holds NaN or infinite values in 1 tensors, first image_encoder.neck.0.weight")

@@ -100,3 +100,16 @@ def test_quantizer_removed_from_the_graph(frozen, tiny_items):
 
 def test_model_without_units_fails(tiny_sam, tiny_items):
     assert audit(tiny_sam, tiny_items[0], box_forward).problems[0].startswith("the model has no quantized unit")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite(frozen, tiny_items, value):
+    image = tiny_items[2]["image"].clone()
+    image[0, 0, 5, 5] = value
+    problems = one_problem(frozen, [None, None, {**tiny_items[2], "image": image}])
+    assert any(DROPPED in problem and "its input holds NaN or infinite values" in problem for problem in problems)
+
+
+def test_an_output_that_is_not_finite(frozen, tiny_items):
+    report = audit(frozen, tiny_items[2], lambda model, item: [t / 0 for t in box_forward(model, item)])
+    assert report.problems == ["the model's output holds NaN or infinite values"]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ahcq_plugin import quantize
 from ahcq_plugin.mm.report import compare as module
 from ahcq_plugin.mm.report.compare import compare, draw, read_boxes
 from ahcq_plugin.ptq import Recipe, calibrate, freeze, prepare, save_checkpoint
@@ -84,3 +87,15 @@ def test_the_tool_prints_overlaps_and_errors_in_a_line(runs, scenes, tmp_path, m
     ):
         code, text = run(*arguments, "--out", out)
         assert code == 2 and text.err.startswith("error: ") and message in text.err and text.err.count("\n") == 1
+
+
+def test_the_tool_in_a_process_of_its_own(scenes, tmp_path):
+    """As its documentation says, without a Runner that would set a scope: once it ended in a KeyError of a registry."""
+    sam, recipe = build_sam("sam_tiny"), Recipe.from_config("rtn", w_bits=8, a_bits=8)
+    items = [{"image": torch.zeros(1, 3, 256, 256), "boxes": torch.tensor([[10.0, 10, 200, 200]])}]
+    quantize(sam, items, recipe, forward=box_forward, work_dir=tmp_path, progress=False)
+    command = ["tools/compare.py", str(scenes / "images" / "000000.png"), str(tmp_path / "quantized.pth")]
+    command += ["--annotations", str(scenes / "instances.json"), "--out", str(tmp_path / "compare.png")]
+    run = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "rtn W8A8: IoU to FP" in run.stdout and (tmp_path / "compare.png").is_file()
