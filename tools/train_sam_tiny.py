@@ -16,11 +16,25 @@ def configure_logging(rank: int) -> None:
     logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(asctime)s %(message)s")
 
 
+def folder(text: str) -> tuple[str, float]:
+    """FOLDER=WEIGHT; the weight is 1 where none is given."""
+    path, _, weight = text.partition("=")
+    return path, float(weight or 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--coco", help="COCO folder with instances.json and images/")
     data.add_argument("--scenes-only", action="store_true", help="generated scenes only; needs no data")
+    parser.add_argument(
+        "--extra",
+        nargs="*",
+        default=[],
+        type=folder,
+        metavar="FOLDER=WEIGHT",
+        help="more COCO folders, drawn from by weight",
+    )
     parser.add_argument("--out", required=True, help="folder for state.pth and model.pth")
     parser.add_argument("--model", default="sam_tiny", choices=sorted(MODELS))
     parser.add_argument("--processes", type=int, default=1, help="CPU processes of one thread each")
@@ -37,7 +51,18 @@ def main() -> None:
     size = model["image_size"]
     sample = dataclasses.replace(defaults.sample, size=size, mask_size=4 * size // model["patch_size"])
     cfg = dataclasses.replace(defaults, steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed, sample=sample)
-    job = Job(args.out, args.coco, args.processes, args.workers, args.device, args.resume, on_start=configure_logging)
+    if args.extra and not args.coco:
+        parser.error("--extra needs --coco, the folder of which images are held out")
+    job = Job(
+        args.out,
+        args.coco,
+        tuple(args.extra),
+        args.processes,
+        args.workers,
+        args.device,
+        args.resume,
+        on_start=configure_logging,
+    )
     print(train(model, cfg, job))
 
 

@@ -14,9 +14,11 @@ from ahcq_plugin.studies.training.job import Job
 from ahcq_plugin.studies.training.loop import TrainCfg, train
 from ahcq_plugin.studies.training.models import MODELS
 from ahcq_plugin.studies.training.optim import Muon, orthogonalise
+from ahcq_plugin.studies.training.pool import load_pool, load_pools
 from ahcq_plugin.studies.training.samples import SampleCfg, make_sample, soft_box
 from ahcq_plugin.zoo.checkpoints import load_weights
 from ahcq_plugin.zoo.sam import box_forward
+from ahcq_plugin.zoo.scenes import write_coco
 from tests.conftest import TINY_SAM
 
 SAMPLE = SampleCfg(size=64, mask_size=32, boxes=3)
@@ -195,3 +197,22 @@ def test_bad_arguments_are_named(tmp_path):
 def test_models_stay_within_their_size():
     for name, limit in (("sam_tiny", 8e6), ("sam_small", 22e6)):
         assert sum(p.numel() for p in init_sam(MODELS[name], 0).parameters()) <= limit
+
+
+def test_images_of_more_folders_are_drawn_by_weight(tmp_path):
+    coco_folder = write_coco(tmp_path / "scenes", count=6, seed=3, size=64).parent
+    (levels, held), (pool, same) = load_pool(coco_folder, hold_out=1), load_pools(coco_folder, hold_out=1)
+    assert held == same and len(pool) == len(levels)
+    drawn = [pool.draw(np.random.default_rng(seed)) for seed in range(20)]
+    indices = [int(np.random.default_rng(seed).integers(len(levels))) for seed in range(20)]
+    assert all(image is pool[index] for image, index in zip(drawn, indices, strict=True)), "as without weights"
+    more, _ = load_pools(coco_folder, [(coco_folder, 3.0)], hold_out=1)
+    generator, counts = np.random.default_rng(0), dict.fromkeys(range(len(more)), 0)
+    place = {id(image): index for index, image in enumerate(more)}
+    for _ in range(2000):
+        counts[place[id(more.draw(generator))]] += 1
+    first = sum(counts[index] for index in range(len(levels)))
+    extra = len(more) - len(levels)
+    assert first / 2000 == pytest.approx(len(levels) / (len(levels) + 3 * extra), abs=0.04)
+    with pytest.raises(ValueError, match="must be positive, got 0"):
+        load_pools(coco_folder, [(coco_folder, 0)])

@@ -19,7 +19,7 @@ from ahcq_plugin.studies.training.clip_samples import ClipSampleCfg, make_clip
 from ahcq_plugin.studies.training.init import cosine_patches, start_decoder
 from ahcq_plugin.studies.training.job import Job, carry_out, write_result
 from ahcq_plugin.studies.training.losses import DenseHead, dense_loss
-from ahcq_plugin.studies.training.pool import Level, load_pool
+from ahcq_plugin.studies.training.pool import Pool, load_pools
 from ahcq_plugin.studies.training.run import Run, Schedule, keep_freed_memory
 from ahcq_plugin.studies.training.tracking import Prompts, image_levels, track, tracking_loss
 from ahcq_plugin.zoo.clips import render_clip
@@ -61,7 +61,7 @@ class ClipTrainCfg(Schedule):
 class Clips(Dataset):
     """Sample ``i`` of a run; those from step ``cfg.decay_start`` on are longer."""
 
-    def __init__(self, cfg: ClipTrainCfg, pool: list[tuple[Level, Level]]) -> None:
+    def __init__(self, cfg: ClipTrainCfg, pool: Pool) -> None:
         self.cfg, self.pool = cfg, pool
         self.late = replace(cfg.sample, frames=cfg.late_frames)
 
@@ -80,7 +80,7 @@ def train_clips(model_cfg: Mapping[str, Any], cfg: ClipTrainCfg, job: Job) -> Pa
         raise ValueError(f"a SAM 2 is trained in one process, got `processes` = {job.processes}")
     Path(job.out_dir).mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
-    pool, held_out = load_pool(job.coco) if job.coco else ([], [])
+    pool, held_out = load_pools(job.coco, job.extra)
     run = ClipRun(init_sam2(model_cfg, cfg.seed).to(job.device), cfg)
     run.head.to(job.device)
     carry_out(run, Clips(cfg, pool), job, held_out_j)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ahcq_plugin.studies.training.pool import Level
+from ahcq_plugin.studies.training.pool import Pool
 from ahcq_plugin.studies.training.samples import recolour
 from ahcq_plugin.zoo.clips import MIN_AREA, Sprite, animate, drawn_background, drawn_sprite
 from ahcq_plugin.zoo.scenes import box_of
@@ -34,7 +34,7 @@ class ClipSampleCfg:
             raise ValueError(f"at least 2 frames and 1 object are needed, got {self.frames!r} and {self.objects!r}")
 
 
-def make_clip(seed: int, index: int, cfg: ClipSampleCfg, pool: list[tuple[Level, Level]]) -> dict[str, Tensor]:
+def make_clip(seed: int, index: int, cfg: ClipSampleCfg, pool: Pool) -> dict[str, Tensor]:
     """Sample ``index``.
 
     Returns a dict of
@@ -49,7 +49,7 @@ def make_clip(seed: int, index: int, cfg: ClipSampleCfg, pool: list[tuple[Level,
     size = cfg.size
     while True:
         real = bool(pool) and rng.random() >= cfg.scene_share
-        background = pool[rng.integers(len(pool))][1].image.astype(np.float32) if real else drawn_background(rng, size)
+        background = pool.draw(rng)[1].image.astype(np.float32) if real else drawn_background(rng, size)
         sprites = []
         for _ in range(int(rng.integers(1, 6))):
             labelled = rng.random() < 0.8
@@ -69,10 +69,10 @@ def make_clip(seed: int, index: int, cfg: ClipSampleCfg, pool: list[tuple[Level,
     return _finish(rng, frames, labels, names, real, cfg)
 
 
-def _cut_out(rng: np.random.Generator, pool: list[tuple[Level, Level]], labelled: bool) -> Sprite:
+def _cut_out(rng: np.random.Generator, pool: Pool, labelled: bool) -> Sprite:
     """An object of a photograph, large ones more often."""
     while True:
-        level = pool[rng.integers(len(pool))][0]
+        level = pool.draw(rng)[0]
         patch = max((level.objects[i] for i in rng.integers(0, len(level.objects), 3)), key=lambda p: p.cover.size)
         height, width = patch.cover.shape
         if min(height, width) >= 16:

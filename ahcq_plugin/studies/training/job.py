@@ -25,11 +25,12 @@ LOG_EVERY = 50  # steps
 
 @dataclass(frozen=True)
 class Job:
-    """Files and machine of a run. Of these, only ``coco`` and ``processes`` change its result.
+    """Files and machine of a run. Of these, only ``coco``, ``extra`` and ``processes`` change its result.
 
     Args:
         out_dir: folder for ``state.pth``, ``model.pth`` and ``model.json``; made when absent.
-        coco: COCO folder with real images; None: generated ones alone.
+        coco: COCO folder with real images, of which some are held out; None: generated ones alone.
+        extra: further COCO folders, each with the weight of its images against those of ``coco``.
         processes: on a CPU, processes of one thread each that share the samples of a step.
         workers: processes that make samples, for each of them; 0: made in place.
         resume: go on from ``out_dir/state.pth`` when it is there.
@@ -41,6 +42,7 @@ class Job:
 
     out_dir: str | Path
     coco: str | Path | None = None
+    extra: tuple[tuple[str | Path, float], ...] = ()
     processes: int = 1
     workers: int = 0
     device: str = "cpu"
@@ -100,6 +102,7 @@ def write_result(run: Run, job: Job, model_cfg: Mapping[str, Any], real_images: 
         "model": dict(model_cfg),
         "training": asdict(run.cfg),
         "real_images": real_images,
+        "extra": {Path(folder).name: weight for folder, weight in job.extra},
         "held_out_images": held_out,
     }
     job.weights_file.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from ahcq_plugin.studies.training.init import init_sam
 from ahcq_plugin.studies.training.job import Job, carry_out, write_result
 from ahcq_plugin.studies.training.losses import DenseHead, dense_loss, mask_loss
-from ahcq_plugin.studies.training.pool import Level, load_pool
+from ahcq_plugin.studies.training.pool import Pool, load_pools
 from ahcq_plugin.studies.training.run import Run, Schedule, keep_freed_memory
 from ahcq_plugin.studies.training.samples import SampleCfg, make_sample
 from ahcq_plugin.studies.training.validate import held_out_iou
@@ -36,7 +36,7 @@ class TrainCfg(Schedule):
 class Samples(Dataset):
     """Sample ``i`` of a run; images from step ``cfg.decay_start`` on follow ``cfg.late_scene_share``."""
 
-    def __init__(self, cfg: TrainCfg, pool: list[tuple[Level, Level]]) -> None:
+    def __init__(self, cfg: TrainCfg, pool: Pool) -> None:
         self.cfg, self.pool = cfg, pool
         self.late = replace(cfg.sample, scene_share=cfg.late_scene_share)
 
@@ -76,7 +76,7 @@ def _join(rank: int, store: str, model_cfg: dict[str, Any], cfg: TrainCfg, job: 
 
 def _work(rank: int, model_cfg: dict[str, Any], cfg: TrainCfg, job: Job) -> None:
     keep_freed_memory()
-    pool, held_out = load_pool(job.coco) if job.coco else ([], [])
+    pool, held_out = load_pools(job.coco, job.extra)
     sam = init_sam(model_cfg, cfg.seed).to(job.device)
     head = DenseHead(model_cfg["prompt_embed_dim"]).to(job.device)
     run = SamRun(sam, head, cfg, job.processes)

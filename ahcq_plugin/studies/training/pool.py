@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,53 @@ class Level:
     image: np.ndarray
     objects: list[Patch]
     unknown: list[Patch]
+
+
+class Pool:
+    """Images to draw from, each at two scales (full, half), with a chance that its folder's weight decides.
+
+    Args:
+        levels: of every image.
+        weights: of every image; None: all the same.
+    """
+
+    def __init__(self, levels: Sequence[tuple[Level, Level]] = (), weights: Sequence[float] | None = None):
+        self.levels = list(levels)
+        self._ends = None if weights is None else np.cumsum(np.asarray(weights, np.float64))
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def __getitem__(self, index: int) -> tuple[Level, Level]:
+        return self.levels[index]
+
+    def draw(self, rng: np.random.Generator) -> tuple[Level, Level]:
+        """One image."""
+        if self._ends is None:
+            return self.levels[rng.integers(len(self.levels))]
+        return self.levels[int(np.searchsorted(self._ends, rng.random() * self._ends[-1], side="right"))]
+
+
+def load_pools(
+    folder: str | Path | None, extra: Sequence[tuple[str | Path, float]] = (), hold_out: int = 32
+) -> tuple[Pool, list[int]]:
+    """Images of a COCO folder, of which some are held out, and of further ones, each image of those with a weight.
+
+    Args:
+        folder: its images have the weight 1; None: no real images.
+        extra: (folder, weight > 0).
+    Returns: the pool and the ids of the held-out images of ``folder``.
+    """
+    if folder is None:
+        return Pool(), []
+    levels, held = load_pool(folder, hold_out)
+    weights = [1.0] * len(levels)
+    for more, weight in extra:
+        if not weight > 0:
+            raise ValueError(f"the weight of {more} must be positive, got {weight!r}")
+        added, _ = load_pool(more, hold_out=0)
+        levels, weights = [*levels, *added], [*weights, *[weight] * len(added)]
+    return Pool(levels, weights if extra else None), held
 
 
 def load_pool(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ahcq_plugin.studies.training.pool import Level, Patch
+from ahcq_plugin.studies.training.pool import Level, Patch, Pool
 from ahcq_plugin.zoo.scenes import box_of, paint_object, render_scene
 
 PIXEL_MEAN = (124, 116, 104)  # rounded mean of SAM's normalisation: what zero padding looks like before it
@@ -44,7 +44,7 @@ class SampleCfg:
             )
 
 
-def make_sample(seed: int, index: int, cfg: SampleCfg, pool: list[tuple[Level, Level]]) -> dict[str, Tensor]:
+def make_sample(seed: int, index: int, cfg: SampleCfg, pool: Pool) -> dict[str, Tensor]:
     """Sample ``index``: see the module text.
 
     Returns a dict of
@@ -59,7 +59,7 @@ def make_sample(seed: int, index: int, cfg: SampleCfg, pool: list[tuple[Level, L
     while True:
         real = bool(pool) and rng.random() >= cfg.scene_share
         if real:
-            image, covers, unknown = _real(rng, pool[rng.integers(len(pool))], cfg)
+            image, covers, unknown = _real(rng, pool.draw(rng), cfg)
         else:
             image, masks = render_scene(int(rng.integers(2**62)), cfg.size)
             covers = [mask.astype(np.uint8) * 255 for mask in masks]
@@ -128,21 +128,21 @@ def _warp_patch(patch: Patch, matrix: np.ndarray, size: int) -> np.ndarray:
 
 
 def _paste(
-    rng: np.random.Generator, image: np.ndarray, covers: list[np.ndarray], pool: list[tuple[Level, Level]], real: bool
+    rng: np.random.Generator, image: np.ndarray, covers: list[np.ndarray], pool: Pool, real: bool
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Put one to four real cut-outs or generated shapes (some filled with a piece of a real image) in front."""
     size = len(image)
     canvas = image.astype(np.float32)
     for _ in range(int(rng.integers(1, 5))):
         if pool and (rng.random() < 0.6 or not real):
-            piece, cover = _cut_out(rng, pool[rng.integers(len(pool))][0], size)
+            piece, cover = _cut_out(rng, pool.draw(rng)[0], size)
         else:
             labels = np.zeros((size, size), np.uint8)
             piece = canvas.copy()
             paint_object(rng, piece, labels, 1)
             cover = labels * 255
             if pool and rng.random() < 0.5:
-                other = pool[rng.integers(len(pool))][1].image
+                other = pool.draw(rng)[1].image
                 piece = cv2.resize(other, (size, size), interpolation=cv2.INTER_LINEAR).astype(np.float32)
         weight = cover.astype(np.float32)[..., None] / 255
         canvas += weight * (piece - canvas)
