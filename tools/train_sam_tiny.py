@@ -33,7 +33,7 @@ def main() -> None:
         default=[],
         type=folder,
         metavar="FOLDER=WEIGHT",
-        help="more COCO folders, drawn from by weight",
+        help="more COCO folders",
     )
     parser.add_argument("--out", required=True, help="folder for state.pth and model.pth")
     parser.add_argument("--model", default="sam_tiny", choices=sorted(MODELS))

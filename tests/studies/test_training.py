@@ -215,4 +215,4 @@ def test_images_of_more_folders_are_drawn_by_weight(tmp_path):
     extra = len(more) - len(levels)
     assert first / 2000 == pytest.approx(len(levels) / (len(levels) + 3 * extra), abs=0.04)
     with pytest.raises(ValueError, match="must be positive, got 0"):
-        load_pools(coco_folder, [(coco_folder, 0)])
+        load_pools(coco_folder, [(coco_folder, 0)], hold_out=1)
