@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq.prepared import intercepted
+from ahcq_plugin.ptq.unit_runner import UnitRunner
 from ahcq_plugin.support.batches import Forward, model_device, to_device
 
 Place = tuple[str, ...]
@@ -24,10 +25,6 @@ Place = tuple[str, ...]
 def _matrix_product(a: Sequence[int], b: Sequence[int]) -> int:
     """(..., m, k) times (..., k, n)."""
     return math.prod(a) * b[-1]
-
-
-def _linear(args: tuple, out: Tensor) -> int:
-    return math.prod(args[0].shape) * args[1].shape[0]
 
 
 def _convolution(args: tuple, out: Tensor) -> int:
@@ -51,7 +48,6 @@ _COUNTS: dict[str, Callable[[tuple, Any], int]] = {
     "addmv": lambda args, out: args[1].numel(),
     "dot": lambda args, out: args[0].numel(),
     "vdot": lambda args, out: args[0].numel(),
-    "linear": _linear,
     "convolution": _convolution,
     "_convolution": _convolution,
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
@@ -110,8 +106,13 @@ class MacCounter(TorchDispatchMode):
         self.place: Place = ("",)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = func._schema.name.removeprefix("aten::")
+        kwargs, name = kwargs or {}, func._schema.name.removeprefix("aten::")
+        if name not in _COUNTS:  # in inference mode linear, conv2d, matmul and their kin arrive as one operator
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
         if name in _COUNTS:
             self.counts[self.place] += _COUNTS[name](args, out)
         elif name in _HIDDEN:
@@ -128,17 +129,12 @@ class MacCounter(TorchDispatchMode):
             self.place = before
 
 
-class _CountedUnit(fx.Interpreter):
-    """Runs a unit node by node, each counted for itself."""
+class _CountedUnit(UnitRunner):
+    """Counts each node for itself."""
 
     def __init__(self, name: str, unit: fx.GraphModule, counter: MacCounter):
         super().__init__(unit)
         self.name, self.counter = name, counter
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        names = [node.target for node in self.module.graph.nodes if node.op == "placeholder"]
-        given = dict(zip(names, args, strict=False)) | kwargs
-        return self.run(*(given[name] for name in names if name in given))
 
     def run_node(self, n: fx.Node) -> Any:
         with self.counter.at((self.name, n.name)):
