@@ -29,7 +29,7 @@ $(DEPS):
 	make: the pinned versions need Python 3.11 or 3.12, got {v[0]}.{v[1]}: use `make install PYTHON=python3.11`")'
 	rm -f $(VENV)/.deps-* $(VENV)/.installed-*
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) setuptools wheel ninja rich
+	$(PIP) setuptools wheel ninja
 	$(PIP) torch torchvision
 	$(PY) tools/build_mmcv.py
 	$(PY) -c 'import setuptools; from distutils.core import run_setup; d = run_setup("setup.py", stop_after="init"); \
@@ -44,7 +44,7 @@ $(INSTALLED): $(DEPS)
 
 deps: $(DEPS)  ## the environment without the package itself (what CI shares between checkouts)
 
-install: $(INSTALLED)  ## make .venv and install everything into it (first time: mmcv compiles, 20-35 min)
+install: $(INSTALLED)  ## make .venv and install everything into it (about 5 min on two idle cores, and the download)
 
 demo: install  ## quantize the embedded small SAM to 4 bits and report FP beside quantized (<= 10 min)
 	$(PY) tools/ptq.py mm_configs/demo_sam_tiny_w4a4.py
