@@ -125,7 +125,7 @@ def test_missing_sam_checkpoint(complain, ptq_config, tmp_path):
 def test_corrupt_sam_checkpoint(complain, ptq_config, tmp_path):
     (tmp_path / "bad.pth").write_bytes(b"not a checkpoint")
     text = complain(ptq_config, cfg_options={"sam.checkpoint": str(tmp_path / "bad.pth")})
-    assert text.startswith(f"cannot read {tmp_path / 'bad.pth'} as a PyTorch state_dict")
+    assert text.startswith(f"checkpoint {tmp_path / 'bad.pth'} cannot be read (it begins with b'not a ch'")
 
 
 def test_sam_checkpoint_of_another_shape(complain, ptq_config, tiny_sam, tmp_path):

@@ -67,8 +67,10 @@ def run(ptq_config, tmp_path):
 def test_a_run_writes_what_the_table_shows(run, tmp_path, real_report):
     code, text, metrics = run()
     assert code == 0
-    assert list(metrics) == ["fp", "quantized", "audit", "recipe", "bits", "stages"]
+    assert list(metrics) == ["fp", "quantized", "audit", "coverage", "recipe", "bits", "stages"]
     assert (metrics["recipe"], metrics["bits"]) == ("rtn", [4, 4])
+    shares = metrics["coverage"]["shares"]
+    assert sum(kind["macs"] for kind in shares.values()) == pytest.approx(1) and "integers: " in text
     assert metrics["audit"]["passed"] is True and metrics["audit"]["counts"]["weight"] > 0
     assert list(metrics["stages"]) == STAGES
     assert all(stage["seconds"] > 0 and stage["peak_bytes"] > 10**7 for stage in metrics["stages"].values())

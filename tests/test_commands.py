@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands of README and docs: each tool starts in a process of its own and knows what the docs give it."""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py") if path.name != "build_mmcv.py")  # installs
+
+
+def documented() -> dict[str, set[str]]:
+    """Tool -> the options that README and docs call it with."""
+    options: dict[str, set[str]] = defaultdict(set)
+    for page in PAGES:
+        for line in re.findall(r"python (tools/[^`#\n|]*)", page.read_text(encoding="utf-8")):
+            tool, *words = shlex.split(line.replace("'", ""))
+            options[Path(tool).name] |= {word for word in words if word.startswith("-")}
+    return options
+
+
+def run(*command: str, cwd: Path = ROOT) -> str:
+    """What the tool printed; it must end well."""
+    done = subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    return done.stdout
+
+
+def test_documented_tools_exist() -> None:
+    assert len(documented()) > 10 and set(documented()) <= {*TOOLS, "build_mmcv.py"}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_tool_starts_alone_and_knows_its_documented_options(tool: str) -> None:
+    known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", run(f"tools/{tool}", "--help")))
+    assert documented().get(tool, set()) <= known
+
+
+@pytest.mark.slow
+def test_the_documented_way_from_a_run_to_hardware(tmp_path: Path) -> None:
+    demo, image = tmp_path / "demo", tmp_path / "image.png"
+    quick = ["--cfg-options", "recipe.iterations=2"]
+    printed = run("tools/ptq.py", "mm_configs/demo_sam_tiny_w4a4.py", "--work-dir", str(demo), *quick)
+    assert "audit passed" in printed and "integers: " in printed and (demo / "quantized.pth").is_file()
+    run("tools/export.py", str(demo / "quantized.pth"), "-o", str(tmp_path / "spec"))
+    layers = ["--layers", "image_encoder.blocks.0", "--csim"]
+    run("tools/make_hls.py", str(tmp_path / "spec"), "-o", str(tmp_path / "cpp"), *layers)
+    assert list((tmp_path / "cpp").rglob("*.cpp"))
+    Image.new("RGB", (80, 60), (90, 120, 30)).save(image)
+    picture = ["--box", "10,10,50,50", "--out", str(tmp_path / "compare.png")]
+    assert "IoU to FP" in run("tools/compare.py", str(image), str(demo / "quantized.pth"), *picture)
