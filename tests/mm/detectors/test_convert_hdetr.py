@@ -157,10 +157,10 @@ def test_other_checkpoints_are_refused(tmp_path, official_shapes):
     del state["level_embed"]
     with pytest.raises(ValueError, match="fit the config: 1 of .* tensors differ, first: level_embed is missing"):
         fit(state, model)
-    with pytest.raises(FileNotFoundError, match="no checkpoint .*x.pth"):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint not found: .*x\.pth"):
         read_checkpoint(tmp_path / "x.pth", OFFICIAL)
     (tmp_path / "bad.pth").write_bytes(b"\xff" * 100)
-    with pytest.raises(ValueError, match="cannot read .*bad.pth"):
+    with pytest.raises(ValueError, match=r"checkpoint .*bad\.pth cannot be read"):
         read_checkpoint(tmp_path / "bad.pth", OFFICIAL)
     torch.save({"state_dict": {}}, tmp_path / "mm.pth")
     with pytest.raises(ValueError, match="mm.pth has no state dict under 'model': not an official H-Def"):
