@@ -202,3 +202,23 @@ def test_coverage_adds_up(tiny_sam, tiny_items):
     assert sum(coverage.share(kind, "macs") for kind in (INTEGERS, IN_UNITS, OUTSIDE)) == pytest.approx(1)
     assert any(part.name == "relative positions" and part.macs > 0 for part in coverage.parts)
     assert report.to_dict()["coverage"]["shares"][INTEGERS]["weights"] == coverage.share(INTEGERS)
+
+
+def test_parts_that_structure_does_not_find_are_told(caplog):
+    """A block whose MLP hides behind ``**kwargs`` is a unit by its attention alone."""
+
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = Block()
+            self.experts = nn.ModuleDict({str(i): nn.Linear(WIDTH, 8 * WIDTH) for i in range(8)})
+
+        def forward(self, x, **kwargs):
+            return self.attention(x) + sum(layer(x)[..., :WIDTH] for layer in self.experts.values())
+
+    with caplog.at_level("WARNING", "ahcq_plugin.ptq.prepare"):
+        prepare(Net(Block()), Recipe.from_config("rtn"))
+    assert not caplog.records
+    with caplog.at_level("WARNING", "ahcq_plugin.ptq.prepare"):
+        prepare(Net(Hidden()), Recipe.from_config("rtn"), units=["*.attention"])
+    assert "% of the weights lie outside of the 1 units" in caplog.text and "blocks.0" in caplog.text
