@@ -157,6 +157,14 @@ def test_an_import_that_goes_down_is_no_violation(path: str, source: str) -> Non
     assert violations(source, f"ahcq_plugin/{path}") == []
 
 
+def test_tools_and_the_package_need_nothing_of_the_tests() -> None:
+    """An installation has no tests: neither imports them, nor runs their files by path."""
+    for path in [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "tools").glob("*.py")]:
+        source = path.read_text(encoding="utf-8")
+        names = {name.split(".")[0] for _, name in imported(source, f"tools.{path.stem}")}
+        assert not names & {"tests", "runpy"} and "tests/" not in source, path
+
+
 def test_an_unknown_layer_is_caught() -> None:
     assert "no layer" in violations("", "ahcq_plugin/misc/helpers.py")[0]
 
