@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seconds of one quantizer in a reconstruction step, forward and backward with learned scales and random drops, beside
-the same as a chain of tensor operations (tests/ptq/compositions.py), family by family.
+the same as a chain of tensor operations (studies/reference/compositions.py), family by family.
 
     python tools/bench_quantizers.py [--shape 4096 3072] [--bits 4] [--device cuda]
 """

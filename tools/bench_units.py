@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seconds of one reconstruction step of SAM-B units (random weights, 1024 pixels), forward and backward: the unit in
-floating point, quantized by us, and quantized by chains of tensor operations (tests/ptq/compositions.py).
+floating point, quantized by us, and quantized by chains of tensor operations (studies/reference/compositions.py).
 
     python tools/bench_units.py [--boxes 8] [--recipes qdrop ptq4sam ahcq] [--device cuda]
 """

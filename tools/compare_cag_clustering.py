@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ways to group the channels of CAG, by the relative error of the Linears behind them, nothing learned: `raw` k-means
-of (scale, zero point), `ends` k-means of range ends, `error` ours (tests/functional/clusterings.py).
+of (scale, zero point), `ends` k-means of range ends, `error` ours (studies/reference/clusterings.py).
 
     python tools/compare_cag_clustering.py [--bits 4] [--coco FOLDER]
 """
