@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -138,7 +141,7 @@ def _table(
     return TableOperand(bits, _boundaries(table), _int64(table.codes), integers, unit, shift)
 
 
-_CONVERTERS = {
+_CONVERTERS: dict[type[FakeQuantize], Callable[[Any], Activation]] = {
     UniformFakeQuantize: _uniform,
     CAGFakeQuantize: _grouped,
     HLUQFakeQuantize: _hluq,

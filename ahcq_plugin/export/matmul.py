@@ -20,8 +20,9 @@ from ahcq_plugin.export.operands import (
     top,
 )
 
+Families = tuple[type[Activation | WeightOperand], ...]
 #: kind -> families that its left and its right operand may have.
-KINDS = {
+KINDS: dict[str, tuple[Families, Families]] = {
     "linear": ((UniformOperand, GroupedOperand, HLUQOperand, TableOperand), (WeightOperand,)),
     "qk": ((UniformOperand,), (UniformOperand,)),
     "av": ((UniformOperand, TableOperand), (UniformOperand,)),

@@ -152,7 +152,7 @@ def _from_plain(kind: type, plain: Any, prefix: str, tensors: Tensors) -> Any:
     shape = {"shape"} if kind is WeightOperand else set()
     optional = {name for name in arrays if type(None) in fields[name]}
     _check_keys(kind.__name__, plain, (set(fields) - arrays) | shape, optional)
-    values = {}
+    values: dict[str, Any] = {}
     for name, allowed in fields.items():
         if name in arrays and name not in plain:
             values[name] = _take(tensors, f"{prefix}/{name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import fx, nn
 from torch.fx.node import map_arg
@@ -100,10 +101,12 @@ def _insert(gm: fx.GraphModule, site: RoleSite, name: str, anchors: dict[fx.Node
     with gm.graph.inserting_after(anchors[site.node]):
         quantized = gm.graph.call_module(name, (site.node,))
     anchors[site.node] = quantized
+
+    def rewired(argument: Any) -> Any:
+        return map_arg(argument, lambda n: quantized if n is site.node else n)
+
     for node, key in site.consumers:
-        values = dict(node.kwargs) if isinstance(key, str) else list(node.args)
-        values[key] = map_arg(values[key], lambda n: quantized if n is site.node else n)
         if isinstance(key, str):
-            node.kwargs = values
+            node.update_kwarg(key, rewired(node.kwargs[key]))
         else:
-            node.args = tuple(values)
+            node.update_arg(key, rewired(node.args[key]))

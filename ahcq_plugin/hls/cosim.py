@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def simulate(layer: Layer, folder: Path, small: Sequence[Vectors], large: Sequen
 def write_bench(layer: Layer, folder: Path, small: Sequence[Vectors], large: Sequence[Vectors]) -> None:
     """Put launches and what the golden model makes of them where ``run`` reads them; arguments as of ``simulate``."""
     registers = folder / layer.top / "registers.json"
-    data: dict[str, object] = dict(
+    data: dict[str, Any] = dict(
         addresses=registers.read_text(encoding="utf-8"),
         scales=layer.layout.scales,
         small=len(small),
@@ -85,7 +86,7 @@ def write_bench(layer: Layer, folder: Path, small: Sequence[Vectors], large: Seq
     np.savez(folder / layer.top / BENCH, **data)
 
 
-def _launch(index: int, layer: Layer, vectors: Vectors) -> dict[str, object]:
+def _launch(index: int, layer: Layer, vectors: Vectors) -> dict[str, Any]:
     batch, rows, _ = vectors.left.shape
     output = golden.run(layer.matmul, vectors.left, vectors.right).output
     arrays = {

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def shrink_inputs(pipeline: Sequence[dict[str, Any]]) -> bool:
 
 def let_everything_pass(config: Any) -> None:
     """No score threshold and few boxes in a detector's config: random weights give scores near 0."""
-    if isinstance(config, Mapping):
+    if isinstance(config, MutableMapping):
         for key, value in config.items():
             if key == "score_thr":
                 config[key] = 0.0

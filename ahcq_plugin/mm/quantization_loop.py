@@ -48,6 +48,7 @@ STAGES = (
 )
 
 
+@dataclass(frozen=True)
 class CalibrationOptions:
     """Base of the frozen dataclasses for ``test_cfg.calib``; the fields named in ``COUNTS`` are positive integers."""
 

@@ -89,13 +89,20 @@ def fold(
     """
     if signs.ndim != 1 or not bool((signs.abs() == 1).all()):
         raise ValueError(f"`signs` must hold a +1 or -1 per channel, got shape {tuple(signs.shape)}, {signs}")
-    folded = []
-    for name, tensor in (("q_weight", q_weight), ("q_bias", q_bias), ("k_weight", k_weight), ("k_bias", k_bias)):
-        if tensor is not None and tensor.shape[:1] != signs.shape:
+
+    def turned(name: str, tensor: Tensor | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        if tensor.shape[:1] != signs.shape:
             raise ValueError(f"`{name}` must have {len(signs)} channels as `signs`, got shape {tuple(tensor.shape)}")
-        shape = (-1, 1) if "weight" in name else (-1,)
-        folded.append(None if tensor is None else tensor.detach() * signs.to(tensor).view(shape))
-    return tuple(folded)
+        return tensor.detach() * signs.to(tensor).view((-1, 1) if "weight" in name else (-1,))
+
+    return (
+        turned("q_weight", q_weight),
+        turned("q_bias", q_bias),
+        turned("k_weight", k_weight),
+        turned("k_bias", k_bias),
+    )
 
 
 def _checked(values: Tensor) -> Tensor:

@@ -24,13 +24,14 @@ OUTSIDE_WORTH_A_WARNING = 0.3
 def prepare_unit(
     unit: fx.GraphModule,
     recipe: Recipe,
-    families: Mapping[str, type[FakeQuantize]] = ACTIVATION_FAMILIES,
-    weight_quantizer: type[FakeQuantize] = AdaRoundFakeQuantize,
+    families: Mapping[str, Callable[..., FakeQuantize]] = ACTIVATION_FAMILIES,
+    weight_quantizer: Callable[..., FakeQuantize] = AdaRoundFakeQuantize,
 ) -> fx.GraphModule:
     """Put fake quantizers by role into a traced unit, in place.
 
     Args:
-        families: name of a family -> class of its quantizers.
+        families: name of a family -> class or factory of its quantizers.
+        weight_quantizer: class or factory of the weights' quantizers.
     Returns:
         ``unit``.
     Raises:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from ahcq_plugin.quantizers import AdaRoundFakeQuantize, FakeQuantize
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def quantizers(model: nn.Module) -> Iterator[tuple[str, FakeQuantize]]:
@@ -91,16 +93,20 @@ def intercepted(units: dict[str, nn.Module], handler: Callable) -> Iterator[None
 
 
 @contextmanager
-def watched(modules: Mapping[str, nn.Module], note: Callable[[str, nn.Module, Any, Any], None]) -> Iterator[None]:
+def watched(modules: Mapping[str, M], note: Callable[[str, M, Any, Any], object]) -> Iterator[None]:
     """Within the context, every call of a module is told to ``note(name, module, input, output)``.
 
     Args:
         modules: by the name to note them with.
-        note: gets the first argument of the call, positional or by keyword, and what it returned.
+        note: gets the first argument of the call, positional or by keyword, and what it returned; what the note itself
+            returns has no effect.
     """
 
-    def hook(name: str) -> Callable[[nn.Module, tuple, dict, Any], None]:
-        return lambda module, args, kwargs, out: note(name, module, [*args, *kwargs.values()][0], out)
+    def hook(name: str) -> Callable[[M, tuple, dict, Any], None]:
+        def tell(module: M, args: tuple, kwargs: dict, out: Any) -> None:
+            note(name, module, [*args, *kwargs.values()][0], out)  # not returned: that would replace the output
+
+        return tell
 
     handles = [module.register_forward_hook(hook(name), with_kwargs=True) for name, module in modules.items()]
     try:

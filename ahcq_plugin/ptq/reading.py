@@ -15,6 +15,9 @@ from torch.utils import _pytree as pytree
 from ahcq_plugin.graph import UnitError
 from ahcq_plugin.ptq.prepared import intercepted
 
+#: Attribute of a tensor: the units whose outputs it was computed from.
+_SOURCES = "_ahcq_sources"
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -75,7 +78,7 @@ def read_units(units: dict[str, nn.Module], run: Callable[[], Any]) -> Reading:
         out = unit_forward(*args, **kwargs)
         for leaf in pytree.tree_leaves(out):
             if isinstance(leaf, Tensor):
-                leaf._ahcq_sources = frozenset((name,))
+                setattr(leaf, _SOURCES, frozenset((name,)))
         return out
 
     with _Provenance(), intercepted(units, handler):
@@ -102,12 +105,12 @@ def mark(tree: Any, sources: frozenset[str]) -> None:
     """Add ``sources`` to the units behind every tensor in ``tree``."""
     for leaf in pytree.tree_leaves(tree):
         if isinstance(leaf, Tensor):
-            leaf._ahcq_sources = getattr(leaf, "_ahcq_sources", frozenset()) | sources
+            setattr(leaf, _SOURCES, getattr(leaf, _SOURCES, frozenset()) | sources)
 
 
 def units_behind(tree: Any) -> frozenset[str]:
     """Units whose outputs the tensors in ``tree`` were computed from."""
     sources: frozenset[str] = frozenset()
     for leaf in pytree.tree_leaves(tree):
-        sources |= getattr(leaf, "_ahcq_sources", frozenset())
+        sources |= getattr(leaf, _SOURCES, frozenset())
     return sources

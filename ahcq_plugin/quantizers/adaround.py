@@ -22,6 +22,7 @@ class AdaRoundFakeQuantize(FakeQuantize):
     """
 
     family = "adaround"
+    alpha: nn.Parameter | None  # while the rounding is learned
 
     def __init__(
         self, observer=OwnErrorObserver, quant_min=0, quant_max=255, ch_axis=0, role="weight", **observer_kwargs

@@ -97,7 +97,8 @@ class CAGFakeQuantize(LearnedScaleMixin, FakeQuantize):
         layers = [layer for layer in self.consumers if isinstance(layer, nn.Linear)]
         if not layers:
             return torch.ones_like(self.per_scale)
-        return sum(layer.weight.detach().float().square().sum(0) for layer in layers)
+        first, *others = (layer.weight.detach().float().square().sum(0) for layer in layers)
+        return sum(others, first)
 
     @torch.no_grad()
     def regroup(self, count: int) -> bool:

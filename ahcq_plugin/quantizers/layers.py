@@ -41,10 +41,10 @@ def quantize_layer(layer: nn.Linear | nn.Conv2d, weight_fake_quant: nn.Module) -
         new = QuantConv2d(
             layer.in_channels,
             layer.out_channels,
-            layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
+            _pair(layer.kernel_size),
+            _pair(layer.stride),
+            layer.padding if isinstance(layer.padding, str) else _pair(layer.padding),
+            _pair(layer.dilation),
             layer.groups,
             layer.bias is not None,
             layer.padding_mode,
@@ -55,3 +55,9 @@ def quantize_layer(layer: nn.Linear | nn.Conv2d, weight_fake_quant: nn.Module) -
     new.weight, new.bias = layer.weight, layer.bias
     new.weight_fake_quant = weight_fake_quant
     return new.train(layer.training)
+
+
+def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
+    """Of a Conv2d two; torch declares them once for all convolutions, of any number."""
+    vertical, horizontal = sizes
+    return vertical, horizontal

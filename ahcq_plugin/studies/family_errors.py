@@ -31,6 +31,7 @@ from ahcq_plugin.quantizers import (
 from ahcq_plugin.quantizers.hluq import SEARCHED_RANGES
 from ahcq_plugin.quantizers.lnq import PUBLISHED_FACTORS
 from ahcq_plugin.quantizers.sampling import spread_rows
+from ahcq_plugin.quantizers.table import TableFakeQuantize
 from ahcq_plugin.studies.paper_figures import save_figure
 from ahcq_plugin.support.batches import Forward
 
@@ -51,7 +52,7 @@ class Contest(FakeQuantize):
         super().__init__(AvgMinMaxObserver, quant_max=quant_max, role=role)
         options: dict[str, Any] = dict(observer=OutputErrorObserver, quant_max=quant_max)
         # in a dict, so no modules of the model: calibration would treat those as quantizers of their own
-        self.rivals = {
+        self.rivals: dict[str, UniformFakeQuantize | TableFakeQuantize] = {
             "uniform": UniformFakeQuantize(**options),
             "power of two": PowerOfTwoFakeQuantize(**options),
             "HLUQ": HLUQFakeQuantize(search_range=True, **options),

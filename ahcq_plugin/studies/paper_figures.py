@@ -166,7 +166,7 @@ def _scores(axes: Axes, tensors: Sequence[Tensors]) -> None:
     kinds: dict[str, list[Tensor]] = {}
     for t in tensors:
         kinds.setdefault(t.kind, []).append(t.values)
-    bins = torch.logspace(-12, 0, 80).numpy()
+    bins = torch.logspace(-12, 0, 80).tolist()
     for kind, values in kinds.items():
         scores = torch.cat(values).clamp(min=LEAST_SCORE).numpy()
         axes.hist(

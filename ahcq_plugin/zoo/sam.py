@@ -60,6 +60,8 @@ def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | boo
         FileNotFoundError: the weight file is missing; the message says where to get it and where to put it.
         ValueError: unknown name or key, damaged file, or weights of another model.
     """
+    if checkpoint is True:
+        raise ValueError("`checkpoint` must be a path, None or False, got True")
     if isinstance(name_or_cfg, Mapping):
         sam = _from_config(name_or_cfg)
         if checkpoint is None:
@@ -78,8 +80,6 @@ def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | boo
         raise ValueError(f"{name_or_cfg!r} is a SAM 2: build it with ahcq_plugin.zoo.sam2.build_sam2")
     else:
         raise ValueError(f"unknown model {name_or_cfg!r}, allowed: sam_tiny, {', '.join(CHECKPOINTS)}, or a mapping")
-    if checkpoint is True:
-        raise ValueError("`checkpoint` must be a path, None or False, got True")
     if checkpoint is not False:
         load_weights(sam, checkpoint, source)
     return sam.float().eval()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sam2.build_sam import build_sam2_video_predictor
 from sam2.modeling.backbones.hieradet import Hiera
@@ -90,7 +90,7 @@ def build_sam2(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | bo
     return model.float().eval()
 
 
-def _build_published(cfg: Mapping[str, Any], checkpoint: str | Path | bool | None) -> SAM2VideoPredictor:
+def _build_published(cfg: Mapping[str, Any], checkpoint: str | Path | Literal[False] | None) -> SAM2VideoPredictor:
     if cfg["name"] not in PUBLISHED:
         raise ValueError(f"unknown model {cfg['name']!r}, allowed: sam2_tiny, {', '.join(PUBLISHED)}, or a mapping")
     if set(cfg) - {"name", "image_size"}:

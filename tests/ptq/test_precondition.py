@@ -11,7 +11,7 @@ from ahcq_plugin.prequant.acnr import reduce_condition_number
 from ahcq_plugin.ptq import Recipe, calibrate, precondition, prepare, quantizers, set_quantization
 from ahcq_plugin.ptq.fold import _separate_projections, fold_bimodal_keys
 from ahcq_plugin.ptq.precondition import error_grams
-from ahcq_plugin.ptq.prepared import is_weight, original_weights, weight_layers
+from ahcq_plugin.ptq.prepared import is_weight, original_weights, watched, weight_layers
 from ahcq_plugin.ptq.stream import UnitStream
 from ahcq_plugin.support.workers import Workers
 from ahcq_plugin.zoo.sam import box_forward
@@ -165,6 +165,25 @@ def test_folding_keeps_the_function_and_makes_one_mode(tiny_sam, tiny_items):
                 assert torch.equal(a, b)
     assert (model.get_submodule(FINAL_KEYS).bias > 0).all()
     assert FINAL_KEYS not in fold_bimodal_keys(model, tiny_items[0], box_forward)
+
+
+def test_projections_called_again_are_only_watched_while_signs_are_judged(tiny_sam, tiny_items):
+    """A video's mask decoder runs once per frame."""
+    model = prepared(bimodal_keys(tiny_sam), Recipe.from_config("ptq4sam"))
+    seen = []
+    with torch.no_grad():
+        expected = [leaf for item in tiny_items[:2] for leaf in box_forward(model, item)]
+        fold_bimodal_keys(
+            model, None, lambda m, _: seen.extend(leaf for item in tiny_items[:2] for leaf in box_forward(m, item))
+        )
+    assert not torch.equal(expected[0], expected[len(expected) // 2])
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+
+
+def test_what_a_note_returns_does_not_replace_the_output():
+    layer, x = nn.Linear(2, 2), torch.ones(1, 2)
+    with watched({"layer": layer}, lambda name, module, given, out: -out):
+        assert torch.equal(layer(x), layer.forward(x))
 
 
 @dataclass(frozen=True)

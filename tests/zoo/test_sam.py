@@ -136,6 +136,9 @@ def test_wrong_arguments_are_explained():
         build_sam({**TINY_SAM, "image_size": 60}, False)
     with pytest.raises(ValueError, match="`checkpoint` is needed with a config"):
         build_sam(TINY_SAM)
+    for name in ("sam_tiny", "vit_b", TINY_SAM):
+        with pytest.raises(ValueError, match="`checkpoint` must be a path, None or False, got True"):
+            build_sam(name, True)
 
 
 def test_packaged_config_is_the_json_next_to_the_weights():

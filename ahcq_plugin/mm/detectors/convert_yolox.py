@@ -115,7 +115,8 @@ def read_convs(onnx_path: str | Path) -> list[tuple[Tensor, Tensor]]:
             raise ValueError(
                 f"{path}: {node.name} has no bias; export with batch norm folded (the default of YOLOX's export)"
             )
-        convs.append(tuple(torch.from_numpy(onnx.numpy_helper.to_array(tensors[i]).copy()) for i in node.input[1:]))
+        weight, bias = (torch.from_numpy(onnx.numpy_helper.to_array(tensors[i]).copy()) for i in node.input[1:])
+        convs.append((weight, bias))
     return convs
 
 

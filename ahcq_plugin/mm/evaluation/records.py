@@ -10,14 +10,14 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from mmdet.registry import DATASETS
 from mmengine.dataset import pseudo_collate
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ahcq_plugin.mm.box_prompted_sam import BoxPromptedSAM
@@ -29,6 +29,16 @@ from ahcq_plugin.mm.evaluation import masks
 from ahcq_plugin.support.cache import Cache
 from ahcq_plugin.support.digest import digest
 from ahcq_plugin.support.workers import ALONE, Workers
+
+
+class InfoDataset(Protocol):
+    """What is read of a data set of mmdet, or of a wrapper of MMEngine around some; torch's Dataset promises less."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+    def get_data_info(self, index: int) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ def read_records(
 
     The pipeline runs only when a detector needs its output, or to fetch images that have no file.
     """
-    dataset = dataloader.dataset
+    dataset: Any = dataloader.dataset  # an InfoDataset, of which the loader's type knows nothing
     records = [record_of(dataset.get_data_info(index)) for index in range(len(dataset))]
     if model.prompts == "detector":
 
@@ -124,7 +134,7 @@ def read_records(
     return records
 
 
-def calibration_records(dataset: Dataset, model: BoxPromptedSAM, num_images: int, seed: int) -> list[ImageRecord]:
+def calibration_records(dataset: InfoDataset, model: BoxPromptedSAM, num_images: int, seed: int) -> list[ImageRecord]:
     """``num_images`` images with at least one prompt, in an order drawn with ``seed``.
 
     Raises:
@@ -179,7 +189,7 @@ class CalibrationBatches(Sequence):
         return self._model.calibration_batch(record.read(), record.prompts.boxes, self._max_boxes, generator)
 
 
-def calibration_dataset(config: Mapping[str, Any], pipeline: Sequence[Mapping[str, Any]]) -> Dataset:
+def calibration_dataset(config: Mapping[str, Any], pipeline: Sequence[Mapping[str, Any]]) -> InfoDataset:
     """Data set of a training config under another pipeline: without filtering, repetition and mixing of images."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints while it reads annotations
         return DATASETS.build(_calibration_config(config, pipeline))

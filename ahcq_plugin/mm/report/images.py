@@ -22,7 +22,8 @@ DIFFERENCE = {
 
 def rgb(colour: str) -> tuple[int, int, int]:
     """0..255 from ``#rrggbb``."""
-    return tuple(bytes.fromhex(colour[1:]))
+    red, green, blue = bytes.fromhex(colour[1:])
+    return red, green, blue
 
 
 def object_colour(index: int) -> str:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 _COMMON = {
     "mlp_ratio": 4,
     "window_size": 8,
@@ -19,7 +21,7 @@ _COMMON = {
     "pixel_std": [58.395, 57.12, 57.375],
 }
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     # 1024 tokens, sixteen full windows
     "sam_tiny": {
         **_COMMON,
