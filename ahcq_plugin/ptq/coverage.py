@@ -133,11 +133,9 @@ def _kind_of(unit: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
     exception = exception_of(node)
     if exception:
         return IN_UNITS, exception
-    if is_left(unit, node):
-        return IN_UNITS, f"left: {node_name(node)}"
     layer = index.module(node)
     if isinstance(getattr(layer, "weight_fake_quant", None), FakeQuantize):
         return INTEGERS, "Linear and Conv2d"
-    if index.is_matmul(node):
+    if index.is_matmul(node) and not is_left(unit, node):
         return INTEGERS, "attention matmuls"
     return IN_UNITS, f"left: {node_name(node)}"
