@@ -20,6 +20,8 @@ from torch import fx, nn
 from torch.ao.quantization import FakeQuantizeBase
 from torch.fx.node import has_side_effect
 
+from ahcq_plugin.graph.bare_weights import layer_bare_weights
+from ahcq_plugin.graph.multihead import multihead_attention, why_kept
 from ahcq_plugin.graph.rewrites import expand_fused_attention
 from ahcq_plugin.graph.untraceable import treatment
 
@@ -36,7 +38,8 @@ class BlockTracer(fx.Tracer):
     Beyond ``fx.Tracer``: ``WRAPPED_FUNCTIONS`` found in the globals of the traced classes' modules stay one node;
     arguments with a default are fixed to it (a call with another value raises ValueError); an ``assert`` on a traced
     value is taken to hold; Linear and Conv2d subclasses that inherit ``forward`` are leaves;
-    ``F.scaled_dot_product_attention`` is rewritten to matmul, softmax, matmul; ``graph/untraceable.py`` has the
+    ``F.scaled_dot_product_attention`` is rewritten to matmul, softmax, matmul, and so is
+    ``nn.MultiheadAttention`` (``graph/multihead.py``); ``graph/untraceable.py`` has the
     exceptions for classes of SAM 2.
     """
 
@@ -54,11 +57,13 @@ class BlockTracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """As ``fx.Tracer``, through the ``forward`` that replaces the module's own."""
-        replaced = treatment(m).forward
+        replaced: Callable[..., Any] | None = multihead_attention if _is_written_out(m) else treatment(m).forward
         return super().call_module(m, partial(replaced, self, m) if replaced else forward, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether ``m`` stays one node."""
+        if _is_written_out(m):
+            return False
         for base in (nn.Linear, nn.Conv2d):
             if isinstance(m, base) and type(m).forward is base.forward:
                 return True
@@ -149,6 +154,7 @@ def trace_unit(module: nn.Module, name: str, leave: Sequence[str] = ()) -> fx.Gr
         for constant in set(vars(module)) - attributes:  # constants that fx stores on the traced module
             delattr(module, constant)
     keep_state(module, traced)
+    layer_bare_weights(module, traced)
     for path, child in module.named_modules():
         if path and treatment(child).is_asked_for and type(traced.get_submodule(path)) is nn.Module:
             traced.get_submodule(path).__class__ = type(child)
@@ -167,6 +173,10 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for child, flag in flags:
             child.training = flag
+
+
+def _is_written_out(module: nn.Module) -> bool:
+    return isinstance(module, nn.MultiheadAttention) and why_kept(module) is None
 
 
 def _wrapped_functions(root: nn.Module | Callable[..., Any]) -> tuple[Callable[..., Any], ...]:

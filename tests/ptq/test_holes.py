@@ -78,6 +78,22 @@ class Recurrent(nn.Module):
         return self.gru(x)[0]
 
 
+class AddedKeys(nn.Module):
+    """Of nn.MultiheadAttention, what is not written out."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.MultiheadAttention(WIDTH, 2, batch_first=True, add_bias_kv=True)
+
+    def forward(self, x):
+        return self.inner(x, x, x)[0]
+
+
+class StridedRows(AddMM):
+    def forward(self, x):
+        return F.linear(x, self.weight[::2]).repeat(1, 1, 2)
+
+
 class Attention(nn.Module):
     def __init__(self):
         super().__init__()
@@ -117,6 +133,8 @@ EXTRAS = {
     "matmul with a weight": (MatmulWeight, "extra.weight"),
     "a matrix element by element": (WeightByGate, "extra.weight"),
     "GRU": (Recurrent, "extra.gru"),
+    "attention that adds keys": (AddedKeys, "extra.inner: .*add_bias_kv"),
+    "a linear on every other row": (StridedRows, "calls linear on a bare weight"),
     "functional attention": (Attention, "multi_head_attention_forward"),
     "wrapped kernel": (Wrapped, "extra.kernel"),
     "Conv1d": (Convolution, "extra.conv"),
