@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``nn.MultiheadAttention`` written out as projections, heads, matmul, softmax, matmul: what the tracer sees of it."""
+"""Attention of ``nn.MultiheadAttention`` and the function behind it, written out for the tracer: projections, heads,
+matmul, softmax, matmul."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from ahcq_plugin.graph.tracer import BlockTracer
+
+_FUNCTION = inspect.signature(F.multi_head_attention_forward)
 
 
 def why_kept(module: nn.MultiheadAttention) -> str | None:
@@ -21,7 +28,7 @@ def why_kept(module: nn.MultiheadAttention) -> str | None:
 
 
 def multihead_attention(
-    tracer: fx.Tracer,
+    tracer: BlockTracer,
     module: nn.MultiheadAttention,
     query: Any,
     key: Any,
@@ -42,31 +49,60 @@ def multihead_attention(
     Raises:
         ValueError: ``is_causal`` without a mask.
     """
-    if is_causal and attn_mask is None:
-        raise ValueError("nn.MultiheadAttention: `is_causal` needs an `attn_mask`")
-    sequence = -3 if module.batch_first else 0  # of (…, length, heads, width); both right without a batch as well
-    q, k, v = (
-        part.unflatten(-1, (module.num_heads, module.head_dim)).movedim(sequence, -2)
-        for part in _project(module, query, key, value)
-    )
-    scores = q @ k.transpose(-2, -1) * module.head_dim**-0.5
-    if attn_mask is not None or key_padding_mask is not None:
-        scores = tracer.create_proxy("call_function", mask_heads, (scores, attn_mask, key_padding_mask), {})
-    weights = scores.softmax(-1)
-    if module.training and module.dropout:
-        weights = F.dropout(weights, module.dropout, True)
-    context = (weights @ v).movedim(-2, sequence).flatten(-2)
-    shown = None
-    if need_weights:
-        shown = weights.mean(-3) if average_attn_weights else weights
-    return module.out_proj(context), shown
-
-
-def _project(module: nn.MultiheadAttention, *inputs: Any) -> list[Any]:
-    width, bias = module.embed_dim, module.in_proj_bias
-    rows = [slice(i * width, (i + 1) * width) for i in range(3)]
-    if module.in_proj_weight is None:
+    weights = module.in_proj_weight
+    if weights is None:
         weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+    projected = _project((query, key, value), weights, module.in_proj_bias, module.embed_dim)
+    context, shown = _attend(
+        tracer,
+        projected,
+        (module.num_heads, module.head_dim),
+        -3 if module.batch_first else 0,
+        (attn_mask, key_padding_mask, is_causal),
+        module.dropout if module.training else 0.0,
+    )
+    out = F.linear(context, module.out_proj.weight, module.out_proj.bias)
+    return out, _shown(tracer, shown, need_weights, average_attn_weights)
+
+
+def functional_attention(tracer: BlockTracer, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+    """``F.multi_head_attention_forward`` on traced tensors, as ``multihead_attention``.
+
+    Returns:
+        None where it adds keys and values, or is given them, or its weights are no parameters: it stays one node.
+    """
+    call = _FUNCTION.bind(*args, **kwargs)
+    call.apply_defaults()
+    a = call.arguments
+    separate = a["use_separate_proj_weight"]
+    weights = tuple(a[f"{name}_proj_weight"] for name in "qkv") if separate else a["in_proj_weight"]
+    first = _parameter(tracer, weights[0] if separate else weights)
+    if (
+        first is None
+        or a["add_zero_attn"]
+        or any(a[n] is not None for n in ("bias_k", "bias_v", "static_k", "static_v"))
+    ):
+        return None
+    width = len(first) // (1 if separate else 3)
+    projected = _project((a["query"], a["key"], a["value"]), weights, a["in_proj_bias"], width)
+    masks = (a["attn_mask"], a["key_padding_mask"], a["is_causal"])
+    dropout = a["dropout_p"] if a["training"] else 0.0
+    context, shown = _attend(tracer, projected, (a["num_heads"], width // a["num_heads"]), 0, masks, dropout)
+    out = F.linear(context, a["out_proj_weight"], a["out_proj_bias"])
+    return out, _shown(tracer, shown, a["need_weights"], a["average_attn_weights"])
+
+
+def _parameter(tracer: BlockTracer, value: Any) -> nn.Parameter | None:
+    """The parameter that a traced value reads."""
+    if not isinstance(value, fx.Proxy) or value.node.op != "get_attr":
+        return None
+    return dict(tracer.root.named_parameters()).get(str(value.node.target))  # attributes give proxies meanwhile
+
+
+def _project(inputs: tuple, weights: Any, bias: Any, width: int) -> list[Any]:
+    """q, k and v, (…, width) each, by one matrix (3 * width, in) or by three."""
+    rows = [slice(i * width, (i + 1) * width) for i in range(3)]
+    if isinstance(weights, tuple):
         biases = [None if bias is None else bias[part] for part in rows]
         return [F.linear(*call) for call in zip(inputs, weights, biases, strict=True)]
     parts: list[Any] = []
@@ -74,16 +110,41 @@ def _project(module: nn.MultiheadAttention, *inputs: Any) -> list[Any]:
         first = last = len(parts)
         while last < 2 and inputs[last + 1] is inputs[first]:
             last += 1
-        taken = slice(rows[first].start, rows[last].stop)
-        weight = module.in_proj_weight if last - first == 2 else module.in_proj_weight[taken]
-        own_bias = bias if bias is None or last - first == 2 else bias[taken]
+        count, taken = last - first + 1, slice(rows[first].start, rows[last].stop)
+        weight, own_bias = weights, bias
+        if count < 3:
+            weight, own_bias = weights[taken], None if bias is None else bias[taken]
         packed = F.linear(inputs[first], weight, own_bias)
-        if first == last:
-            parts.append(packed)
-        else:
-            chunks = packed.chunk(last - first + 1, -1)
-            parts += [chunks[i] for i in range(last - first + 1)]
+        chunks = packed.chunk(count, -1) if count > 1 else [packed]
+        parts += [chunks[i] for i in range(count)]
     return parts
+
+
+def _attend(
+    tracer: BlockTracer, projected: list[Any], heads: tuple[int, int], sequence: int, masks: tuple, dropout: float
+) -> tuple[Any, Any]:
+    """(context, weights); ``heads``: number and width, ``sequence``: which dimension of (…, heads, width) is the
+    length, the same with and without a batch."""
+    mask, padding, is_causal = masks
+    if is_causal and mask is None:
+        raise ValueError("nn.MultiheadAttention: `is_causal` needs an `attn_mask`")
+    q, k, v = (part.unflatten(-1, heads).movedim(sequence, -2) for part in projected)
+    scores = q @ k.transpose(-2, -1) * heads[1] ** -0.5
+    if mask is not None or padding is not None:
+        scores = tracer.create_proxy("call_function", mask_heads, (scores, mask, padding), {})
+    weights = scores.softmax(-1)
+    if dropout:
+        weights = F.dropout(weights, dropout, True)
+    return (weights @ v).movedim(-2, sequence).flatten(-2), weights
+
+
+def _shown(tracer: BlockTracer, weights: Any, is_wanted: bool, averaged: bool) -> Any:
+    """The weights as the attention returns them."""
+    if not is_wanted or not averaged:
+        return weights if is_wanted else None
+    mean = weights.mean(-3)
+    tracer.optional.append(mean.node)  # asked for by default, seldom used
+    return mean
 
 
 def mask_heads(scores: Tensor, mask: Tensor | None, padding: Tensor | None) -> Tensor:

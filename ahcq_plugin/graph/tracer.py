@@ -19,9 +19,10 @@ import torch
 from torch import fx, nn
 from torch.ao.quantization import FakeQuantizeBase
 from torch.fx.node import has_side_effect
+from torch.nn import functional as F
 
 from ahcq_plugin.graph.bare_weights import layer_bare_weights
-from ahcq_plugin.graph.multihead import multihead_attention, why_kept
+from ahcq_plugin.graph.multihead import functional_attention, multihead_attention, why_kept
 from ahcq_plugin.graph.rewrites import expand_fused_attention
 from ahcq_plugin.graph.untraceable import treatment
 
@@ -39,7 +40,7 @@ class BlockTracer(fx.Tracer):
     arguments with a default are fixed to it (a call with another value raises ValueError); an ``assert`` on a traced
     value is taken to hold; Linear and Conv2d subclasses that inherit ``forward`` are leaves;
     ``F.scaled_dot_product_attention`` is rewritten to matmul, softmax, matmul, and so is
-    ``nn.MultiheadAttention`` (``graph/multihead.py``); ``graph/untraceable.py`` has the
+    ``nn.MultiheadAttention``, also as a function (``graph/multihead.py``); ``graph/untraceable.py`` has the
     exceptions for classes of SAM 2.
     """
 
@@ -47,13 +48,23 @@ class BlockTracer(fx.Tracer):
         """Trace ``root`` as it is (training flags included) into a graph whose sizes stay dynamic."""
         super().__init__(autowrap_functions=_wrapped_functions(root))
         self.record_stack_traces = True  # errors name the line
-        self._taken_tests: list[fx.Node] = []
+        self.optional: list[fx.Node] = []  # erased in the end where nothing uses them
         graph = super().trace(root, concrete_args)
-        for node in self._taken_tests:
+        for node in self.optional:
             if not node.users:
                 graph.erase_node(node)
         expand_fused_attention(graph)
         return graph
+
+    def create_proxy(
+        self, kind: str, target: Any, args: tuple, kwargs: dict[str, Any], *rest: Any, **named: Any
+    ) -> Any:
+        """As ``fx.Tracer``; ``F.multi_head_attention_forward`` is written out, and gives a tuple."""
+        if kind == "call_function" and target is F.multi_head_attention_forward:
+            written_out = functional_attention(self, args, kwargs)
+            if written_out is not None:
+                return written_out
+        return super().create_proxy(kind, target, args, kwargs, *rest, **named)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """As ``fx.Tracer``, through the ``forward`` that replaces the module's own."""
@@ -91,7 +102,7 @@ class BlockTracer(fx.Tracer):
         if obj.node.target is operator.gt and obj.node.args[1] == 0:
             counted = obj.node.args[0]
             if counted.op == "placeholder" and counted.target in treatment(self.root).counts:
-                self._taken_tests.append(obj.node)
+                self.optional.append(obj.node)
                 return True
         frame = sys._getframe(1)
         while frame is not None and frame.f_code.co_filename.startswith((TORCH_DIR, OUR_DIR)):
