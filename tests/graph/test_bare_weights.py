@@ -127,6 +127,15 @@ def test_a_mask_of_integers_is_refused(mask):
         trace_unit(unit, "unit")(*arguments())
 
 
+def test_averaged_weights_that_nothing_uses_are_not_computed():
+    class Output(Attention):
+        def forward(self, x):
+            return self.attn(x, x, x)[0]
+
+    assert "mean" not in {node.target for node in trace_unit(Output(), "unit").graph.nodes}
+    assert "mean" in {node.target for node in trace_unit(Attention(), "unit").graph.nodes}
+
+
 class Separate(nn.Module):
     """A bias put together of parts, as in BEiT; a matrix of its own; a Linear whose bias is passed along."""
 

@@ -9,6 +9,8 @@ from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
 from ahcq_plugin import load_quantized, quantize
+from ahcq_plugin.export import export_spec
+from ahcq_plugin.export.compare import compare
 from ahcq_plugin.ptq import Recipe, audit, prepare, set_quantization
 from ahcq_plugin.ptq.coverage import IN_UNITS, INTEGERS, cover
 from ahcq_plugin.ptq.distributions import collect_distributions
@@ -141,6 +143,34 @@ def test_weights_are_reported_by_the_names_of_their_parameters(name):
     shown = collect_distributions(quantized, batches[0], weights=report.unrounded)
     assert any("in_proj" in row.name for row in shown)
     assert cover(quantized).share(INTEGERS) > 0.4
+
+
+class FirstRows(nn.Module):
+    """Reads six of eight rows of a matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.norm = nn.Parameter(torch.randn(8, 8)), nn.LayerNorm(8)
+
+    def forward(self, x):
+        return nn.functional.linear(self.norm(x), self.weight[:6])
+
+
+def test_rows_that_no_layer_reads_are_shown():
+    model = nn.Sequential(FirstRows()).eval()
+    _, report = quantize(model, [torch.randn(2, 8)], "rtn", units=FirstRows, progress=False)
+    weights = {part.name: part.weights for part in report.coverage.parts}
+    assert weights == {"Linear and Conv2d": 48, "left: weight": 16, "norms, biases, scales": 16}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_the_integer_model_equals_pytorch(name, tmp_path):
+    quantized, _ = quantize(build(name), items(), "rtn", 4, 4, progress=False)
+    spec = export_spec(quantized, tmp_path / "spec", items()[0])
+    assert spec.left_out == ()
+    rows, units = compare(quantized, spec, items()[:1])
+    assert all(row.golden_error <= row.golden_limit and row.torch_error <= row.torch_limit for row in rows)
+    assert sum(unit.codes for unit in units) and not sum(unit.differing for unit in units)
 
 
 @torch.no_grad()
