@@ -186,7 +186,8 @@ def _module_problem(index: GraphIndex, node: fx.Node) -> str | None:
         return None
     kind = type(module).__name__
     if isinstance(module, nn.MultiheadAttention):
-        return f"nn.MultiheadAttention '{node.target}' hides its projections and matmuls: {why_kept(module)}"
+        why = why_kept(module) or "another tracer than BlockTracer kept it whole"
+        return f"nn.MultiheadAttention '{node.target}' hides its projections and matmuls: {why}"
     if next(module.parameters(), None) is not None:
         return f"{kind} has weights and is no Linear, Conv2d or norm: it would stay in floating point"
     return f"{kind} is not on the list of what may stay in floating point"

@@ -136,6 +136,32 @@ def test_averaged_weights_that_nothing_uses_are_not_computed():
     assert "mean" in {node.target for node in trace_unit(Attention(), "unit").graph.nodes}
 
 
+class ClipPool(nn.Module):
+    """CLIP's attention pool: the function of attention on the weights of four Linears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.multi_head_attention_forward(
+            query=x[:1], key=x, value=x, embed_dim_to_check=x.shape[-1], num_heads=2, in_proj_weight=None,
+            in_proj_bias=torch.cat([self.q.bias, self.k.bias, self.v.bias]), bias_k=None, bias_v=None,
+            add_zero_attn=False, dropout_p=0.0, out_proj_weight=self.out.weight, out_proj_bias=self.out.bias,
+            use_separate_proj_weight=True, training=False, need_weights=False, q_proj_weight=self.q.weight,
+            k_proj_weight=self.k.weight, v_proj_weight=self.v.weight,
+        )[0]  # fmt: skip
+
+
+def test_the_function_of_attention_equals_itself_written_out():
+    unit, x = ClipPool().eval(), arguments()[0]
+    traced = trace_unit(unit, "pool")
+    torch.testing.assert_close(traced(x), unit(x), rtol=0, atol=1e-6)
+    assert sorted(traced.state_dict()) == sorted(unit.state_dict())
+    roles = {layer: site.role for site in find_roles(traced) for layer in site.layers}
+    assert roles == {"q.linear": "qkv_in", "k.linear": "qkv_in", "v.linear": "qkv_in", "out": "attn_out"}
+
+
 class Separate(nn.Module):
     """A bias put together of parts, as in BEiT; a matrix of its own; a Linear whose bias is passed along."""
 
