@@ -28,6 +28,7 @@ from ahcq_plugin.ptq.prepare import UnitPreparer, prepare_unit
 from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.ptq.recipe import Recipe, current_names
 from ahcq_plugin.ptq.resume import ResumeError, UnitReport, determining, fingerprint
+from ahcq_plugin.quantizers.layers import held_weight
 from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device
 from ahcq_plugin.support.checked import save_checked
 from ahcq_plugin.support.safe_load import safe_load
@@ -51,7 +52,7 @@ class QuantReport:
         roles: the table unit, tensor, role, quantizer.
         coverage: how much computes on integers, and by name what does not.
         stages: stage -> {"seconds", "peak_bytes"}.
-        unrounded: name in the ``state_dict`` -> weight of a quantized layer as it was calibrated, before rounding, on
+        unrounded: name in the ``state_dict`` -> weight of quantized layers as it was calibrated, before rounding, on
             the CPU; with several ``workers`` the first has them. Not part of ``to_dict``.
     """
 
@@ -187,9 +188,8 @@ def _sam_of_the_zoo(checkpoint: Checkpoint) -> nn.Module:
 
 
 def _unrounded_weights(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        f"{name}.weight": layer.weight.detach().to("cpu", copy=True) for name, layer in weight_layers(model).items()
-    }
+    names = dict.fromkeys(held_weight(name, layer)[0] for name, layer in weight_layers(model).items())
+    return {name: model.get_parameter(name).detach().to("cpu", copy=True) for name in names}
 
 
 @dataclass(frozen=True)

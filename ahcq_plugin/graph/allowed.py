@@ -20,6 +20,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from ahcq_plugin.graph.multihead import mask_heads, why_kept
 from ahcq_plugin.graph.ops import (
     ACTIVATION_MODULES,
     ACTIVATIONS,
@@ -80,7 +81,7 @@ ALLOWED_FUNCTIONS = (
     | _named(torch, "layer_norm group_norm batch_norm rms_norm pixel_shuffle")
     | _named(math, "sqrt ceil floor log log2 prod isqrt")
     | {getattr, len, int, float, bool, max, min, abs, round, sum, range, slice, tuple, list}
-    | {check_fixed, mask_scores, mask_causal}
+    | {check_fixed, mask_scores, mask_causal, mask_heads}
 )
 ALLOWED_METHODS = (
     SHAPE_METHODS
@@ -107,7 +108,7 @@ _PLAIN_MODULES = (
 #: Functions kept whole that multiply in floating point: name -> what they are called in coverage.
 _EXCEPTIONS = {"add_decomposed_rel_pos": RELATIVE_POSITIONS}
 _MOVING_FUNCTIONS = {"get_rel_pos", *WINDOW_FUNCTIONS}
-_ADDITIONS = frozenset({operator.add, operator.iadd, torch.add, mask_scores, "add", "add_"})
+_ADDITIONS = frozenset({operator.add, operator.iadd, torch.add, mask_scores, mask_heads, "add", "add_"})
 _MOVES_OF_TABLES = SHAPE_FUNCTIONS | SHAPE_METHODS | _named(torch, _MOVES) | _words(_MOVES) | {F.interpolate}
 
 
@@ -185,7 +186,8 @@ def _module_problem(index: GraphIndex, node: fx.Node) -> str | None:
         return None
     kind = type(module).__name__
     if isinstance(module, nn.MultiheadAttention):
-        return f"nn.MultiheadAttention '{node.target}' hides its projections and matmuls"
+        why = why_kept(module) or "another tracer than BlockTracer kept it whole"
+        return f"nn.MultiheadAttention '{node.target}' hides its projections and matmuls: {why}"
     if next(module.parameters(), None) is not None:
         return f"{kind} has weights and is no Linear, Conv2d or norm: it would stay in floating point"
     return f"{kind} is not on the list of what may stay in floating point"
@@ -204,7 +206,7 @@ def _call_problem(index: GraphIndex, node: fx.Node) -> str | None:
         return None
     name = function_name(node) or str(node.target)
     if node.target in FUNCTIONAL_LAYERS:
-        return f"calls {name} on a bare weight, not an nn.Linear or nn.Conv2d"
+        return f"calls {name} on a bare weight that no nn.Linear or nn.Conv2d can stand for"
     return f"{name}() is not on the list of what may stay in floating point, and no layer that is quantized"
 
 

@@ -19,7 +19,10 @@ import torch
 from torch import fx, nn
 from torch.ao.quantization import FakeQuantizeBase
 from torch.fx.node import has_side_effect
+from torch.nn import functional as F
 
+from ahcq_plugin.graph.bare_weights import layer_bare_weights
+from ahcq_plugin.graph.multihead import functional_attention, multihead_attention, why_kept
 from ahcq_plugin.graph.rewrites import expand_fused_attention
 from ahcq_plugin.graph.untraceable import treatment
 
@@ -36,7 +39,8 @@ class BlockTracer(fx.Tracer):
     Beyond ``fx.Tracer``: ``WRAPPED_FUNCTIONS`` found in the globals of the traced classes' modules stay one node;
     arguments with a default are fixed to it (a call with another value raises ValueError); an ``assert`` on a traced
     value is taken to hold; Linear and Conv2d subclasses that inherit ``forward`` are leaves;
-    ``F.scaled_dot_product_attention`` is rewritten to matmul, softmax, matmul; ``graph/untraceable.py`` has the
+    ``F.scaled_dot_product_attention`` is rewritten to matmul, softmax, matmul, and so is
+    ``nn.MultiheadAttention``, also as a function (``graph/multihead.py``); ``graph/untraceable.py`` has the
     exceptions for classes of SAM 2.
     """
 
@@ -44,21 +48,33 @@ class BlockTracer(fx.Tracer):
         """Trace ``root`` as it is (training flags included) into a graph whose sizes stay dynamic."""
         super().__init__(autowrap_functions=_wrapped_functions(root))
         self.record_stack_traces = True  # errors name the line
-        self._taken_tests: list[fx.Node] = []
+        self.optional: list[fx.Node] = []  # erased in the end where nothing uses them
         graph = super().trace(root, concrete_args)
-        for node in self._taken_tests:
+        for node in self.optional:
             if not node.users:
                 graph.erase_node(node)
         expand_fused_attention(graph)
         return graph
 
+    def create_proxy(
+        self, kind: str, target: Any, args: tuple, kwargs: dict[str, Any], *rest: Any, **named: Any
+    ) -> Any:
+        """As ``fx.Tracer``; ``F.multi_head_attention_forward`` is written out, and gives a tuple."""
+        if kind == "call_function" and target is F.multi_head_attention_forward:
+            written_out = functional_attention(self, args, kwargs)
+            if written_out is not None:
+                return written_out
+        return super().create_proxy(kind, target, args, kwargs, *rest, **named)
+
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """As ``fx.Tracer``, through the ``forward`` that replaces the module's own."""
-        replaced = treatment(m).forward
+        replaced: Callable[..., Any] | None = multihead_attention if _is_written_out(m) else treatment(m).forward
         return super().call_module(m, partial(replaced, self, m) if replaced else forward, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether ``m`` stays one node."""
+        if _is_written_out(m):
+            return False
         for base in (nn.Linear, nn.Conv2d):
             if isinstance(m, base) and type(m).forward is base.forward:
                 return True
@@ -86,7 +102,7 @@ class BlockTracer(fx.Tracer):
         if obj.node.target is operator.gt and obj.node.args[1] == 0:
             counted = obj.node.args[0]
             if counted.op == "placeholder" and counted.target in treatment(self.root).counts:
-                self._taken_tests.append(obj.node)
+                self.optional.append(obj.node)
                 return True
         frame = sys._getframe(1)
         while frame is not None and frame.f_code.co_filename.startswith((TORCH_DIR, OUR_DIR)):
@@ -149,6 +165,7 @@ def trace_unit(module: nn.Module, name: str, leave: Sequence[str] = ()) -> fx.Gr
         for constant in set(vars(module)) - attributes:  # constants that fx stores on the traced module
             delattr(module, constant)
     keep_state(module, traced)
+    layer_bare_weights(module, traced)
     for path, child in module.named_modules():
         if path and treatment(child).is_asked_for and type(traced.get_submodule(path)) is nn.Module:
             traced.get_submodule(path).__class__ = type(child)
@@ -167,6 +184,10 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for child, flag in flags:
             child.training = flag
+
+
+def _is_written_out(module: nn.Module) -> bool:
+    return isinstance(module, nn.MultiheadAttention) and why_kept(module) is None
 
 
 def _wrapped_functions(root: nn.Module | Callable[..., Any]) -> tuple[Callable[..., Any], ...]:

@@ -23,6 +23,7 @@ from ahcq_plugin.ptq.macs import MacCounter, Place, count_macs, counted
 from ahcq_plugin.ptq.prepared import intercepted, is_weight, quantizers, watched, weight_layers
 from ahcq_plugin.ptq.static import unquantized
 from ahcq_plugin.quantizers import FakeQuantize
+from ahcq_plugin.quantizers.layers import read_parameters
 from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
 
 
@@ -83,8 +84,11 @@ def audit(model: nn.Module, batch: Any, forward: Forward | None = None) -> Audit
         report.problems.extend(f"{name}.{problem}" for problem in unquantized(unit))
     for name, quantizer in quantizers(model):
         report.problems.extend(f"{name}: {problem}" for problem in unfrozen(quantizer))
+    own = set(map(id, model.parameters()))
     for name, layer in weight_layers(model).items():
         on_grid = layer.weight_fake_quant.decode(layer.weight_fake_quant.encode(layer.weight)).to(layer.weight.dtype)
+        if not own.issuperset(map(id, read_parameters(layer))):
+            report.problems.append(f"{name}: it reads a parameter that the model has replaced; prepare the model anew")
         if not torch.equal(on_grid, layer.weight):
             off = int((on_grid != layer.weight).sum())
             report.problems.append(f"{name}: {off} of {layer.weight.numel()} weights are off their grid")

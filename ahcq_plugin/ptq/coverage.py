@@ -16,6 +16,7 @@ from ahcq_plugin.graph.ops import GraphIndex
 from ahcq_plugin.ptq.macs import Place
 from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.quantizers import FakeQuantize
+from ahcq_plugin.quantizers.layers import held_weight
 
 INTEGERS, IN_UNITS, OUTSIDE = "integers", "float in units", "outside units"
 KINDS = (INTEGERS, IN_UNITS, OUTSIDE)
@@ -101,7 +102,9 @@ def _weights_of(unit: fx.GraphModule) -> list[tuple[str, str, int]]:
     """(label, kind, elements) of the parameters of a unit; those of fake quantizers are no weights of the model."""
     index = GraphIndex(unit, unit.graph)
     tables = {node.target: position_table(index, node) for node in unit.graph.nodes if node.op == "get_attr"}
-    quantized = {f"{name}.weight" for name in weight_layers(unit)}
+    quantized: dict[str, int] = defaultdict(int)
+    for name, layer in weight_layers(unit).items():
+        quantized[held_weight(name, layer)[0]] += layer.weight.numel()
     learned = {
         f"{prefix}.{name}"
         for prefix, module in unit.named_modules()
@@ -113,7 +116,9 @@ def _weights_of(unit: fx.GraphModule) -> list[tuple[str, str, int]]:
         if name in learned:
             continue
         if name in quantized:
-            rows.append(("Linear and Conv2d", INTEGERS, parameter.numel()))
+            rows.append(("Linear and Conv2d", INTEGERS, quantized[name]))
+            if quantized[name] < parameter.numel():  # rows of it that no layer reads
+                rows.append((f"left: {name}", IN_UNITS, parameter.numel() - quantized[name]))
         elif sum(size > 1 for size in parameter.shape) < 2:
             rows.append(("norms, biases, scales", IN_UNITS, parameter.numel()))
         else:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ahcq_plugin.graph import placements, prepared_units
 from ahcq_plugin.ptq.prepared import watched, weight_layers
 from ahcq_plugin.quantizers import FakeQuantize
+from ahcq_plugin.quantizers.layers import held_weight
 from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
 
 BINS = 160
@@ -233,10 +234,10 @@ def _weight_meters(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[
     """Meters with the weight before and after rounding."""
     for unit, traced in prepared_units(model).items():
         for name, layer in weight_layers(traced).items():
-            key = f"{unit}.{name}.weight"
+            key, rows = held_weight(f"{unit}.{name}", layer)
             if key not in weights:
                 raise ValueError(f"`weights` lacks {key}; give the state_dict of the model before it was quantized")
-            before = weights[key].to(layer.weight)
+            before = weights[key].to(layer.weight)[rows]
             if before.shape != layer.weight.shape:
                 shapes = f"{tuple(before.shape)}, the model's {tuple(layer.weight.shape)}"
                 raise ValueError(f"`weights`: {key} has shape {shapes}")

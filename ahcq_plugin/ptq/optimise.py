@@ -22,6 +22,7 @@ from ahcq_plugin.ptq.prepared import activation_quantizers, set_quantization, we
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.quantizers.base import MILESTONES
+from ahcq_plugin.quantizers.layers import read_parameters
 from ahcq_plugin.support.workers import ALONE, Workers
 
 #: Most that a scale may change in a step, as a share of itself. Adam moves by about its learning rate whatever the
@@ -137,7 +138,7 @@ class Learner:
     ):
         self._module, self._name, self._samples, self._axes = module, name, samples, axes
         self._recipe, self._workers = recipe, workers
-        self._device = next(module.parameters()).device
+        self._device = read_parameters(module)[0].device
         self._alphas = []
         for layer in weight_layers(module).values():
             layer.weight_fake_quant.init(layer.weight)
@@ -184,7 +185,7 @@ class Learner:
 @contextmanager
 def _learning(module: nn.Module, keep_probability: float) -> Iterator[None]:
     """Within the context, no parameter that is there is trained and activations are in drop mode."""
-    trained_before = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    trained_before = {parameter: parameter.requires_grad for parameter in read_parameters(module)}
     activations = [quantizer for _, quantizer in activation_quantizers(module)]
     try:
         for parameter in trained_before:
@@ -220,7 +221,7 @@ def optimise(
     """
     axes = channel_axes(module, *samples.inputs("floating", 0))
     set_quantization(module, True, recipe.quantize_activations)
-    device = next(module.parameters()).device
+    device = read_parameters(module)[0].device
     with _learning(module, recipe.keep_probability):
         learner = Learner(module, name, samples, axes, recipe, workers)
         with seeded(recipe.seed, name, device), torch.enable_grad():

@@ -67,9 +67,10 @@ def precondition(
     names, mine = list(layers), []
     for position in tqdm(workers.share(len(names)), desc="condition weights", unit="layer", disable=not progress):
         layer = layers[names[position]]
+        weight = layer.weight
         if recipe.acnr:
             result = condition_weight(
-                layer.weight,
+                weight,
                 grams[layer],
                 lam=recipe.acnr_lambda,
                 beta=recipe.acnr_beta,
@@ -77,8 +78,8 @@ def precondition(
                 steps=recipe.acnr_steps,
             )
         else:
-            result = condition_weight_isotropic(layer.weight, lam=recipe.acnr_lambda, steps=recipe.acnr_steps)
-        changed = None if result.weight is layer.weight else result.weight
+            result = condition_weight_isotropic(weight, lam=recipe.acnr_lambda, steps=recipe.acnr_steps)
+        changed = None if result.weight is weight else result.weight
         mine.append((changed, ConditionReport(names[position], result.condition_before, result.condition_after)))
     reports = []
     for layer, (changed, report) in zip(layers.values(), workers.in_order(mine, len(names)), strict=True):

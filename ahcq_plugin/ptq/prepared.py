@@ -49,16 +49,15 @@ def set_quantization(model: nn.Module, weights: bool, activations: bool | None =
 @contextmanager
 def original_weights(model: nn.Module) -> Iterator[None]:
     """Within the context, layers whose weight was transformed (ACNR) compute with the one they came with."""
-    changed = [
-        (layer, layer.weight.data) for layer in weight_layers(model).values() if layer.original_weight is not None
-    ]
+    layers = [layer for layer in weight_layers(model).values() if layer.original_weight is not None]
+    changed = [(layer, layer.weight.detach().clone()) for layer in layers]
     try:
-        for layer, _ in changed:
-            layer.weight.data = layer.original_weight.to(layer.weight.device)
+        for layer in layers:  # values, since a weight may be rows of a larger parameter
+            layer.weight.data.copy_(layer.original_weight)
         yield
     finally:
         for layer, weight in changed:
-            layer.weight.data = weight
+            layer.weight.data.copy_(weight)
 
 
 @contextmanager

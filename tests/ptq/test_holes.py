@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torchvision.models.swin_transformer import SwinTransformer
 
 from ahcq_plugin import quantize
+from ahcq_plugin.graph import find_weight_layers
 from ahcq_plugin.ptq import Recipe, audit, calibrate, freeze, prepare
 from ahcq_plugin.ptq.coverage import IN_UNITS, INTEGERS, OUTSIDE, cover
 
@@ -78,17 +79,41 @@ class Recurrent(nn.Module):
         return self.gru(x)[0]
 
 
-class Attention(nn.Module):
+class AddedKeys(nn.Module):
+    """Of nn.MultiheadAttention, what is not written out."""
+
     def __init__(self):
         super().__init__()
+        self.inner = nn.MultiheadAttention(WIDTH, 2, batch_first=True, add_bias_kv=True)
+
+    def forward(self, x):
+        return self.inner(x, x, x)[0]
+
+
+class StridedRows(AddMM):
+    def forward(self, x):
+        return F.linear(x, self.weight[::2]).repeat(1, 1, 2)
+
+
+class Attention(nn.Module):
+    """``weight``: how it reads the packed projections."""
+
+    def __init__(self, weight=lambda weight: weight):
+        super().__init__()
         self.inner = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+        self.weight = weight
 
     def forward(self, x):
         m, y = self.inner, x.transpose(0, 1)
         return F.multi_head_attention_forward(
-            y, y, y, WIDTH, 2, m.in_proj_weight, m.in_proj_bias, None, None, False, 0.0, m.out_proj.weight,
-            m.out_proj.bias, training=False, need_weights=False,
+            y, y, y, WIDTH, 2, self.weight(m.in_proj_weight), m.in_proj_bias, None, None, False, 0.0,
+            m.out_proj.weight, m.out_proj.bias, training=False, need_weights=False,
         )[0].transpose(0, 1)  # fmt: skip
+
+
+class ComputedWeights(Attention):
+    def __init__(self):
+        super().__init__(lambda weight: weight * 2)
 
 
 @fx.wrap
@@ -117,7 +142,9 @@ EXTRAS = {
     "matmul with a weight": (MatmulWeight, "extra.weight"),
     "a matrix element by element": (WeightByGate, "extra.weight"),
     "GRU": (Recurrent, "extra.gru"),
-    "functional attention": (Attention, "multi_head_attention_forward"),
+    "attention that adds keys": (AddedKeys, "extra.inner: .*add_bias_kv"),
+    "a linear on every other row": (StridedRows, "calls linear on a bare weight"),
+    "functional attention on a computed weight": (ComputedWeights, "multi_head_attention_forward"),
     "wrapped kernel": (Wrapped, "extra.kernel"),
     "Conv1d": (Convolution, "extra.conv"),
 }
@@ -146,6 +173,16 @@ def test_what_the_caller_names_stays_and_is_shown(extra):
     assert report.audit.passed
     left = [part for part in report.coverage.parts if part.kind == IN_UNITS and part.name.startswith("left: ")]
     assert left and (sum(part.macs for part in left) > 0) == (extra != "a matrix element by element")
+
+
+def test_functional_attention_is_quantized():
+    net, items = Net(Block(Attention())).eval(), batches()
+    with torch.no_grad():
+        expected = net(items[0])
+        model, report = quantize(net, items, "rtn", w_bits=8, a_bits=8, units=["blocks.*"], progress=False)
+        assert report.audit.passed and float((model(items[0]) - expected).norm() / expected.norm()) < 0.05
+    assert {"extra.inner.in_proj", "extra.inner.out_proj"} <= set(find_weight_layers(model.blocks[0]))
+    assert not [part.name for part in report.coverage.parts if part.kind == IN_UNITS and part.macs]
 
 
 def test_a_name_that_matches_nothing_is_refused():
