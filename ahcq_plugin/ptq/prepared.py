@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ahcq_plugin.quantizers import AdaRoundFakeQuantize, FakeQuantize
+from ahcq_plugin.quantizers.layers import QuantLinearView
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -50,13 +51,18 @@ def set_quantization(model: nn.Module, weights: bool, activations: bool | None =
 def original_weights(model: nn.Module) -> Iterator[None]:
     """Within the context, layers whose weight was transformed (ACNR) compute with the one they came with."""
     layers = [layer for layer in weight_layers(model).values() if layer.original_weight is not None]
-    changed = [(layer, layer.weight.detach().clone()) for layer in layers]
+    parts = {layer: layer.weight.detach().clone() for layer in layers if isinstance(layer, QuantLinearView)}
+    whole = {layer: layer.weight.data for layer in layers if layer not in parts}
     try:
-        for layer in layers:  # values, since a weight may be rows of a larger parameter
+        for layer in whole:
+            layer.weight.data = layer.original_weight.to(layer.weight.device)
+        for layer in parts:  # values, since its weight is rows of a larger parameter
             layer.weight.data.copy_(layer.original_weight)
         yield
     finally:
-        for layer, weight in changed:
+        for layer, weight in whole.items():
+            layer.weight.data = weight
+        for layer, weight in parts.items():
             layer.weight.data.copy_(weight)
 
 
