@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 MAX_PICKLE = 1 << 28  # bytes; SAM-H's has 70 thousand
 _CHUNK = 1 << 20
 _LENGTHS_AT = 26  # bytes from the start of a member's own header to the lengths of its two last fields, at its end
-_TRUST = "if you trust where it comes from, pass --trust-checkpoint, or re-save it with torch.save of a current torch"
+_TRUST = "if you trust it, re-save its tensors with torch.save of a current torch; for a detector, --trust-checkpoint"
 _DAMAGE = (  # what zipfile, the pickle and torch raise for bytes that are not what was written
     zipfile.BadZipFile,
     ArithmeticError,
