@@ -60,7 +60,7 @@ def test_damage_is_one_line_of_error(tmp_path: Path):
     cuts = [data[:length] for length in range(0, len(data), 37)]
     for changed in [*cuts, data + b"\0", b"PK\3\4" + data]:
         old.write_bytes(changed)
-        with pytest.raises(ValueError, match=r"old\.pth cannot be converted \(.*\)") as caught:
+        with pytest.raises(ValueError, match=r"old\.pth (cannot be read \(|is refused: ).*") as caught:
             convert_legacy(old, new)
         assert len(str(caught.value).splitlines()) == 1 and not new.exists()
     for _ in range(300):  # flipped bits of numbers cannot be told; nothing but a ValueError may come of the others
