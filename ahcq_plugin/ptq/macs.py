@@ -153,7 +153,7 @@ def count_macs(model: nn.Module, batch: Any, forward: Forward) -> MacCounter:
     outside = {
         name: module
         for name, module in model.named_modules()
-        if name and not any(name == unit or name.startswith(unit + ".") for unit in units)
+        if name and not any(unit in ("", name) or name.startswith(unit + ".") for unit in units)
     }
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # nn.MultiheadAttention as one operator says nothing of its products

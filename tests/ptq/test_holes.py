@@ -259,3 +259,12 @@ def test_parts_that_structure_does_not_find_are_told(caplog):
     with caplog.at_level("WARNING", "ahcq_plugin.ptq.prepare"):
         prepare(Net(Hidden()), Recipe.from_config("rtn"), units=["*.attention"])
     assert "% of the weights lie outside of the 1 units" in caplog.text and "blocks.0" in caplog.text
+
+
+def test_a_unit_by_itself_is_audited_as_one_in_a_model():
+    net = Net(Block())
+    prepare(net, Recipe.from_config("rtn"))
+    calibrate(net, batches(), progress=False)
+    report = audit(freeze(net).blocks[0], batches()[0])
+    assert report.passed, report.problems
+    assert report.coverage.share(INTEGERS, "macs") == 1
