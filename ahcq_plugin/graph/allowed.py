@@ -13,7 +13,7 @@ import fnmatch
 import math
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -239,6 +239,12 @@ def position_table(index: GraphIndex, node: fx.Node) -> str | None:
             else:
                 return None
     return label
+
+
+def listed(problems: Sequence[object], most: int = 5) -> str:
+    """The first of ``problems`` for a message of one line, and how many more there are."""
+    more = f"; and {len(problems) - most} more" if len(problems) > most else ""
+    return "; ".join(map(str, problems[:most])) + more
 
 
 def source_line(node: fx.Node) -> str:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ahcq_plugin.graph.allowed import Uncovered, find_uncovered, is_left, node_name, source_line
+from ahcq_plugin.graph.allowed import Uncovered, find_uncovered, is_left, listed, node_name, source_line
 from ahcq_plugin.graph.ops import EINSUMS, Edge, GraphIndex, function_name, layer_input, matmul_operands
 from ahcq_plugin.graph.tracer import UNIT_KEY, UncoveredError
 
@@ -211,8 +211,7 @@ def _refuse_floating_point(gm: fx.GraphModule, index: GraphIndex, unit: str, att
         if index.is_matmul(node) and node not in quantized and not is_left(gm, node)
     ]
     if problems:
-        shown = "; ".join(map(str, problems[:5])) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise UncoveredError(
-            f"unit '{unit}' would compute in floating point: {shown}. Write it with nn.Linear, nn.Conv2d or softmax "
-            "attention by matmul, name it in `leave=`, or leave the unit out with `units=`"
+            f"unit '{unit}' would compute in floating point: {listed(problems)}. Write it with "
+            "nn.Linear, nn.Conv2d or softmax attention by matmul, name it in `leave=`, or leave the unit out with `units=`"
         )

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.graph.allowed import node_name
+from ahcq_plugin.graph.ops import GraphIndex
 from ahcq_plugin.ptq.coverage import Coverage, cover, may_multiply
 from ahcq_plugin.ptq.freeze import unfrozen
 from ahcq_plugin.ptq.macs import MacCounter, Place, count_macs, counted
@@ -111,9 +112,10 @@ def _check_products(
         in_nodes = {node: nodes.counts.get((name, node.name), 0) for node in unit.graph.nodes}
         if sum(in_nodes.values()) != whole.counts.get((name,), 0):
             report.problems.append(f"{name}: what it computes is not what its graph says; call `recompile()`")
+        index = GraphIndex(unit, unit.graph)
         for node, count in in_nodes.items():
             hidden = nodes.hidden.get((name, node.name))
-            if (count or hidden) and not may_multiply(unit, node):
+            if (count or hidden) and not may_multiply(index, node):
                 what = f"{count:,} multiply-accumulates" if count else f"{', '.join(sorted(hidden))}"
                 report.problems.append(f"{name}.{node_name(node)}: {what} in floating point")
     return dict(nodes.counts)

@@ -78,10 +78,11 @@ def cover(model: nn.Module, macs: Mapping[Place, int] | None = None) -> Coverage
     for unit_name, unit in units.items():
         for label, kind, weights in _weights_of(unit):
             sums[kind, label][0] += weights
+        index = GraphIndex(unit, unit.graph)
         for node in unit.graph.nodes:
             count = (macs or {}).get((unit_name, node.name), 0)
             if count:
-                sums[_kind_of(unit, node)][1] += count
+                sums[_kind_of(index, node)][1] += count
     inside = {id(p) for unit in units.values() for p in unit.parameters()}
     for name, parameter in model.named_parameters():
         if id(parameter) not in inside:
@@ -126,21 +127,20 @@ def _weights_of(unit: fx.GraphModule) -> list[tuple[str, str, int]]:
     return rows
 
 
-def may_multiply(unit: fx.GraphModule, node: fx.Node) -> bool:
+def may_multiply(index: GraphIndex, node: fx.Node) -> bool:
     """Whether a node that multiplies matrices is a quantized layer, a matmul, an exception or left by the caller."""
-    kind, _ = _kind_of(unit, node)
-    return kind == INTEGERS or bool(exception_of(node)) or is_left(unit, node)
+    kind, _ = _kind_of(index, node)
+    return kind == INTEGERS or bool(exception_of(node)) or is_left(index.root, node)
 
 
-def _kind_of(unit: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
-    """(kind, label) of a node of a prepared unit that multiplies."""
-    index = GraphIndex(unit, unit.graph)
+def _kind_of(index: GraphIndex, node: fx.Node) -> tuple[str, str]:
+    """(kind, label) of a node of a prepared unit, which ``index`` is of, that multiplies."""
     exception = exception_of(node)
     if exception:
         return IN_UNITS, exception
     layer = index.module(node)
     if isinstance(getattr(layer, "weight_fake_quant", None), FakeQuantize):
         return INTEGERS, "Linear and Conv2d"
-    if index.is_matmul(node) and not is_left(unit, node):
+    if index.is_matmul(node) and not is_left(index.root, node):
         return INTEGERS, "attention matmuls"
     return IN_UNITS, f"left: {node_name(node)}"

@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from ahcq_plugin.graph import UNIT_KEY, UncoveredError, find_units, place, prepared_units, trace_unit
-from ahcq_plugin.graph.allowed import name_matches, node_name
+from ahcq_plugin.graph.allowed import listed, name_matches, node_name
 from ahcq_plugin.ptq.coverage import OUTSIDE, cover
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.static import unquantized
@@ -92,8 +92,9 @@ def prepare(
     prepared = {name: prepare_unit(unit, recipe) for name, unit in traced.items()}
     problems = [f"{name}.{problem}" for name, unit in prepared.items() for problem in unquantized(unit)]
     if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise UncoveredError(f"the audit would refuse this model: {shown}; name it in `leave=`, or change `units=`")
+        raise UncoveredError(
+            f"the audit would refuse this model: {listed(problems)}; name it in `leave=`, or change `units=`"
+        )
     replaced = {model.get_submodule(name): unit for name, unit in prepared.items()}
     for path, module in list(model.named_modules(remove_duplicate=False)):  # every path to a block that is used twice
         if module in replaced:
