@@ -213,5 +213,6 @@ def _refuse_floating_point(gm: fx.GraphModule, index: GraphIndex, unit: str, att
     if problems:
         raise UncoveredError(
             f"unit '{unit}' would compute in floating point: {listed(problems)}. Write it with "
-            "nn.Linear, nn.Conv2d or softmax attention by matmul, name it in `leave=`, or leave the unit out with `units=`"
+            "nn.Linear, nn.Conv2d or softmax attention by matmul, name it in `leave=`, or leave the unit out with "
+            "`units=`"
         )
