@@ -136,9 +136,9 @@ def quantize(
         model.to(device)
     device, stages = model_device(model), Stopwatch()
     check_finite(model)
-    with stages("prepare", device):
-        prepare(model, recipe, units, prepare_unit, leave)
     forward, progress = forward or default_forward, progress and workers.is_first
+    with stages("prepare", device):
+        prepare(model, recipe, units, prepare_unit, leave, run=lambda model: forward(model, batches[0]))
     run = _Run(model, batches, recipe, forward, None if work_dir is None else Path(work_dir), progress, workers, stages)
     conditions = run.calibrate(resume)
     unrounded = _unrounded_weights(model) if workers.is_first else {}

@@ -4,7 +4,8 @@
 from ahcq_plugin.graph.describe import RoleRow, RoleTable, describe
 from ahcq_plugin.graph.placement import Placement, place, placements
 from ahcq_plugin.graph.roles import ROLES, RoleSite, find_roles, find_weight_layers
-from ahcq_plugin.graph.tracer import UNIT_KEY, BlockTracer, UncoveredError, UnitError, trace_unit
+from ahcq_plugin.graph.tracer import BlockTracer
+from ahcq_plugin.graph.unit import UNIT_KEY, UncoveredError, UnitError, trace_unit
 from ahcq_plugin.graph.units import find_units, prepared_units
 
 __all__ = [

@@ -20,6 +20,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from ahcq_plugin.graph.fixed import CHECKS
 from ahcq_plugin.graph.multihead import mask_heads, why_kept
 from ahcq_plugin.graph.ops import (
     ACTIVATION_MODULES,
@@ -36,7 +37,8 @@ from ahcq_plugin.graph.ops import (
     function_name,
 )
 from ahcq_plugin.graph.rewrites import mask_causal, mask_scores
-from ahcq_plugin.graph.tracer import OUR_DIR, TORCH_DIR, UNIT_KEY, check_fixed
+from ahcq_plugin.graph.tracer import OUR_DIR, TORCH_DIR
+from ahcq_plugin.graph.unit import UNIT_KEY
 from ahcq_plugin.graph.untraceable import rotate, treatment
 
 RELATIVE_POSITIONS = "relative positions"
@@ -81,7 +83,8 @@ ALLOWED_FUNCTIONS = (
     | _named(torch, "layer_norm group_norm batch_norm rms_norm pixel_shuffle")
     | _named(math, "sqrt ceil floor log log2 prod isqrt")
     | {getattr, len, int, float, bool, max, min, abs, round, sum, range, slice, tuple, list}
-    | {check_fixed, mask_scores, mask_causal, mask_heads}
+    | CHECKS
+    | {mask_scores, mask_causal, mask_heads}
 )
 ALLOWED_METHODS = (
     SHAPE_METHODS

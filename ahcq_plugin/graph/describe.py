@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from ahcq_plugin.graph.placement import placements
 from ahcq_plugin.graph.roles import find_roles, find_weight_layers
-from ahcq_plugin.graph.tracer import trace_unit
+from ahcq_plugin.graph.unit import trace_unit
 from ahcq_plugin.graph.units import UnitSpec, find_units, prepared_units
 
 NO_QUANTIZER = "-"

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from ahcq_plugin.graph.roles import RoleSite, find_roles, find_weight_layers
-from ahcq_plugin.graph.tracer import UNIT_KEY
+from ahcq_plugin.graph.unit import UNIT_KEY
 from ahcq_plugin.quantizers.layers import quantize_layer
 
 QUANTIZER_SUFFIX = "_post_act_fake_quantizer"  # MQBench's reconstruction finds activation quantizers by this ending

@@ -23,7 +23,7 @@ from torch import fx, nn
 
 from ahcq_plugin.graph.allowed import Uncovered, find_uncovered, is_left, listed, node_name, source_line
 from ahcq_plugin.graph.ops import EINSUMS, Edge, GraphIndex, function_name, layer_input, matmul_operands
-from ahcq_plugin.graph.tracer import UNIT_KEY, UncoveredError
+from ahcq_plugin.graph.unit import UNIT_KEY, UncoveredError
 
 LAYER_ROLES = ("qkv_in", "mlp_in", "post_act", "attn_out", "conv_in", "other_in")
 ROLES = ("qkv_in", "q", "k", "v", "softmax", "attn_out", "mlp_in", "post_act", "conv_in", "other_in")

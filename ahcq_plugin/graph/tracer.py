@@ -8,9 +8,8 @@ import linecache
 import operator
 import os
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,16 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.ao.quantization import FakeQuantizeBase
-from torch.fx.node import has_side_effect
+from torch.fx.proxy import TraceError
 from torch.nn import functional as F
 
-from ahcq_plugin.graph.bare_weights import layer_bare_weights
+from ahcq_plugin.graph.calls import Argument, Call, Opaque, TensorExample, Varying, bind, has_tensors
+from ahcq_plugin.graph.examples import Examples, Unknown
+from ahcq_plugin.graph.fixed import check_answer, check_fixed, check_given
 from ahcq_plugin.graph.multihead import functional_attention, multihead_attention, why_kept
 from ahcq_plugin.graph.rewrites import expand_fused_attention
 from ahcq_plugin.graph.untraceable import treatment
 
-UNIT_KEY = "ahcq_unit"
 # Functions of segment_anything and sam2 (and of their many copies) that branch on sizes: kept whole, as one node each.
 WRAPPED_FUNCTIONS = ("window_partition", "window_unpartition", "get_rel_pos", "add_decomposed_rel_pos")
 #: Folders that hold no code of a model; the separator keeps `torchvision` out of `torch`.
@@ -37,24 +37,40 @@ class BlockTracer(fx.Tracer):
     """``fx.Tracer`` for one block; also MQBench's ``custom_tracer``.
 
     Beyond ``fx.Tracer``: ``WRAPPED_FUNCTIONS`` found in the globals of the traced classes' modules stay one node;
-    arguments with a default are fixed to it (a call with another value raises ValueError); an ``assert`` on a traced
-    value is taken to hold; Linear and Conv2d subclasses that inherit ``forward`` are leaves;
+    an ``assert`` on a traced value is taken to hold; Linear and Conv2d subclasses that inherit ``forward`` are leaves;
     ``F.scaled_dot_product_attention`` is rewritten to matmul, softmax, matmul, and so is
     ``nn.MultiheadAttention``, also as a function (``graph/multihead.py``); ``graph/untraceable.py`` has the
     exceptions for classes of SAM 2.
+
+    Args:
+        call: how the module is really called. Its tensors are the arguments of the graph; all else (None, numbers,
+            strings) is fixed to what was passed. Questions about sizes, ranks and types of traced values are answered
+            as they were in this call. The graph checks both (a call that differs raises ValueError).
+            None: all parameters without a default are arguments, those with one are fixed to it, and questions that
+            decide what is computed raise ``TraceError``.
     """
+
+    def __init__(self, call: Call | None = None):
+        super().__init__()
+        self.call = call
 
     def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace ``root`` as it is (training flags included) into a graph whose sizes stay dynamic."""
         super().__init__(autowrap_functions=_wrapped_functions(root))
         self.record_stack_traces = True  # errors name the line
         self.optional: list[fx.Node] = []  # erased in the end where nothing uses them
+        self.answering = False  # examples are being computed: nothing is traced
+        self.examples = Examples(root)
         graph = super().trace(root, concrete_args)
         for node in self.optional:
             if not node.users:
                 graph.erase_node(node)
         expand_fused_attention(graph)
         return graph
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """The proxy of a node."""
+        return ExampleProxy(node, self)
 
     def create_proxy(
         self, kind: str, target: Any, args: tuple, kwargs: dict[str, Any], *rest: Any, **named: Any
@@ -66,10 +82,23 @@ class BlockTracer(fx.Tracer):
                 return written_out
         return super().create_proxy(kind, target, args, kwargs, *rest, **named)
 
+    def create_arg(self, a: Any) -> Any:
+        """As ``fx.Tracer``; a dataclass that is a dict as well (outputs of ``transformers``) keeps its class."""
+        if isinstance(a, dict) and is_dataclass(a) and not isinstance(a, type):
+            given = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
+            return self.create_node("call_function", a.__class__, (), {k: v for k, v in given.items() if v is not None})
+        return super().create_arg(a)
+
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """As ``fx.Tracer``, through the ``forward`` that replaces the module's own."""
+        if self.answering:
+            return forward(*args, **kwargs)
         replaced: Callable[..., Any] | None = multihead_attention if _is_written_out(m) else treatment(m).forward
         return super().call_module(m, partial(replaced, self, m) if replaced else forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """As ``fx.Tracer``."""
+        return attr_val if self.answering else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether ``m`` stays one node."""
@@ -83,7 +112,9 @@ class BlockTracer(fx.Tracer):
         )
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Placeholders; those with a default are replaced by it, with a check in the graph."""
+        """Placeholders: those of the recorded call, else those of the signature, defaults replaced by a check."""
+        if self.call is not None:
+            return self._args_of_call(root_fn, self.call)
         fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
         return fn, args if concrete_args is not None else [self._fix_default(arg) for arg in args]
 
@@ -96,94 +127,138 @@ class BlockTracer(fx.Tracer):
         self.create_proxy("call_function", check_fixed, (arg, value, arg.node.target, kind), {})
         return value
 
+    def _args_of_call(self, root_fn: Any, call: Call) -> tuple[Any, list[Any]]:
+        positional: list[Any] = []
+        named: dict[str, Any] = {}
+        has_default = False
+        for argument in bind(root_fn, call):
+            default = self._default(argument, has_default)
+            has_default = has_default or bool(default)
+            proxy = self.create_proxy("placeholder", argument.name, default, {})
+            if argument.kind == "absent":
+                value = self._fix_default(proxy)
+                if value is proxy:
+                    self.examples.give(proxy.node, argument.default)
+                if value is not argument.default:
+                    named[argument.name] = value
+            elif argument.kind == "positional":
+                positional.append(self._argument(argument, proxy))
+            else:
+                named[argument.name] = self._argument(argument, proxy)
+
+        def called(*args: Any) -> Any:
+            return root_fn(*args, **named)
+
+        called.__annotations__ = root_fn.__annotations__  # fx copies that of the output
+        return called, [self.root, *positional]
+
+    def _default(self, argument: Argument, is_needed: bool) -> tuple[Any, ...]:
+        """The placeholder's default, () for none: the parameter's own; behind one with a default all need one."""
+        if argument.default is not inspect.Parameter.empty:
+            return (argument.default,)
+        return (None if has_tensors(argument.value) else argument.value,) if is_needed else ()
+
+    def _argument(self, argument: Argument, proxy: fx.Proxy) -> Any:
+        """What the module's code gets for an argument: proxies for tensors, all else as it was."""
+        self.examples.give(proxy.node, argument.value)
+        if argument.name in treatment(self.root).free:
+            return proxy
+        if has_tensors(argument.value) and proxy.node.args:
+            self.create_proxy("call_function", check_given, (proxy, argument.name), {})
+        return self._parts(argument.value, proxy, argument)
+
+    def _parts(self, value: Any, proxy: fx.Proxy, argument: Argument) -> Any:
+        if isinstance(value, TensorExample | Varying):
+            return proxy
+        if isinstance(value, Opaque):
+            raise TraceError(
+                f"argument `{argument.name}` is an {value}: only tensors and plain values can be arguments"
+            )
+        if not has_tensors(value):
+            kind = "its default " if argument.default is value else ""
+            self.create_proxy("call_function", check_fixed, (proxy, value, argument.name, kind), {})
+            return value
+        if isinstance(value, dict):
+            return {key: self._parts(item, proxy[key], argument) for key, item in value.items()}
+        return type(value)(self._parts(item, proxy[i], argument) for i, item in enumerate(value))
+
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """True inside a plain ``assert`` and for counts; any other control flow on a traced value raises
-        ``TraceError``."""
+        """True inside a plain ``assert`` and for counts; other control flow goes as in the recorded call, if it depends
+        on no value of a tensor, else ``TraceError``."""
         if obj.node.target is operator.gt and obj.node.args[1] == 0:
             counted = obj.node.args[0]
             if counted.op == "placeholder" and counted.target in treatment(self.root).counts:
                 self.optional.append(obj.node)
                 return True
-        frame = sys._getframe(1)
-        while frame is not None and frame.f_code.co_filename.startswith((TORCH_DIR, OUR_DIR)):
-            frame = frame.f_back
-        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).split() if frame else []
+        line = _line_of_the_model().split()
         if line[:1] == ["assert"] and "not" not in line and "or" not in line:
             return True
-        return super().to_bool(obj)
+        return bool(self.answer(obj, bool))
+
+    def iter(self, obj: fx.Proxy) -> Iterator:
+        """Of as many elements as there were in the recorded call."""
+        return (obj[i] for i in range(self.answer(obj, len)))
+
+    def answer(self, obj: fx.Proxy, question: Callable[[Any], Any]) -> Any:
+        """``question`` (bool, int, float, len) about a traced value, as in the recorded call; the graph checks it.
+
+        Raises:
+            TraceError: no call was recorded, or the answer depends on the values of tensors.
+        """
+        if self.call is None:
+            raise TraceError("symbolically traced variables cannot be used as inputs to control flow")
+        self.answering = True
+        try:
+            value = self.examples.value(obj.node)
+        except Unknown as error:
+            raise TraceError(f"the way depends on values of tensors ({error})") from error
+        finally:
+            self.answering = False
+        if isinstance(value, torch.Tensor) and question is not len:
+            raise TraceError("symbolically traced variables cannot be used as inputs to control flow")
+        answer = question(value)
+        asked = obj if isinstance(value, bool) else self.create_proxy("call_function", question, (obj,), {})
+        self.create_proxy("call_function", check_answer, (asked, answer, _line_of_the_model().strip()), {})
+        return answer
 
 
-@has_side_effect
-def check_fixed(value: Any, fixed: Any, name: str, kind: str) -> None:
-    """Graph node: refuse a value other than the one that the unit was traced with.
+class _Answers:
+    """What Python asks of numbers and sequences, answered as in the recorded call."""
 
-    Raises:
-        ValueError: ``value`` is not ``fixed``.
-    """
-    plain = isinstance(value, bool | int | float | str) and type(value) is type(fixed)
-    if value is fixed or (plain and value == fixed):
-        return
-    raise ValueError(
-        f"argument `{name}` was fixed to {kind}{fixed!r} when this unit was traced, got "
-        f"{type(value).__name__}; call the unit without it, or leave the unit out with `units=`"
-    )
+    tracer: BlockTracer
 
+    def __len__(self) -> int:
+        return self.tracer.answer(self, len)  # type: ignore[arg-type]
 
-class UnitError(RuntimeError):
-    """A model cannot be quantized as it is: a unit does not trace, is not reached, or its values are not finite."""
+    def __index__(self) -> int:
+        return self.tracer.answer(self, int)  # type: ignore[arg-type]
+
+    __int__ = __index__
+
+    def __float__(self) -> float:
+        return self.tracer.answer(self, float)  # type: ignore[arg-type]
 
 
-class UncoveredError(UnitError, ValueError):
-    """A unit would compute something in floating point that is neither allowed nor left by the caller."""
+class ExampleProxy(_Answers, fx.Proxy):
+    """A traced value whose tracer knows an example of it."""
+
+    def __getattr__(self, name: str) -> _ExampleAttribute:
+        return _ExampleAttribute(self, name)
 
 
-def trace_unit(module: nn.Module, name: str, leave: Sequence[str] = ()) -> fx.GraphModule:
-    """Trace a unit in eval mode; parameters are shared with ``module`` and keep their paths.
+class _ExampleAttribute(_Answers, fx.proxy.Attribute):
+    """An attribute of a traced value."""
 
-    Args:
-        module: the unit. Its training flags are restored afterwards.
-        name: its module name, for messages and ``meta``.
-        leave: what of it may stay in floating point (see ``graph/allowed.py``), kept in ``meta``.
-    Returns:
-        A GraphModule with the unit's ``state_dict`` keys and ``meta["ahcq_unit"]`` with the keys ``name``,
-        ``leave`` and ``placements`` (empty).
-    Raises:
-        UnitError: the unit does not trace; names it and the source line that stopped the tracer.
-    """
-    attributes = set(vars(module))
-    try:
-        with eval_mode(module):
-            graph = BlockTracer().trace(module)
-        traced = fx.GraphModule(module, graph, class_name=type(module).__name__)
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnitError(
-            f"unit '{name}' ({type(module).__name__}) does not trace{_source_line(error)}: {reason}. "
-            "Rewrite that code without control flow on tensor values, or leave the unit out with `units=`"
-        ) from error
-    finally:
-        for constant in set(vars(module)) - attributes:  # constants that fx stores on the traced module
-            delattr(module, constant)
-    keep_state(module, traced)
-    layer_bare_weights(module, traced)
-    for path, child in module.named_modules():
-        if path and treatment(child).is_asked_for and type(traced.get_submodule(path)) is nn.Module:
-            traced.get_submodule(path).__class__ = type(child)
-    traced.meta[UNIT_KEY] = {"name": name, "leave": tuple(leave), "placements": []}
-    return traced
+    def __getattr__(self, name: str) -> _ExampleAttribute:
+        return _ExampleAttribute(self, name)
 
 
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every submodule's own training flag restored after."""
-    flags = [(child, child.training) for child in module.modules()]
-    try:
-        if any(flag for _, flag in flags):
-            module.eval()
-        yield
-    finally:
-        for child, flag in flags:
-            child.training = flag
+def _line_of_the_model() -> str:
+    """The line of the model's code that is being traced, '' if unknown."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith((TORCH_DIR, OUR_DIR)):
+        frame = frame.f_back
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno) if frame else ""
 
 
 def _is_written_out(module: nn.Module) -> bool:
@@ -194,45 +269,3 @@ def _wrapped_functions(root: nn.Module | Callable[..., Any]) -> tuple[Callable[.
     forwards = [m.forward for m in root.modules()] if isinstance(root, nn.Module) else [root]
     spaces = [getattr(inspect.unwrap(forward), "__globals__", {}) for forward in forwards]
     return tuple({space[name] for space in spaces for name in WRAPPED_FUNCTIONS if callable(space.get(name))})
-
-
-def _source_line(error: BaseException) -> str:
-    """' at file:line: `code`' of the innermost frame of user code, or '' if there is none."""
-    ours = (TORCH_DIR, OUR_DIR, "<")
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
-    return f" at {frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
-
-
-def keep_state(source: nn.Module, traced: fx.GraphModule) -> None:
-    """Give ``traced`` the state-dict keys of ``source``: fx drops unused tensors and makes all buffers persistent.
-
-    Fake quantizers in ``traced`` keep their state as it is.
-    """
-    known = set()
-    quantizers = [m for m in traced.modules() if isinstance(m, FakeQuantizeBase)]
-    of_quantizers = {id(buffer) for quantizer in quantizers for buffer in quantizer.buffers()}
-    for prefix, module in source.named_modules(remove_duplicate=False):
-        parameters = dict(module.named_parameters(recurse=False, remove_duplicate=False))
-        buffers = dict(module.named_buffers(recurse=False, remove_duplicate=False))
-        known.update(f"{prefix}.{name}".lstrip(".") for name in buffers)
-        if not parameters and not buffers:
-            continue
-        target = _submodule(traced, prefix)
-        if target is module:  # a leaf, shared
-            continue
-        for name, parameter in parameters.items():
-            target.register_parameter(name, parameter)
-        for name, buffer in buffers.items():
-            target.register_buffer(name, buffer, persistent=name not in module._non_persistent_buffers_set)
-    for prefix, module in list(traced.named_modules()):
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            if f"{prefix}.{name}".lstrip(".") not in known and id(buffer) not in of_quantizers:
-                module.register_buffer(name, buffer, persistent=False)
-
-
-def _submodule(root: nn.Module, path: str) -> nn.Module:
-    for atom in filter(None, path.split(".")):
-        if not hasattr(root, atom):
-            root.add_module(atom, nn.Module())
-        root = getattr(root, atom)
-    return root

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import fx, nn
 from torch.nn import functional as F
 
+from ahcq_plugin.graph.calls import Call
 from ahcq_plugin.graph.ops import GraphIndex
 from ahcq_plugin.graph.roles import find_attentions
-from ahcq_plugin.graph.tracer import UNIT_KEY, trace_unit
+from ahcq_plugin.graph.unit import UNIT_KEY, trace_unit
 from ahcq_plugin.graph.untraceable import treatment
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,9 @@ _NO_FORWARD = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _ATTENTION_NAMES = frozenset({"softmax", "scaled_dot_product_attention"})
 
 
-def find_units(model: nn.Module, units: UnitSpec | Iterable[UnitSpec] | None = None) -> list[str]:
+def find_units(
+    model: nn.Module, units: UnitSpec | Iterable[UnitSpec] | None = None, calls: Mapping[str, Call] | None = None
+) -> list[str]:
     """Names of the modules to quantize, in registration order; none lies inside another.
 
     Args:
@@ -33,12 +36,13 @@ def find_units(model: nn.Module, units: UnitSpec | Iterable[UnitSpec] | None = N
             ModuleLists that hold nothing but Sequentials of Conv2d and norms (feature pyramids), (e) SAM 2's memory
             encoder as a whole. Else module types, exact names or globs (``*`` crosses dots; the outermost matches
             count, ModuleLists excepted).
+        calls: how the modules are really called (``record_calls``): more of them trace.
     Raises:
         ValueError: a type, name or glob matches no module, or names a module without ``forward``.
         TypeError: an item of ``units`` is neither a type nor a string.
     """
     if units is None:
-        chosen = _by_structure(model)
+        chosen = _by_structure(model, calls or {})
     else:
         specs = [units] if isinstance(units, str | type) else list(units)
         chosen = {name for spec in specs for name in _matches(model, spec)}
@@ -69,18 +73,20 @@ def _inside(name: str, other: str) -> bool:
     return name.startswith(other + ".")
 
 
-def _by_structure(model: nn.Module) -> set[str]:
+def _by_structure(model: nn.Module, calls: Mapping[str, Call]) -> set[str]:
     modules = dict(model.named_modules())
     units: set[str] = set()
     parents: set[str] = set()
     for name, module in reversed(modules.items()):  # inner lists first
         container = name.rpartition(".")[0]
         is_element = bool(name) and isinstance(modules[container], _LISTS)
-        if is_element and _free_of(name, units) and _is_block(module, name):
+        if is_element and _free_of(name, units) and _is_block(module, name, calls):
             units.add(name)
             parents.add(container.rpartition(".")[0])
     for name, module in reversed(modules.items()):
-        if name and _free_of(name, units) and not any(_inside(name, u) for u in units) and _is_attention(module, name):
+        if not name or not _free_of(name, units) or any(_inside(name, u) for u in units):
+            continue
+        if _is_attention(module, name, calls):
             units.add(name)
     for parent in parents:
         for child, module in modules[parent].named_children():
@@ -103,23 +109,23 @@ def _is_prepared(module: nn.Module) -> bool:
     return isinstance(module, fx.GraphModule) and UNIT_KEY in module.meta
 
 
-def _is_block(module: nn.Module, name: str) -> bool:
+def _is_block(module: nn.Module, name: str, calls: Mapping[str, Call]) -> bool:
     if _is_prepared(module):
         return True
     if not _has_layers(module):
         return False
-    index = _trace(module, name)
+    index = _trace(module, name, calls.get(name))
     if index is None:  # prepare then says which line does not trace, instead of leaving the block out silently
         return any(_mentions_attention(m) for m in module.modules())
     return _has_attention(index) or _has_normed_mlp(module, index)
 
 
-def _is_attention(module: nn.Module, name: str) -> bool:
+def _is_attention(module: nn.Module, name: str, calls: Mapping[str, Call]) -> bool:
     if _is_prepared(module):
         return True
     if not _has_layers(module):
         return False
-    index = _trace(module, name)
+    index = _trace(module, name, calls.get(name))
     if index is None and _mentions_attention(module):
         logger.warning("'%s' looks like attention but does not trace: it is no unit and stays in floating point", name)
     return index is not None and _has_attention(index)
@@ -145,9 +151,9 @@ def _has_layers(module: nn.Module) -> bool:
     return len(kinds) >= 2
 
 
-def _trace(module: nn.Module, name: str) -> GraphIndex | None:
+def _trace(module: nn.Module, name: str, call: Call | None) -> GraphIndex | None:
     try:
-        gm = trace_unit(module, name)
+        gm = trace_unit(module, name, call=call)
     except RuntimeError as error:
         logger.debug("%s", error)
         return None

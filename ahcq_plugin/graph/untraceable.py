@@ -29,7 +29,6 @@ class Treatment:
         forward: ``forward(tracer, module, *args, **kwargs)``, traced instead of the module's own.
         is_leaf: stays one node.
         is_unit: a unit of its own, whatever lies inside.
-        is_asked_for: other code tests ``isinstance`` of it, so what stands in its place must have its class.
         attributes: an instance has all of them; guards against classes that share the name only.
     """
 
@@ -39,7 +38,6 @@ class Treatment:
     forward: Callable[..., Any] | None = None
     is_leaf: bool = False
     is_unit: bool = False
-    is_asked_for: bool = False
     attributes: tuple[str, ...] = ()
 
 
@@ -109,7 +107,7 @@ def _rotations(places: int, width: int, theta: float, device: torch.device) -> T
 _TREATMENTS = {
     "MemoryAttentionLayer": Treatment(free=("pos", "query_pos", "num_k_exclude_rope"), counts=("num_k_exclude_rope",)),
     "RoPEAttention": Treatment(
-        forward=rotary_attention, is_asked_for=True, attributes=("compute_cis", "rope_k_repeat", "_separate_heads")
+        forward=rotary_attention, attributes=("compute_cis", "rope_k_repeat", "_separate_heads")
     ),
     # SAM 2 applies the sigmoid itself, before it scales the mask
     "MemoryEncoder": Treatment(fixed={"skip_mask_sigmoid": True}, is_unit=True),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ahcq_plugin.export.onnx_quantizers import MAX_BITS, QuantizeDequantize
-from ahcq_plugin.graph.tracer import check_fixed
+from ahcq_plugin.graph.fixed import check_fixed
 from ahcq_plugin.ptq.prepared import quantizers
 from ahcq_plugin.quantizers import AdaRoundFakeQuantize, CAGFakeQuantize, FakeQuantize, UniformFakeQuantize
 

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from ahcq_plugin import ptq
 from ahcq_plugin.graph import UNIT_KEY
-from ahcq_plugin.graph.tracer import keep_state
+from ahcq_plugin.graph.unit import keep_state
 from ahcq_plugin.mqbench.backend import AHCQ_BACKEND, DEFAULT_RECIPE, recipe_of
 from ahcq_plugin.mqbench.registration import register
 from ahcq_plugin.ptq.recipe import Recipe

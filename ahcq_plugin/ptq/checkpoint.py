@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.ptq.prepare import left_in, prepare
+from ahcq_plugin.graph.calls import Call
+from ahcq_plugin.ptq.prepare import calls_of, left_in, prepare
 from ahcq_plugin.ptq.recipe import Recipe, current_names
 from ahcq_plugin.quantizers.base import ResizingStateMixin
 from ahcq_plugin.support.checked import save_checked
@@ -30,6 +31,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, recipe: Recipe, extra: d
         "recipe": recipe.to_dict(),
         "units": list(prepared_units(model)),
         "leave": left_in(model),
+        "calls": {name: call.to_dict() for name, call in calls_of(model).items()},
         "state_dict": model.state_dict(),
         "extra": extra or {},
     }
@@ -45,6 +47,7 @@ class Checkpoint:
         recipe: what the model was prepared with.
         units: names of its units.
         leave: what of them stays in floating point, as given to ``prepare``.
+        calls: how they were called when they were traced.
         state: its ``state_dict``, tensors on the CPU.
         extra: plain values that were saved with it.
     """
@@ -53,6 +56,7 @@ class Checkpoint:
     recipe: Recipe
     units: list[str]
     leave: Sequence[str]
+    calls: Mapping[str, Call]
     state: dict[str, Tensor]
     extra: dict[str, Any]
 
@@ -62,7 +66,7 @@ class Checkpoint:
         Raises:
             ValueError: made for another model, or ``model`` is prepared already.
         """
-        prepare(model, self.recipe, self.units, leave=self.leave)
+        prepare(model, self.recipe, self.units, leave=self.leave, calls=self.calls)
         load_state(model, self.state, str(self.path), "this model", _resizing(model))
         return model
 
@@ -78,8 +82,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if written != FORMAT:
         raise ValueError(f"{path} is not a quantized checkpoint: format {written!r}, expected {FORMAT!r}")
     recipe = Recipe.from_config(current_names(content["recipe"]))
-    leave = content.get("leave", ())  # files from before it could be given lack it
-    return Checkpoint(Path(path), recipe, content["units"], leave, content["state_dict"], content["extra"])
+    leave = content.get("leave", ())  # files from before it could be given lack it, and calls
+    calls = {name: Call.from_dict(call) for name, call in content.get("calls", {}).items()}
+    return Checkpoint(Path(path), recipe, content["units"], leave, calls, content["state_dict"], content["extra"])
 
 
 def _resizing(model: nn.Module) -> set[str]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import fx, nn
 
-from ahcq_plugin.graph import UNIT_KEY, UncoveredError, find_units, place, prepared_units, trace_unit
+from ahcq_plugin.graph import UNIT_KEY, UncoveredError, UnitError, find_units, place, prepared_units, trace_unit
 from ahcq_plugin.graph.allowed import listed, name_matches, node_name
+from ahcq_plugin.graph.calls import Call, Calls, record_calls
 from ahcq_plugin.ptq.coverage import OUTSIDE, cover
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.static import unquantized
+from ahcq_plugin.ptq.traced import check_traced
 from ahcq_plugin.quantizers import ACTIVATION_FAMILIES, AdaRoundFakeQuantize, FakeQuantize
 
 logger = logging.getLogger(__name__)
@@ -63,6 +66,8 @@ def prepare(
     units: Any = None,
     prepare_unit: UnitPreparer = prepare_unit,
     leave: Sequence[str] = (),
+    run: Callable[[nn.Module], Any] | None = None,
+    calls: Mapping[str, Call] | None = None,
 ) -> nn.Module:
     """Trace every unit and put fake quantizers by role, in place; until calibrated the model computes floating point.
 
@@ -72,22 +77,32 @@ def prepare(
         prepare_unit: puts quantizers into a traced unit.
         leave: names or globs of modules, tensors and graph nodes inside units that may stay in floating point although
             they multiply; everything else that does is refused. ``coverage`` shows them.
+        run: ``run(model)`` runs the model on an item of data. Units are then traced as they are called in it, and each
+            must give what its block gives. None: units are traced with the defaults of their arguments.
+        calls: instead of ``run``, how the units were called when the model was prepared for the first time.
     Returns:
         ``model``.
     Raises:
         ValueError: no unit was found, the model is already prepared, or an entry of ``leave`` matches nothing.
         UncoveredError: a unit computes something in floating point that is neither allowed nor named in ``leave`` (with
             its line).
-        UnitError: a unit does not trace (named with the line that stopped the tracer).
+        UnitError: a unit does not trace (named with the line that stopped the tracer), or its trace gives other
+            outputs than the block.
     On errors the model keeps its units as they were.
     """
     if prepared_units(model):
         raise ValueError("the model is already prepared; build a fresh one, or call the later stages")
-    names = find_units(model, units)
+    model.eval()
+    recorded = Calls(calls or {}, {}) if run is None else record_calls(model, partial(run, model))
+    names = find_units(model, units, recorded.by_name)
     if not names:
         raise ValueError("no unit found by structure; name the blocks with `units=` (types, names or globs)")
-    model.eval()
-    traced = {name: trace_unit(model.get_submodule(name), name, leave) for name in names}
+    for name in names:
+        if name in recorded.problems:
+            raise UnitError(f"unit '{name}' {recorded.problems[name]}: leave it out with `units=`")
+    traced = {name: trace_unit(model.get_submodule(name), name, leave, recorded.by_name.get(name)) for name in names}
+    if run is not None:
+        check_traced(model, traced, run)
     _check_leave(traced, leave)
     prepared = {name: prepare_unit(unit, recipe) for name, unit in traced.items()}
     problems = [f"{name}.{problem}" for name, unit in prepared.items() for problem in unquantized(unit)]
@@ -123,6 +138,12 @@ def left_in(model: nn.Module) -> list[str]:
     return list(
         dict.fromkeys(e for unit in prepared_units(model).values() for e in unit.meta[UNIT_KEY].get("leave", ()))
     )
+
+
+def calls_of(model: nn.Module) -> dict[str, Call]:
+    """How the units of a prepared model were called when they were traced; those traced without a call are missing."""
+    found = {name: unit.meta[UNIT_KEY].get("call") for name, unit in prepared_units(model).items()}
+    return {name: call for name, call in found.items() if call is not None}
 
 
 def _check_leave(units: Mapping[str, fx.GraphModule], leave: Sequence[str]) -> None:

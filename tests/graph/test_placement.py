@@ -143,7 +143,7 @@ def test_placements_survive_deepcopy_and_cannot_be_made_twice(block, image):
     gm = trace_unit(block, "block")
     placements = place(gm, lambda role, site: Record(), identity)
     twin = copy.deepcopy(gm)
-    assert twin.meta["ahcq_unit"] == {"name": "block", "leave": (), "placements": placements}
+    assert twin.meta["ahcq_unit"] == {"name": "block", "leave": (), "call": None, "placements": placements}
     assert torch.equal(twin(image), gm(image))
     nodes = {node.name: node for node in twin.graph.nodes}
     modules = dict(twin.named_modules())

@@ -170,7 +170,7 @@ def test_memory_encoder_is_bit_exact_and_refuses_the_other_sigmoid(small_sam2):
     got, expected = traced(**arguments), original(**arguments)
     assert torch.equal(got["vision_features"], expected["vision_features"])
     assert torch.equal(got["vision_pos_enc"][0], expected["vision_pos_enc"][0])
-    with pytest.raises(ValueError, match="`skip_mask_sigmoid` was fixed to True when this unit was traced, got bool"):
+    with pytest.raises(ValueError, match="`skip_mask_sigmoid` was fixed to True when this unit was traced, got False"):
         traced(arguments["pix_feat"], arguments["masks"])
 
 

@@ -120,7 +120,7 @@ def test_state_dict_keys_and_parameters_are_those_of_the_unit():
 
 def test_meta_names_the_unit_and_survives_deepcopy(randomized):
     traced = trace_unit(randomized(encoder_block(3)), "blocks.5")
-    assert traced.meta["ahcq_unit"] == {"name": "blocks.5", "leave": (), "placements": []}
+    assert traced.meta["ahcq_unit"] == {"name": "blocks.5", "leave": (), "call": None, "placements": []}
     twin = copy.deepcopy(traced)
     assert twin.meta["ahcq_unit"]["name"] == "blocks.5"
     x = rand(1, 7, 7, 16)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.graph.tracer import trace_unit
+from ahcq_plugin.graph import trace_unit
 from ahcq_plugin.ptq import Recipe, prepare
 from ahcq_plugin.ptq.channels import channel_axes
 from ahcq_plugin.ptq.prepared import intercepted

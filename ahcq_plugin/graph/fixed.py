@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Graph nodes that refuse what a unit was not captured for; they compute nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx.node import has_side_effect
+
+_WAY_OUT = "leave the unit out with `units=`"
+
+
+@has_side_effect
+def check_fixed(value: Any, fixed: Any, name: str, kind: str) -> None:
+    """Refuse a value other than the one that the unit was traced with.
+
+    Raises:
+        ValueError: ``value`` is not ``fixed``.
+    """
+    if not _same(value, fixed):
+        raise ValueError(
+            f"argument `{name}` was fixed to {kind}{fixed!r} when this unit was traced, got "
+            f"{_shown(value)}; call the unit as it was, or {_WAY_OUT}"
+        )
+
+
+@has_side_effect
+def check_given(value: Any, name: str) -> None:
+    """Refuse a call without a tensor that the unit was captured with.
+
+    Raises:
+        ValueError: ``value`` is None.
+    """
+    if value is None:
+        raise ValueError(f"argument `{name}` was a tensor when this unit was traced, got None; give it, or {_WAY_OUT}")
+
+
+@has_side_effect
+def check_answer(value: Any, answer: Any, line: str) -> None:
+    """Refuse inputs for which the unit's code would go another way than it went when it was captured.
+
+    Raises:
+        ValueError: ``value`` is not ``answer``.
+    """
+    if value != answer:
+        raise ValueError(
+            f"this unit was captured where `{line}` gave {answer!r}; for these inputs it gives {value!r}: calibrate "
+            f"with inputs of this size and rank, or {_WAY_OUT}"
+        )
+
+
+CHECKS = frozenset({check_fixed, check_given, check_answer})
+
+
+def _same(value: Any, fixed: Any) -> bool:
+    if value is fixed:
+        return True
+    if isinstance(fixed, tuple | list):  # sizes arrive as torch.Size or tuple
+        fits = isinstance(value, tuple | list) and len(value) == len(fixed)
+        return fits and all(_same(a, b) for a, b in zip(value, fixed, strict=True))
+    if isinstance(fixed, dict):
+        return isinstance(value, dict) and list(value) == list(fixed) and all(_same(value[k], fixed[k]) for k in fixed)
+    if type(value) is not type(fixed):
+        return False
+    return isinstance(fixed, bool | int | float | str | torch.dtype) and value == fixed
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, bool | int | float | str) else type(value).__name__
