@@ -14,13 +14,13 @@ import math
 import operator
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ahcq_plugin.graph.fixed import CHECKS
+from ahcq_plugin.graph.fixed import CHECKS, put
 from ahcq_plugin.graph.multihead import mask_heads, why_kept
 from ahcq_plugin.graph.ops import (
     ACTIVATION_MODULES,
@@ -36,14 +36,11 @@ from ahcq_plugin.graph.ops import (
     GraphIndex,
     function_name,
 )
+from ahcq_plugin.graph.positions import MOVES, exception_of, position_table
 from ahcq_plugin.graph.rewrites import mask_causal, mask_scores
 from ahcq_plugin.graph.tracer import OUR_DIR, TORCH_DIR
 from ahcq_plugin.graph.unit import UNIT_KEY
-from ahcq_plugin.graph.untraceable import rotate, treatment
-
-RELATIVE_POSITIONS = "relative positions"
-ROTARY_POSITIONS = "rotary positions"
-POSITION_TABLES = "position tables"
+from ahcq_plugin.graph.untraceable import treatment
 
 
 def _words(text: str) -> frozenset[str]:
@@ -62,10 +59,6 @@ _ELEMENTWISE = (
     "logical_and logical_or isnan isinf"
 )
 _REDUCTIONS = "mean sum amax amin max min var std norm argmax argmin any all cumsum"
-_MOVES = (
-    "cat stack concat concatenate gather index_select masked_select masked_fill masked_scatter take flip meshgrid sort "
-    "topk"
-)
 _MAKES = "zeros ones full empty arange linspace eye zeros_like ones_like full_like empty_like tensor as_tensor"
 _COMPLEX = "view_as_complex view_as_real polar complex"
 _IN_PLACE = "add_ sub_ mul_ div_ neg_ clamp_ clamp_min_ masked_fill_ copy_ exp_ sigmoid_ tanh_ pow_ sqrt_"
@@ -76,7 +69,7 @@ ALLOWED_FUNCTIONS = (
     | ACTIVATIONS
     | SOFTMAXES
     | _named(operator, _ARITHMETIC + " getitem not_ index")
-    | _named(torch, " ".join((_ELEMENTWISE, _REDUCTIONS, _MOVES, _MAKES, _COMPLEX, "relu relu_ log_softmax _assert")))
+    | _named(torch, " ".join((_ELEMENTWISE, _REDUCTIONS, MOVES, _MAKES, _COMPLEX, "relu relu_ log_softmax _assert")))
     | _named(F, "layer_norm group_norm batch_norm instance_norm rms_norm normalize softplus log_softmax tanh sigmoid")
     | _named(F, "hardsigmoid hardtanh glu dropout dropout1d dropout2d pad interpolate max_pool2d avg_pool2d")
     | _named(F, "adaptive_avg_pool2d adaptive_max_pool2d adaptive_avg_pool1d pixel_shuffle pixel_unshuffle unfold fold")
@@ -84,12 +77,13 @@ ALLOWED_FUNCTIONS = (
     | _named(math, "sqrt ceil floor log log2 prod isqrt")
     | {getattr, len, int, float, bool, max, min, abs, round, sum, range, slice, tuple, list}
     | CHECKS
+    | {put}
     | {mask_scores, mask_causal, mask_heads}
 )
 ALLOWED_METHODS = (
     SHAPE_METHODS
     | SIZE_METHODS
-    | _words(" ".join((_ELEMENTWISE, _REDUCTIONS, _MOVES, _IN_PLACE)))
+    | _words(" ".join((_ELEMENTWISE, _REDUCTIONS, MOVES, _IN_PLACE)))
     | _words(
         "softmax log_softmax relu relu_ new_zeros new_ones new_full new_empty detach cpu half double bool long int"
     )
@@ -108,11 +102,7 @@ _PLAIN_MODULES = (
     *(nn.PixelUnshuffle, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ConstantPad2d, nn.Unfold, nn.Fold),
     *(nn.PReLU, nn.ChannelShuffle),
 )
-#: Functions kept whole that multiply in floating point: name -> what they are called in coverage.
-_EXCEPTIONS = {"add_decomposed_rel_pos": RELATIVE_POSITIONS}
 _MOVING_FUNCTIONS = {"get_rel_pos", *WINDOW_FUNCTIONS}
-_ADDITIONS = frozenset({operator.add, operator.iadd, torch.add, mask_scores, mask_heads, "add", "add_"})
-_MOVES_OF_TABLES = SHAPE_FUNCTIONS | SHAPE_METHODS | _named(torch, _MOVES) | _words(_MOVES) | {F.interpolate}
 
 
 @dataclass(frozen=True)
@@ -131,13 +121,6 @@ class Uncovered:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.what}" + (f" (at {self.line})" if self.line else "")
-
-
-def exception_of(node: fx.Node) -> str | None:
-    """The name under which ``node`` may multiply in floating point, None for all other nodes."""
-    if node.op == "call_function" and node.target is rotate:
-        return ROTARY_POSITIONS
-    return _EXCEPTIONS.get(function_name(node) or "")
 
 
 def node_name(node: fx.Node) -> str:
@@ -205,7 +188,8 @@ def _call_problem(index: GraphIndex, node: fx.Node) -> str | None:
         allowed = node.target in ALLOWED_METHODS
     else:
         allowed = node.target in ALLOWED_FUNCTIONS or function_name(node) in _MOVING_FUNCTIONS
-    if allowed or index.is_matmul(node) or exception_of(node) or index.is_scalar(node):
+        allowed = allowed or (isinstance(node.target, type) and is_dataclass(node.target))  # an output is put together
+    if allowed or index.is_matmul(node) or exception_of(index, node) or index.is_scalar(node):
         return None
     name = function_name(node) or str(node.target)
     if node.target in FUNCTIONAL_LAYERS:
@@ -221,27 +205,6 @@ def _parameter_problem(index: GraphIndex, node: fx.Node) -> str | None:
     if position_table(index, node):
         return None
     return f"matrix of shape {tuple(tensor.shape)} is not read by a quantized Linear or Conv2d"
-
-
-def position_table(index: GraphIndex, node: fx.Node) -> str | None:
-    """What a get_attr node is called in coverage if it is only moved about and then added, or goes into the node of an
-    exception; None if it is used in any other way, or not at all."""
-    label, stack, seen = None, [node], {node}
-    while stack:
-        for user in stack.pop().users:
-            if user in seen or index.is_scalar(user):
-                continue
-            seen.add(user)
-            called = user.op.startswith("call_")
-            if exception_of(user):
-                label = exception_of(user)
-            elif called and user.target in _ADDITIONS:
-                label = label or POSITION_TABLES
-            elif called and (user.target in _MOVES_OF_TABLES or function_name(user) in _MOVING_FUNCTIONS):
-                stack.append(user)
-            else:
-                return None
-    return label
 
 
 def listed(problems: Sequence[object], most: int = 5) -> str:

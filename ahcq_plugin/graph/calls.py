@@ -68,13 +68,16 @@ class Call:
         """The call without the values of its tensors."""
         return cls(tuple(map(_example, args)), {name: _example(value) for name, value in kwargs.items()})
 
-    def merged(self, other: Call) -> Call:
-        """The call that stands for both.
+    def merged(self, other: Call, forward: Callable[..., Any]) -> Call:
+        """The call of the method ``forward`` that stands for both.
 
         Raises:
             ValueError: they differ in more than the sizes of tensors and the values of numbers.
         """
         if len(self.args) != len(other.args) or list(self.kwargs) != list(other.kwargs):
+            ours, theirs = _by_name(forward, self), _by_name(forward, other)
+            if ours is not None and theirs is not None and list(ours.kwargs) == list(theirs.kwargs):
+                return ours.merged(theirs, forward)
             raise ValueError(f"is called with {_shape_of(self)} and with {_shape_of(other)}")
         names = [f"argument {i + 1}" for i in range(len(self.args))]
         args = tuple(_merge(*pair) for pair in zip(self.args, other.args, names, strict=True))
@@ -116,15 +119,15 @@ def record_calls(model: nn.Module, run: Callable[[], Any]) -> Calls:
     by_name: dict[str, Call] = {}
     problems: dict[str, str] = {}
 
-    def note(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def note(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         call = Call.of(args, kwargs)
         try:
-            by_name[name] = by_name[name].merged(call) if name in by_name else call
+            by_name[name] = by_name[name].merged(call, type(module).forward) if name in by_name else call
         except ValueError as error:
             problems.setdefault(name, str(error))
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        return lambda module, args, kwargs: note(name, args, kwargs)
+        return lambda module, args, kwargs: note(name, module, args, kwargs)
 
     with ExitStack() as hooks, torch.no_grad():
         for name, module in model.named_modules():
@@ -179,6 +182,15 @@ def bind(forward: Callable[..., Any], call: Call) -> list[Argument]:
                 group.append(Argument(name, "absent", None, parameter.default))
     by_position += [Argument(f"{rest}_{i}", "positional", value, empty) for i, value in enumerate(given)]
     return by_position + by_keyword + [Argument(name, "keyword", value, empty) for name, value in named.items()]
+
+
+def _by_name(forward: Callable[..., Any], call: Call) -> Call | None:
+    """The same call with everything by keyword, defaults included; None where something can only go by position."""
+    arguments = bind(forward, call)
+    known = {p.name for p in inspect.signature(forward).parameters.values() if p.kind is not p.POSITIONAL_ONLY}
+    if any(a.kind == "positional" and a.name not in known for a in arguments):
+        return None
+    return Call((), {a.name: _example(a.default) if a.kind == "absent" else a.value for a in arguments})
 
 
 def has_tensors(tree: Any) -> bool:

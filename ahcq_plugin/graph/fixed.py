@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graph nodes that refuse what a unit was not captured for; they compute nothing."""
+"""Functions that the tracer puts into a graph: refusals of what a unit was not captured for, and written items."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx.node import has_side_effect
 
 _WAY_OUT = "leave the unit out with `units=`"
@@ -48,6 +49,14 @@ def check_answer(value: Any, answer: Any, line: str) -> None:
             f"this unit was captured where `{line}` gave {answer!r}; for these inputs it gives {value!r}: calibrate "
             f"with inputs of this size and rank, or {_WAY_OUT}"
         )
+
+
+def put(tensor: Tensor, place: Any, value: Any) -> Tensor:
+    """A copy of ``tensor`` with ``value`` at ``place``: what ``tensor[place] = value`` becomes, so that every value in
+    the graph stays what it was when a quantizer saw it."""
+    changed = tensor.clone()
+    changed[place] = value
+    return changed
 
 
 CHECKS = frozenset({check_fixed, check_given, check_answer})

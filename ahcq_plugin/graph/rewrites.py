@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import _side_effectful_functions
 from torch.nn import functional as F
+
+from ahcq_plugin.graph.ops import MATMULS
 
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 _DEFAULTS = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
@@ -41,6 +44,37 @@ def expand_fused_attention(graph: fx.Graph) -> int:
     if calls:
         graph.lint()
     return len(calls)
+
+
+def erase_unused_products(graph: fx.Graph) -> int:
+    """Erase matmuls, and the softmax and arithmetic behind them, whose results nothing reads, in place.
+
+    transformers' SAM 2 computes attention weights twice and uses one of them.
+
+    Returns:
+        The number of erased nodes.
+    """
+    erased = 0
+    for product in [n for n in graph.nodes if n.op in ("call_function", "call_method") and n.target in MATMULS]:
+        behind, stack = {product}, [product]
+        while stack:
+            fresh = [user for user in stack.pop().users if user not in behind]
+            behind.update(fresh)
+            stack.extend(fresh)
+        if all(map(_is_pure, behind)):
+            for node in reversed([n for n in graph.nodes if n in behind]):
+                graph.erase_node(node)
+            erased += len(behind)
+    return erased
+
+
+def _is_pure(node: fx.Node) -> bool:
+    """Only computes its result."""
+    name = str(getattr(node.target, "__name__", node.target))
+    is_in_place = name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv")
+    return (
+        node.op in ("call_function", "call_method") and not is_in_place and node.target not in _side_effectful_functions
+    )
 
 
 def _check(arguments: dict[str, Any]) -> None:

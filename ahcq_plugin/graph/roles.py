@@ -23,6 +23,7 @@ from torch import fx, nn
 
 from ahcq_plugin.graph.allowed import Uncovered, find_uncovered, is_left, listed, node_name, source_line
 from ahcq_plugin.graph.ops import EINSUMS, Edge, GraphIndex, function_name, layer_input, matmul_operands
+from ahcq_plugin.graph.positions import exception_of
 from ahcq_plugin.graph.unit import UNIT_KEY, UncoveredError
 
 LAYER_ROLES = ("qkv_in", "mlp_in", "post_act", "attn_out", "conv_in", "other_in")
@@ -208,7 +209,7 @@ def _refuse_floating_point(gm: fx.GraphModule, index: GraphIndex, unit: str, att
     problems += [
         Uncovered(node_name(node), "a product of two tensors that belongs to no attention", source_line(node))
         for node in gm.graph.nodes
-        if index.is_matmul(node) and node not in quantized and not is_left(gm, node)
+        if index.is_matmul(node) and node not in quantized and not (is_left(gm, node) or exception_of(index, node))
     ]
     if problems:
         raise UncoveredError(

@@ -9,6 +9,7 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -22,13 +23,19 @@ from torch.nn import functional as F
 
 from ahcq_plugin.graph.calls import Argument, Call, Opaque, TensorExample, Varying, bind, has_tensors
 from ahcq_plugin.graph.examples import Examples, Unknown
-from ahcq_plugin.graph.fixed import check_answer, check_fixed, check_given
+from ahcq_plugin.graph.fixed import check_answer, check_fixed, check_given, put
 from ahcq_plugin.graph.multihead import functional_attention, multihead_attention, why_kept
-from ahcq_plugin.graph.rewrites import expand_fused_attention
-from ahcq_plugin.graph.untraceable import treatment
+from ahcq_plugin.graph.rewrites import erase_unused_products, expand_fused_attention
+from ahcq_plugin.graph.surroundings import emptied_caches, unwrapped
+from ahcq_plugin.graph.untraceable import ROTARY_FUNCTIONS, treatment
 
 # Functions of segment_anything and sam2 (and of their many copies) that branch on sizes: kept whole, as one node each.
-WRAPPED_FUNCTIONS = ("window_partition", "window_unpartition", "get_rel_pos", "add_decomposed_rel_pos")
+WRAPPED_FUNCTIONS = (
+    *("window_partition", "window_unpartition", "get_rel_pos", "add_decomposed_rel_pos"),
+    *ROTARY_FUNCTIONS,
+)
+#: Functions that make tensors of traced sizes, which torch does not let a proxy into.
+MAKERS = (torch.arange, torch.zeros, torch.ones, torch.full, torch.empty, torch.linspace, torch.eye, torch.tensor)
 #: Folders that hold no code of a model; the separator keeps `torchvision` out of `torch`.
 OUR_DIR, TORCH_DIR = (str(path.parent) + os.sep for path in (Path(__file__), Path(torch.__file__)))
 
@@ -56,16 +63,22 @@ class BlockTracer(fx.Tracer):
 
     def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace ``root`` as it is (training flags included) into a graph whose sizes stay dynamic."""
-        super().__init__(autowrap_functions=_wrapped_functions(root))
+        super().__init__(autowrap_functions=(*_wrapped_functions(root), *MAKERS))
+        self._autowrap_search.append(torch)
         self.record_stack_traces = True  # errors name the line
         self.optional: list[fx.Node] = []  # erased in the end where nothing uses them
         self.answering = False  # examples are being computed: nothing is traced
         self.examples = Examples(root)
-        graph = super().trace(root, concrete_args)
+        with unwrapped(WRAPPED_FUNCTIONS) if self.call is not None else nullcontext(), emptied_caches(root):
+            graph = super().trace(root, concrete_args)
+        for node in graph.nodes:
+            if node.target in MAKERS:  # fx would declare it whole once more whenever the graph is compiled
+                node.meta.pop("is_wrapped", None)
         for node in self.optional:
             if not node.users:
                 graph.erase_node(node)
         expand_fused_attention(graph)
+        erase_unused_products(graph)
         return graph
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -241,6 +254,10 @@ class _Answers:
 
 class ExampleProxy(_Answers, fx.Proxy):
     """A traced value whose tracer knows an example of it."""
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        """This proxy stands for the changed copy from here on; what was made of it before keeps its values."""
+        self.node = self.tracer.create_proxy("call_function", put, (self, place, value), {}).node
 
     def __getattr__(self, name: str) -> _ExampleAttribute:
         return _ExampleAttribute(self, name)

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ahcq_plugin.graph.calls import Call
+from ahcq_plugin.graph.calls import Call, Calls
 from ahcq_plugin.graph.ops import GraphIndex
 from ahcq_plugin.graph.roles import find_attentions
 from ahcq_plugin.graph.unit import UNIT_KEY, trace_unit
@@ -24,7 +24,7 @@ _ATTENTION_NAMES = frozenset({"softmax", "scaled_dot_product_attention"})
 
 
 def find_units(
-    model: nn.Module, units: UnitSpec | Iterable[UnitSpec] | None = None, calls: Mapping[str, Call] | None = None
+    model: nn.Module, units: UnitSpec | Iterable[UnitSpec] | None = None, calls: Calls | None = None
 ) -> list[str]:
     """Names of the modules to quantize, in registration order; none lies inside another.
 
@@ -42,7 +42,7 @@ def find_units(
         TypeError: an item of ``units`` is neither a type nor a string.
     """
     if units is None:
-        chosen = _by_structure(model, calls or {})
+        chosen = _by_structure(model, calls or Calls({}, {}))
     else:
         specs = [units] if isinstance(units, str | type) else list(units)
         chosen = {name for spec in specs for name in _matches(model, spec)}
@@ -73,7 +73,7 @@ def _inside(name: str, other: str) -> bool:
     return name.startswith(other + ".")
 
 
-def _by_structure(model: nn.Module, calls: Mapping[str, Call]) -> set[str]:
+def _by_structure(model: nn.Module, calls: Calls) -> set[str]:
     modules = dict(model.named_modules())
     units: set[str] = set()
     parents: set[str] = set()
@@ -109,26 +109,32 @@ def _is_prepared(module: nn.Module) -> bool:
     return isinstance(module, fx.GraphModule) and UNIT_KEY in module.meta
 
 
-def _is_block(module: nn.Module, name: str, calls: Mapping[str, Call]) -> bool:
+def _is_block(module: nn.Module, name: str, calls: Calls) -> bool:
     if _is_prepared(module):
         return True
-    if not _has_layers(module):
+    if not _has_layers(module) or _is_called_differently(name, calls):
         return False
-    index = _trace(module, name, calls.get(name))
+    index = _trace(module, name, calls.by_name.get(name))
     if index is None:  # prepare then says which line does not trace, instead of leaving the block out silently
         return any(_mentions_attention(m) for m in module.modules())
     return _has_attention(index) or _has_normed_mlp(module, index)
 
 
-def _is_attention(module: nn.Module, name: str, calls: Mapping[str, Call]) -> bool:
+def _is_attention(module: nn.Module, name: str, calls: Calls) -> bool:
     if _is_prepared(module):
         return True
-    if not _has_layers(module):
+    if not _has_layers(module) or _is_called_differently(name, calls):
         return False
-    index = _trace(module, name, calls.get(name))
+    index = _trace(module, name, calls.by_name.get(name))
     if index is None and _mentions_attention(module):
         logger.warning("'%s' looks like attention but does not trace: it is no unit and stays in floating point", name)
     return index is not None and _has_attention(index)
+
+
+def _is_called_differently(name: str, calls: Calls) -> bool:
+    if name in calls.problems:
+        logger.warning("'%s' %s: it is no unit and stays in floating point", name, calls.problems[name])
+    return name in calls.problems
 
 
 def _is_convolutional(module: nn.Module, least: int) -> bool:

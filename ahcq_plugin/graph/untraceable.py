@@ -17,6 +17,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+#: Functions of transformers' SAM 2 and EdgeTAM, kept whole: they go another way for one remembered frame than for two.
+ROTARY_FUNCTIONS = (
+    "apply_rotary_pos_emb_2d",
+    "apply_rotary_pos_emb_2d_self_attn",
+    "apply_rotary_pos_emb_2d_cross_attn",
+)
+
 
 @dataclass(frozen=True)
 class Treatment:

@@ -11,8 +11,9 @@ from typing import Any
 from torch import fx, nn
 
 from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.graph.allowed import exception_of, is_left, node_name, position_table
+from ahcq_plugin.graph.allowed import is_left, node_name
 from ahcq_plugin.graph.ops import GraphIndex
+from ahcq_plugin.graph.positions import exception_of, position_table
 from ahcq_plugin.ptq.macs import Place
 from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.quantizers import FakeQuantize
@@ -130,12 +131,12 @@ def _weights_of(unit: fx.GraphModule) -> list[tuple[str, str, int]]:
 def may_multiply(index: GraphIndex, node: fx.Node) -> bool:
     """Whether a node that multiplies matrices is a quantized layer, a matmul, an exception or left by the caller."""
     kind, _ = _kind_of(index, node)
-    return kind == INTEGERS or bool(exception_of(node)) or is_left(index.root, node)
+    return kind == INTEGERS or bool(exception_of(index, node)) or is_left(index.root, node)
 
 
 def _kind_of(index: GraphIndex, node: fx.Node) -> tuple[str, str]:
     """(kind, label) of a node of a prepared unit, which ``index`` is of, that multiplies."""
-    exception = exception_of(node)
+    exception = exception_of(index, node)
     if exception:
         return IN_UNITS, exception
     layer = index.module(node)

@@ -94,7 +94,7 @@ def prepare(
         raise ValueError("the model is already prepared; build a fresh one, or call the later stages")
     model.eval()
     recorded = Calls(calls or {}, {}) if run is None else record_calls(model, partial(run, model))
-    names = find_units(model, units, recorded.by_name)
+    names = find_units(model, units, recorded)
     if not names:
         raise ValueError("no unit found by structure; name the blocks with `units=` (types, names or globs)")
     for name in names:

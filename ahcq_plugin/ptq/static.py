@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ahcq_plugin.graph.allowed import find_uncovered, is_left
 from ahcq_plugin.graph.ops import GraphIndex, layer_input, matmul_operands
+from ahcq_plugin.graph.positions import exception_of
 from ahcq_plugin.quantizers import FakeQuantize
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -22,7 +23,7 @@ def unquantized(unit: fx.GraphModule) -> list[str]:
     index = GraphIndex(unit, unit.graph)
     problems = [str(item) for item in find_uncovered(unit)]
     for node in unit.graph.nodes:
-        if is_left(unit, node):
+        if is_left(unit, node) or exception_of(index, node):
             continue
         if index.is_layer(node):
             if not isinstance(getattr(index.module(node), "weight_fake_quant", None), FakeQuantize):

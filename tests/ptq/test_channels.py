@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.graph import trace_unit
+from ahcq_plugin.graph import prepared_units, trace_unit
 from ahcq_plugin.ptq import Recipe, prepare
 from ahcq_plugin.ptq.channels import channel_axes
 from ahcq_plugin.ptq.prepared import intercepted

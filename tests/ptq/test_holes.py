@@ -190,10 +190,17 @@ def test_a_name_that_matches_nothing_is_refused():
         prepare(Net(Block()), Recipe.from_config("rtn"), leave=["no_such"])
 
 
-def test_torchvisions_swin_is_refused_by_name_of_its_wrapped_attention():
-    swin = SwinTransformer([4, 4], 24, [2], [1], [7, 7]).eval()
+def test_torchvisions_swin_is_quantized_inside_its_wrapped_attention():
+    """``shifted_window_attention`` is declared whole with ``fx.wrap``; without data to see sizes it stays so."""
+    torch.manual_seed(0)
+    swin, items = SwinTransformer([4, 4], 24, [2], [1], [7, 7]).eval(), [torch.randn(1, 3, 56, 56)]
     with pytest.raises(ValueError, match=r"shifted_window_attention.*swin_transformer\.py:\d+"):
-        quantize(swin, [torch.randn(1, 3, 56, 56)], "rtn", w_bits=2, a_bits=2, progress=False)
+        prepare(copy.deepcopy(swin), Recipe.from_config("rtn"))
+    with torch.no_grad():
+        expected = swin(items[0])
+        model, report = quantize(swin, items, "rtn", w_bits=8, a_bits=8, progress=False)
+        assert report.audit.passed and float((model(items[0]) - expected).norm() / expected.norm()) < 0.05
+    assert {"attn.qkv", "attn.proj"} <= set(find_weight_layers(model.get_submodule("features.1.0")))
 
 
 def test_the_audit_counts_what_a_kept_node_hides():
