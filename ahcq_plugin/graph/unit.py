@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import linecache
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,28 +31,40 @@ class UncoveredError(UnitError, ValueError):
 
 class Unit(fx.GraphModule):
     """A ``GraphModule`` of which copies and pickles keep everything: attributes, hooks, unused tensors, the nodes'
-    source lines (torch's lose what the graph does not name)."""
+    source lines (torch's lose what the graph does not name). It is an instance of its block's class as well, since
+    other code finds layers by ``isinstance``."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Unit:
-        twin = type(self).__new__(type(self))
+        twin = Unit.__new__(Unit)
         memo[id(self)] = twin
-        return _filled(twin, type(self).__name__, copy.deepcopy(self.__dict__, memo))
+        return _filled(twin, _block_class(self), copy.deepcopy(self.__dict__, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {name: value for name, value in self.__dict__.items() if name != "_graph"}
-        return _unit_of, (type(self).__name__, stored(self.graph), state)
+        return _unit_of, (_block_class(self), stored(self.graph), state)
 
 
-def _unit_of(class_name: str, nodes: list[StoredNode], state: dict[str, Any]) -> Unit:
-    return _filled(Unit.__new__(Unit), class_name, {**state, "_graph": graph_of(nodes)})
+def _unit_of(block_class: type[nn.Module], nodes: list[StoredNode], state: dict[str, Any]) -> Unit:
+    return _filled(Unit.__new__(Unit), block_class, {**state, "_graph": graph_of(nodes)})
 
 
-def _filled(unit: Unit, class_name: str, state: dict[str, Any]) -> Unit:
+def _filled(unit: Unit, block_class: type[nn.Module], state: dict[str, Any]) -> Unit:
     graph = state.pop("_graph")
     unit.__dict__.update(state)
-    type(unit).__name__ = class_name
+    _become(unit, block_class)
     unit.graph = graph  # compiles
     return unit
+
+
+def _become(unit: Unit, block_class: type[nn.Module]) -> None:
+    """Make ``unit`` an instance of the class of its block too, but of none of torch's: those are followed by what they
+    compute (``nn.MultiheadAttention``), which the unit computes otherwise."""
+    bases = (Unit,) if block_class.__module__.startswith("torch.") else (Unit, block_class)
+    unit.__class__ = type(block_class.__name__, bases, {})  # of its own, as fx does: compiling writes into it
+
+
+def _block_class(unit: Unit) -> type[nn.Module]:
+    return (*type(unit).__bases__, nn.Module)[1]
 
 
 def trace_unit(module: nn.Module, name: str, leave: Sequence[str] = (), call: Call | None = None) -> Unit:
@@ -82,6 +95,8 @@ def trace_unit(module: nn.Module, name: str, leave: Sequence[str] = (), call: Ca
     finally:
         for constant in set(vars(module)) - attributes:  # constants that fx stores on the traced module
             delattr(module, constant)
+    _become(traced, type(module))
+    traced.recompile()
     keep_state(module, traced)
     layer_bare_weights(module, traced)
     _keep_attributes(module, traced)
@@ -144,9 +159,12 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 def _source_line(error: BaseException) -> str:
     """' at file:line: `code`' of the innermost frame of user code, or '' if there is none."""
-    ours = (TORCH_DIR, OUR_DIR, "<")
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
-    return f" at {frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
+    ours, found = (TORCH_DIR, OUR_DIR, "<"), ""
+    for frame, number in traceback.walk_tb(error.__traceback__):  # extract_tb fails on code objects that fx patches
+        file = frame.f_code.co_filename
+        if not file.startswith(ours):
+            found = f" at {file}:{number}: `{linecache.getline(file, number).strip()}`"
+    return found
 
 
 def keep_state(source: nn.Module, traced: fx.GraphModule) -> None:
