@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import inspect
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,21 +42,41 @@ class BoxDecoder(nn.Module):
 
 
 @torch.no_grad()
-def export_onnx(qmodel: nn.Module, path: str | Path) -> None:
-    """Write ``image_encoder.onnx`` and ``mask_decoder.onnx`` into the folder ``path``.
+def export_onnx(
+    qmodel: nn.Module,
+    path: str | Path,
+    args: tuple[Any, ...] | None = None,
+    dynamic: Mapping[str, Mapping[int, str]] | None = None,
+) -> None:
+    """Write a SAM as ``image_encoder.onnx`` and ``mask_decoder.onnx`` into a folder, or any model as one file.
+
+    Args:
+        qmodel: frozen.
+        path: a folder; with ``args`` the file.
+        args: what ``qmodel`` is called with, positional; sizes stay those of these tensors but for ``dynamic``. None:
+            ``qmodel`` is a SAM.
+        dynamic: input -> axis -> name, of sizes that may change; inputs are called as the parameters of ``forward``.
 
     The graphs compute in float32 what the fake-quantized model does. Uniform and grouped quantizers are
     QuantizeLinear and DequantizeLinear, the others comparisons with their boundaries; weights are stored as codes.
-    Inputs and outputs: ``image`` (1, 3, S, S) -> ``image_embeddings``; ``image_embeddings``, ``boxes`` (N, 4) ->
-    ``masks`` (N, 1, h, w) logits, ``iou_predictions`` (N, 1); any N.
+    Inputs and outputs of a SAM: ``image`` (1, 3, S, S) -> ``image_embeddings``; ``image_embeddings``, ``boxes`` (N, 4)
+    -> ``masks`` (N, 1, h, w) logits, ``iou_predictions`` (N, 1); any N.
 
     Raises:
         SpecError: the model is not frozen.
         ModuleNotFoundError: the package onnx is not installed.
-        AttributeError: the model is not a SAM.
+        AttributeError: without ``args``, the model is not a SAM.
+        ValueError: ``dynamic`` names no input.
     """
     if importlib.util.find_spec("onnx") is None:
         raise ModuleNotFoundError("ONNX export needs the packages onnx, onnxruntime: pip install 'ahcq_plugin[onnx]'")
+    if args is not None:
+        names = list(inspect.signature(qmodel.forward).parameters)[: len(args)]
+        unknown = sorted(set(dynamic or ()) - set(names))
+        if unknown:
+            raise ValueError(f"`dynamic` names inputs that are none: {unknown}; inputs: {names}")
+        _write(onnx_model(qmodel), args, Path(path), names, [], {k: dict(v) for k, v in (dynamic or {}).items()})
+        return
     sam = onnx_model(qmodel)
     side, device = sam.image_encoder.img_size, next(sam.parameters()).device
     image = torch.zeros(1, 3, side, side, device=device)

@@ -88,6 +88,13 @@ def decode(codes: Tensor, params: UniformParams, bits: int) -> Tensor:
     return (codes.to(torch.float32) - params.zero_point.to(torch.float32)) * params.scale
 
 
+def round_trip(x: Tensor, params: UniformParams, bits: int) -> Tensor:
+    """``decode(encode(x))`` bit for bit, in x's dtype, in plain operators without checks: what compilers follow."""
+    zero_point = params.zero_point.to(torch.float32)
+    levels = torch.clamp(torch.round(x.float() / params.scale) + zero_point, 0, 2**bits - 1) - zero_point
+    return (levels * params.scale).to(x.dtype)
+
+
 class _FakeQuantizeUniform(torch.autograd.Function):
     """decode(encode(x)); straight-through gradient to x inside the range, LSQ gradient to the scale.
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx.node import has_side_effect
 
+# as tuples: torch.compile does not follow `isinstance(x, A | B)`
+_SEQUENCES, _PLAIN = (tuple, list), (bool, int, float, str, torch.dtype)
 _WAY_OUT = "leave the unit out with `units=`"
 
 
@@ -65,15 +67,15 @@ CHECKS = frozenset({check_fixed, check_given, check_answer})
 def _same(value: Any, fixed: Any) -> bool:
     if value is fixed:
         return True
-    if isinstance(fixed, tuple | list):  # sizes arrive as torch.Size or tuple
-        fits = isinstance(value, tuple | list) and len(value) == len(fixed)
+    if isinstance(fixed, _SEQUENCES):  # sizes arrive as torch.Size or tuple
+        fits = isinstance(value, _SEQUENCES) and len(value) == len(fixed)
         return fits and all(_same(a, b) for a, b in zip(value, fixed, strict=True))
     if isinstance(fixed, dict):
         return isinstance(value, dict) and list(value) == list(fixed) and all(_same(value[k], fixed[k]) for k in fixed)
     if type(value) is not type(fixed):
         return False
-    return isinstance(fixed, bool | int | float | str | torch.dtype) and value == fixed
+    return isinstance(fixed, _PLAIN) and value == fixed
 
 
 def _shown(value: Any) -> str:
-    return repr(value) if isinstance(value, bool | int | float | str) else type(value).__name__
+    return repr(value) if isinstance(value, _PLAIN) else type(value).__name__

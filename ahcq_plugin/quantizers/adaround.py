@@ -85,6 +85,9 @@ class AdaRoundFakeQuantize(FakeQuantize):
         soft = adaround.soft_weight(self._base, self.alpha, params, self.bits).to(x.dtype)
         return soft if drop is None else drop.apply(x, soft)
 
+    def quantize_compiled(self, x: Tensor) -> Tensor:
+        return uniform.round_trip(x, self.params(x.ndim), self.bits)
+
     def commit(self) -> None:
         params = self.activation_post_process.uniform_params()
         self.scale, self.zero_point = params.scale.clone(), params.zero_point.clone()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ahcq_plugin.functional import agq
 from ahcq_plugin.quantizers.base import MIN_SCALE, LearnedScaleMixin
@@ -20,6 +20,7 @@ class AGQFakeQuantize(LearnedScaleMixin, TableFakeQuantize):
 
     family = "agq"
     functional = agq
+    params_type = agq.AGQParams
 
     def __init__(
         self, observer=OutputErrorObserver, quant_min=0, quant_max=255, ch_axis=-1, role="", **observer_kwargs
@@ -28,8 +29,8 @@ class AGQFakeQuantize(LearnedScaleMixin, TableFakeQuantize):
         self.scale = nn.Parameter(torch.ones(1))
         self.register_buffer("tau", torch.full((1,), agq.TAUS[-1], dtype=torch.int32))
 
-    def params(self) -> agq.AGQParams:
-        return agq.AGQParams(self.scale, self.tau)
+    def tensors(self) -> list[Tensor]:
+        return [self.scale, self.tau]
 
     def candidates(self) -> list[agq.AGQParams]:
         largest = self.activation_post_process.statistics()[2]

@@ -8,6 +8,7 @@ The attribute names (``activation_post_process``, ``quant_min``, ``quant_max``, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,11 @@ class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
         self.enable_observer(False)
         self.enable_fake_quant(False)
         self.prob = 1.0
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        for name, value in self._modes.items():
+            value.read(getattr(self, name))  # compiled code cannot look
 
     @property
     def prob(self) -> float:
@@ -170,7 +176,13 @@ class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
         """(scale, zero_point) of the current parameters, as ``torch.ao.quantization`` asks for."""
         return self.scale, self.zero_point
 
+    def quantize_compiled(self, x: Tensor) -> Tensor:
+        """``quantize(x)`` in operators that ``torch.compile`` and ``torch.export`` follow; no gradients."""
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self.quantize_compiled(x) if self.quantizing else x
         if self.observing:
             self.observe(x.detach())
         if not self.quantizing:

@@ -82,6 +82,9 @@ class CAGFakeQuantize(LearnedScaleMixin, FakeQuantize):
         grad_factor = (values * self.quant_max).rsqrt()[self.labels]
         return uniform.fake_quantize(x, self.params(), self.bits, grad_factor, drop)
 
+    def quantize_compiled(self, x: Tensor) -> Tensor:
+        return uniform.round_trip(x, self.params(), self.bits)
+
     @torch.no_grad()
     def commit(self) -> None:
         self.points = self.activation_post_process.points()

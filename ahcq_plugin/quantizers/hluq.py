@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ahcq_plugin.functional import hluq
 from ahcq_plugin.quantizers.base import MIN_SCALE, LearnedScaleMixin
@@ -32,6 +32,7 @@ class HLUQFakeQuantize(LearnedScaleMixin, TableFakeQuantize):
 
     family = "hluq"
     functional = hluq
+    params_type = hluq.HLUQParams
     output_error_power = 2
 
     def __init__(
@@ -50,8 +51,8 @@ class HLUQFakeQuantize(LearnedScaleMixin, TableFakeQuantize):
         self.register_buffer("offset", torch.zeros(1))
         self.register_buffer("log_levels", torch.ones(1, dtype=torch.int32))
 
-    def params(self) -> hluq.HLUQParams:
-        return hluq.HLUQParams(self.offset, self.scale[:1], self.scale[1:], self.log_levels)
+    def tensors(self) -> list[Tensor]:
+        return [self.offset, self.scale[:1], self.scale[1:], self.log_levels]
 
     def candidates(self) -> list[hluq.HLUQParams]:
         lo, hi, _ = self.activation_post_process.statistics()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -13,16 +14,21 @@ class HostValue:
     moving a module or assigning its state makes another tensor: both are seen here without a look at the value. Only a
     write through ``tensor.data`` goes unseen, as it does for autograd.
 
-    A copy of the module starts without it, since the copied tensor counts its own versions.
+    A copy of the module reads it anew, since the copied tensor counts its own versions. While ``torch.compile`` or
+    ``torch.export`` traces, no tensor can be looked at: then it is the value that was known last.
     """
 
-    def __init__(self) -> None:
-        self._known: tuple[Tensor | None, int, float] = (None, -1, 0)
+    def __init__(self, value: float = 0) -> None:
+        self._known: tuple[Tensor | None, int, float] = (None, -1, value)
 
     def read(self, tensor: Tensor) -> float:
         """The number in ``tensor``, of one element."""
+        if torch.compiler.is_compiling():
+            return self._known[2]
         if tensor.is_inference():  # made in inference mode: it counts no versions
-            return tensor.item()
+            value = tensor.item()
+            self.note(tensor, value)
+            return value
         known, version, value = self._known
         if tensor is not known or tensor._version != version:
             value = tensor.item()
@@ -31,8 +37,7 @@ class HostValue:
 
     def note(self, tensor: Tensor, value: float) -> None:
         """``tensor`` holds ``value`` now: whoever has just written it need not read it back."""
-        if not tensor.is_inference():
-            self._known = (tensor, tensor._version, value)
+        self._known = (None, -1, value) if tensor.is_inference() else (tensor, tensor._version, value)
 
     def __reduce__(self):
-        return HostValue, ()
+        return HostValue, (self._known[2],)

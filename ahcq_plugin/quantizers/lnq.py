@@ -30,6 +30,7 @@ class LNQFakeQuantize(TableFakeQuantize):
 
     family = "lnq"
     functional = lnq
+    params_type = lnq.LNQParams
 
     def __init__(
         self, observer=OutputErrorObserver, quant_min=0, quant_max=255, ch_axis=-1, role="", **observer_kwargs
@@ -39,17 +40,19 @@ class LNQFakeQuantize(TableFakeQuantize):
         self.register_buffer("shape_factor", torch.ones(1))
         self.register_buffer("levels", torch.zeros(0))
 
+    def tensors(self) -> list[Tensor]:
+        return [self.shape_factor, self.scale, self.levels]
+
     def params(self) -> lnq.LNQParams:
         return lnq.LNQParams(self.shape_factor, self.scale)
 
-    def _levels(self) -> Tensor | None:
-        return self.levels if len(self.levels) else None
-
-    def table(self) -> Table:
-        return lnq.table(self.params(), self.bits, self._levels())
+    @classmethod
+    def table_of(cls, tensors: list[Tensor], bits: int) -> Table:
+        shape_factor, clip, levels = tensors
+        return lnq.table(lnq.LNQParams(shape_factor, clip), bits, _known(levels))
 
     def quantize(self, x: Tensor, drop: Drop | None = None) -> Tensor:
-        return lnq.fake_quantize(x, self.params(), self.bits, self._levels(), drop)
+        return lnq.fake_quantize(x, self.params(), self.bits, _known(self.levels), drop)
 
     def candidates(self) -> list[lnq.LNQParams]:
         largest = self.activation_post_process.statistics()[2].clamp(min=MIN_CLIP)
@@ -71,3 +74,7 @@ class LNQFakeQuantize(TableFakeQuantize):
 
     def problems(self) -> list[str]:
         return [] if len(self.levels) else ["its decode table is not rounded"]
+
+
+def _known(levels: Tensor) -> Tensor | None:
+    return levels if len(levels) else None

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ahcq_plugin.functional import power_of_two
 from ahcq_plugin.quantizers.base import MIN_SCALE, LearnedScaleMixin
@@ -23,6 +23,7 @@ class PowerOfTwoFakeQuantize(LearnedScaleMixin, TableFakeQuantize):
 
     family = "power_of_two"
     functional = power_of_two
+    params_type = power_of_two.PowerOfTwoParams
 
     def __init__(self, observer=OutputErrorObserver, quant_min=0, quant_max=63, ch_axis=-1, role="", **observer_kwargs):
         super().__init__(observer, quant_min, quant_max, ch_axis, role, **observer_kwargs)
@@ -32,8 +33,8 @@ class PowerOfTwoFakeQuantize(LearnedScaleMixin, TableFakeQuantize):
     def check_bits(self) -> None:
         power_of_two.check_bits(self.bits)
 
-    def params(self) -> power_of_two.PowerOfTwoParams:
-        return power_of_two.PowerOfTwoParams(self.offset, self.scale)
+    def tensors(self) -> list[Tensor]:
+        return [self.offset, self.scale]
 
     def candidates(self) -> list[power_of_two.PowerOfTwoParams]:
         lo, hi, _ = self.activation_post_process.statistics()

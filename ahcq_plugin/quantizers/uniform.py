@@ -52,6 +52,9 @@ class UniformFakeQuantize(LearnedScaleMixin, OutputErrorSearch, FakeQuantize):
         grad_factor = (max(x.numel() // self.scale.numel(), 1) * self.quant_max) ** -0.5
         return uniform.fake_quantize(x, self.params(x.ndim), self.bits, grad_factor, drop)
 
+    def quantize_compiled(self, x: Tensor) -> Tensor:
+        return uniform.round_trip(x, self.params(x.ndim), self.bits)
+
     @property
     def searches(self) -> bool:
         """Whether the range is searched by output error."""
