@@ -14,8 +14,8 @@ other_in   input of any other Linear
 ========== ==========================================================================
 
 What a tensor is (post_act, gated_act, attn_out) goes before what it is used for (qkv_in, mlp_in). ``gated_act`` is kept
-apart from ``post_act`` because it has both signs alike and its bulk in the middle of its range: HLUQ, which has its fine
-levels at the minimum, does not fit, and recipes give it a uniform quantizer.
+apart from ``post_act`` because it has both signs and its bulk in the middle of its range: HLUQ, with its fine levels at
+the minimum, gains nothing on it, groups of channels (CAG) do.
 """
 
 from __future__ import annotations
