@@ -79,7 +79,7 @@ class Recipe:
             ``accumulated`` (against the input in the quantized model).
         condiquant: the isotropic variant instead, a baseline for ACNR (uses acnr_lambda and acnr_steps).
         cag: channels of ``qkv_in`` and ``mlp_in`` in groups (AHCQ-SAM), of ``gated_act`` too: SAM has none; of all
-            families it loses least there, and HLUQ gains nothing (``tests/graph/test_gated_mlps.py``).
+            families it loses least there, and HLUQ gains nothing over ``uniform``.
         cag_groups: number of groups in the end; 0: per channel; with 1 it is a range per tensor.
         hluq: hybrid log-uniform quantizer for ``post_act`` (AHCQ-SAM).
         lnq: logarithmic non-linear quantizer for ``softmax`` (AHCQ-SAM).
