@@ -147,7 +147,7 @@ def quantize(
     with stages("freeze", device):
         freeze(model)
     with stages("audit", device):
-        outcome = audit(model, batches[0], forward)
+        outcome = audit(model, batches[0], forward, recipe)
     if not outcome.passed:
         raise AuditError(outcome)
     report = QuantReport(

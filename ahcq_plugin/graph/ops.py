@@ -99,9 +99,8 @@ class GraphIndex:
         """GELU, ReLU and their kin, as function, method or module, and ``x * sigmoid(c x)`` written out."""
         if _calls(node, ACTIVATIONS) or isinstance(self.module(node), ACTIVATION_MODULES):
             return True
-        factors = self._factors(node)
-        sources = [self.walk_back(gate.all_input_nodes[0])[-1] for gate in factors if self.is_sigmoid(gate)]
-        return any(source in factors for source in sources)
+        gates = [operand for operand in self._operands(node) if self.is_sigmoid(operand)]
+        return any(self._unscaled(gate.all_input_nodes[0]) in self._operands(node) for gate in gates)
 
     def is_sigmoid(self, node: fx.Node) -> bool:
         """Sigmoid and hard sigmoid, as function, method or module."""
@@ -117,10 +116,19 @@ class GraphIndex:
     def _factors(self, node: fx.Node) -> list[fx.Node]:
         """What the two tensors that ``node`` multiplies element by element come from through changes of shape and
         scalar factors; none for any other node, and where one of them is a parameter (layer scale)."""
+        factors = [self.walk_back(operand)[-1] for operand in self._operands(node)]
+        return factors if all(factor.op != "get_attr" for factor in factors) else []
+
+    def _operands(self, node: fx.Node) -> list[fx.Node]:
+        """The two tensors that ``node`` multiplies element by element; none for any other node."""
         operands = [*node.args, *node.kwargs.values()] if _calls(node, _PRODUCTS) else []
         tensors = [a for a in operands if isinstance(a, fx.Node) and not self.is_scalar(a)]
-        factors = [self.walk_back(tensor)[-1] for tensor in tensors]
-        return factors if len(factors) == 2 and all(factor.op != "get_attr" for factor in factors) else []
+        return tensors if len(tensors) == 2 else []
+
+    def _unscaled(self, node: fx.Node) -> fx.Node:
+        while (source := self.scale_source(node)) is not None:
+            node = source
+        return node
 
     def is_scalar(self, value: object) -> bool:
         """A number, or a node computed from numbers and sizes only, or a one-element parameter or buffer."""

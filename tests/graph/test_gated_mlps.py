@@ -36,6 +36,12 @@ def packed(self: Gated, x: Tensor) -> Tensor:
     return F.silu(a) * b
 
 
+def packed_sigmoid(self: Gated, x: Tensor) -> Tensor:
+    """Both factors come from one Linear, and yet this is no SiLU."""
+    h = self.both(x)
+    return h[..., :HIDDEN] * h[..., HIDDEN:].sigmoid()
+
+
 def packed_gate_last(self: Gated, x: Tensor) -> Tensor:
     parts = self.both(x).split(HIDDEN, -1)
     return torch.mul(parts[0], self.act(parts[1]))
@@ -48,6 +54,7 @@ SPELLINGS = {
     "SiLU written out": (lambda m, x: (lambda g: g * g.sigmoid())(m.gate(x)) * m.up(x), ("gate", "up")),
     "one Linear, chunked": (packed, ("both",)),
     "one Linear, split": (packed_gate_last, ("both",)),
+    "one Linear, sliced": (packed_sigmoid, ("both",)),
     "GLU as function": (lambda m, x: F.glu(m.both(x)), ("both",)),
     "GLU as module": (lambda m, x: m.glu(m.both(x)), ("both",)),
 }
