@@ -10,8 +10,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ahcq_plugin.graph import UncoveredError, find_roles, find_units, trace_unit
+from ahcq_plugin.graph import UncoveredError, find_roles, find_units, prepared_units, trace_unit
 from ahcq_plugin.ptq import Recipe, prepare
+from ahcq_plugin.ptq.coverage import OUTSIDE, cover
 
 STAGES = dict(depths=(1, 1, 1, 1))
 TIMM = {
@@ -165,6 +166,15 @@ def test_a_neck_that_does_not_trace_stays_outside_and_is_named(caplog):
         units = find_units(model_of(Encoder(neck=DynamicNeck(8))))
     assert units == [f"image_encoder.layers.{unit}" for unit in ENCODER_UNITS]
     assert "'image_encoder.neck' holds convolutions, is no unit and stays in floating point" in caplog.text
+
+
+def test_a_bare_list_of_convolutions_has_no_forward_and_coverage_names_it():
+    model = model_of(Encoder(neck=nn.ModuleList(neck(8))))
+    prepare(model, Recipe.from_config("rtn"))
+    assert list(prepared_units(model)) == [f"image_encoder.layers.{unit}" for unit in ENCODER_UNITS]
+    outside = {part.name: part.weights for part in cover(model).parts if part.kind == OUTSIDE}
+    assert outside["image_encoder.neck"] == 8 * 8 + 8 * 8 * 9 + 4 * 8
+    assert set(outside) == {"image_encoder.neck", "image_encoder.patch_embed"}
 
 
 class Residual(nn.Module):
