@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,7 +31,7 @@ from ahcq_plugin.quantizers.layers import held_weight
 from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device
 from ahcq_plugin.support.checked import save_checked
 from ahcq_plugin.support.safe_load import safe_load
-from ahcq_plugin.support.state import check_finite
+from ahcq_plugin.support.state import check_changeable, check_finite, copied
 from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.workers import ALONE, Workers
 
@@ -131,10 +130,11 @@ def quantize(
     check_batches(batches)
     if resume and work_dir is None:
         raise ValueError("`resume=True` needs `work_dir`, the folder of the interrupted run")
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copied(model)
     if device is not None:
         model.to(device)
     device, stages = model_device(model), Stopwatch()
+    check_changeable(model)
     check_finite(model)
     forward, progress = forward or default_forward, progress and workers.is_first
     with stages("prepare", device):
@@ -147,7 +147,7 @@ def quantize(
     with stages("freeze", device):
         freeze(model)
     with stages("audit", device):
-        outcome = audit(model, batches[0], forward)
+        outcome = audit(model, batches[0], forward, recipe)
     if not outcome.passed:
         raise AuditError(outcome)
     report = QuantReport(

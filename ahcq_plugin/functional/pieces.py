@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 SIZE = 2**15  # elements of a piece per CPU thread
+MOST = 2**30  # on a GPU: torch.dot takes 2^31 - 1 elements at most
 
 
 def piece_size(x: Tensor) -> int:
-    """Elements to work on at a time; on a GPU all of x."""
-    return SIZE * max(2, torch.get_num_threads()) if x.device.type == "cpu" else max(x.numel(), 1)
+    """Elements to work on at a time; on a GPU all of x, up to ``MOST``."""
+    return SIZE * max(2, torch.get_num_threads()) if x.device.type == "cpu" else min(max(x.numel(), 1), MOST)
 
 
 def is_dense(x: Tensor) -> bool:

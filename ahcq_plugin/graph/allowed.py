@@ -41,6 +41,7 @@ from ahcq_plugin.graph.rewrites import mask_causal, mask_scores
 from ahcq_plugin.graph.tracer import OUR_DIR, TORCH_DIR
 from ahcq_plugin.graph.unit import UNIT_KEY
 from ahcq_plugin.graph.untraceable import treatment
+from ahcq_plugin.quantizers.layers import LinearView, QuantLinearView
 
 
 def _words(text: str) -> frozenset[str]:
@@ -166,6 +167,12 @@ def _check_node(index: GraphIndex, node: fx.Node) -> Iterator[Uncovered]:
 
 def _module_problem(index: GraphIndex, node: fx.Node) -> str | None:
     module = index.module(node)
+    if index.is_layer(node) and computed_parameters(module):
+        return (
+            f"its {' and '.join(computed_parameters(module))} is computed anew at every call (parametrization, weight "
+            "norm, spectral norm, pruning): make it a plain parameter first, with `remove_parametrizations`, "
+            "`remove_weight_norm`, `remove_spectral_norm` or `prune.remove` of torch.nn.utils"
+        )
     if index.is_layer(node) or _is_fake_quantizer(module) or treatment(module).is_leaf:
         return None
     if isinstance(module, (*NORM_MODULES, *_PLAIN_MODULES)):
@@ -177,6 +184,14 @@ def _module_problem(index: GraphIndex, node: fx.Node) -> str | None:
     if next(module.parameters(), None) is not None:
         return f"{kind} has weights and is no Linear, Conv2d or norm: it would stay in floating point"
     return f"{kind} is not on the list of what may stay in floating point"
+
+
+def computed_parameters(layer: nn.Module) -> list[str]:
+    """Which of ``weight`` and ``bias`` of a Linear or Conv2d are tensors without being parameters."""
+    if isinstance(layer, LinearView | QuantLinearView):  # rows of a parameter
+        return []
+    given = {name: getattr(layer, name) for name in ("weight", "bias")}
+    return [name for name, tensor in given.items() if tensor is not None and not isinstance(tensor, nn.Parameter)]
 
 
 def _is_fake_quantizer(module: nn.Module | None) -> bool:

@@ -60,6 +60,11 @@ ACTIVATIONS = frozenset(
     }
     | {"relu", "relu_"}
 )
+#: Go into a gate beside activations: squeeze and excite, GLU.
+_SIGMOIDS = frozenset({torch.sigmoid, F.sigmoid, F.hardsigmoid, torch.special.expit, "sigmoid"})
+_SIGMOID_MODULES = (nn.Sigmoid, nn.Hardsigmoid)
+_PRODUCTS = frozenset({operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"})
+_GLUS = frozenset({F.glu})
 FUNCTIONAL_LAYERS = frozenset({F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d})
 
 Edge = tuple[fx.Node, int | str]
@@ -91,8 +96,39 @@ class GraphIndex:
         return _calls(node, SOFTMAXES) or isinstance(self.module(node), nn.Softmax)
 
     def is_activation(self, node: fx.Node) -> bool:
-        """GELU, ReLU and their kin, as function, method or module."""
-        return _calls(node, ACTIVATIONS) or isinstance(self.module(node), ACTIVATION_MODULES)
+        """GELU, ReLU and their kin, as function, method or module, and ``x * sigmoid(c x)`` written out."""
+        if _calls(node, ACTIVATIONS) or isinstance(self.module(node), ACTIVATION_MODULES):
+            return True
+        gates = [operand for operand in self._operands(node) if self.is_sigmoid(operand)]
+        return any(self._unscaled(gate.all_input_nodes[0]) in self._operands(node) for gate in gates)
+
+    def is_sigmoid(self, node: fx.Node) -> bool:
+        """Sigmoid and hard sigmoid, as function, method or module."""
+        return _calls(node, _SIGMOIDS) or isinstance(self.module(node), _SIGMOID_MODULES)
+
+    def is_gated(self, node: fx.Node) -> bool:
+        """A product, element by element, of a tensor and an activation or sigmoid of another; GLU."""
+        if _calls(node, _GLUS) or isinstance(self.module(node), nn.GLU):
+            return True
+        gates = any(self.is_activation(factor) or self.is_sigmoid(factor) for factor in self._factors(node))
+        return gates and not self.is_activation(node)
+
+    def _factors(self, node: fx.Node) -> list[fx.Node]:
+        """What the two tensors that ``node`` multiplies element by element come from through changes of shape and
+        scalar factors; none for any other node, and where one of them is a parameter (layer scale)."""
+        factors = [self.walk_back(operand)[-1] for operand in self._operands(node)]
+        return factors if all(factor.op != "get_attr" for factor in factors) else []
+
+    def _operands(self, node: fx.Node) -> list[fx.Node]:
+        """The two tensors that ``node`` multiplies element by element; none for any other node."""
+        operands = [*node.args, *node.kwargs.values()] if _calls(node, _PRODUCTS) else []
+        tensors = [a for a in operands if isinstance(a, fx.Node) and not self.is_scalar(a)]
+        return tensors if len(tensors) == 2 else []
+
+    def _unscaled(self, node: fx.Node) -> fx.Node:
+        while (source := self.scale_source(node)) is not None:
+            node = source
+        return node
 
     def is_scalar(self, value: object) -> bool:
         """A number, or a node computed from numbers and sizes only, or a one-element parameter or buffer."""

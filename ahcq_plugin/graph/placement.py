@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.node import map_arg
 
+from ahcq_plugin.graph.allowed import computed_parameters
 from ahcq_plugin.graph.roles import RoleSite, find_roles, find_weight_layers
 from ahcq_plugin.graph.unit import UNIT_KEY
 from ahcq_plugin.quantizers.layers import quantize_layer
@@ -70,6 +71,8 @@ def place(
             placed.append(Placement(site.node.name, site.role, name, consumers, site.layers))
     for name in find_weight_layers(gm):
         layer = gm.get_submodule(name)
+        if computed_parameters(layer):  # the caller left it, or `find_roles` had refused it
+            continue
         weight_fake_quant = make_weight(layer, name)
         if weight_fake_quant is not None:
             gm.add_submodule(name, quantize_layer(layer, weight_fake_quant))

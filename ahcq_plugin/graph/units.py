@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from torch import fx, nn
 from torch.nn import functional as F
 
+from ahcq_plugin.graph.allowed import find_uncovered, listed
 from ahcq_plugin.graph.calls import Call, Calls
 from ahcq_plugin.graph.ops import GraphIndex
 from ahcq_plugin.graph.roles import find_attentions
@@ -31,10 +32,13 @@ def find_units(
     Args:
         model: nothing is run and nothing changed; parameters may be on the meta device.
         units: None finds, by structure, (a) elements of a ModuleList or Sequential that hold attention or a normalised
-            MLP and no such elements of their own, (b) attention modules outside of these, (c) Sequentials of two or
-            more Conv2d and norms beside such a list (necks), (d) in a model with such lists, the elements of
-            ModuleLists that hold nothing but Sequentials of Conv2d and norms (feature pyramids), (e) SAM 2's memory
-            encoder as a whole. Else module types, exact names or globs (``*`` crosses dots; the outermost matches
+            MLP and no such elements of their own, (b) attention modules outside of these, (c) elements that are blocks
+            of convolutions: two or more Conv2d or Linear, of which one Conv2d, a norm and an activation (MBConv,
+            RepViT, ConvNeXt), and such blocks beside the elements of a stage (downsampling), (d) modules of nothing but
+            two or more Conv2d and norms beside such a list or anything around it (necks), (e) in a model with such
+            lists, the elements of ModuleLists that hold nothing but Sequentials of Conv2d and norms (feature pyramids),
+            (f) SAM 2's memory encoder as a whole. What is found by (c) and (d) but cannot be a unit stays in floating
+            point, with a warning. Else module types, exact names or globs (``*`` crosses dots; the outermost matches
             count, ModuleLists excepted).
         calls: how the modules are really called (``record_calls``): more of them trace.
     Raises:
@@ -75,29 +79,49 @@ def _inside(name: str, other: str) -> bool:
 
 def _by_structure(model: nn.Module, calls: Calls) -> set[str]:
     modules = dict(model.named_modules())
+    elements = {name: name.rpartition(".")[0] for name in modules if name}
+    elements = {name: container for name, container in elements.items() if isinstance(modules[container], _LISTS)}
     units: set[str] = set()
-    parents: set[str] = set()
     for name, module in reversed(modules.items()):  # inner lists first
-        container = name.rpartition(".")[0]
-        is_element = bool(name) and isinstance(modules[container], _LISTS)
-        if is_element and _free_of(name, units) and _is_block(module, name, calls):
+        if name in elements and _free_of(name, units) and _is_block(module, name, calls):
             units.add(name)
-            parents.add(container.rpartition(".")[0])
+    blocks = set(units)
     for name, module in reversed(modules.items()):
-        if not name or not _free_of(name, units) or any(_inside(name, u) for u in units):
-            continue
-        if _is_attention(module, name, calls):
+        if name and _apart_from(name, units) and _is_attention(module, name, calls):
             units.add(name)
-    for parent in parents:
-        for child, module in modules[parent].named_children():
-            name = f"{parent}.{child}".lstrip(".")
-            if _free_of(name, units) and _is_convolutional(module, 2):
-                units.add(name)
+    for name, module in reversed(modules.items()):
+        if name in elements and _apart_from(name, units) and _is_convolution_block(module, name, calls):
+            units.add(name)
+            blocks.add(name)
+    parents = {_parent(elements[name]) for name in blocks}
+    around = {outer for parent in parents for outer in _paths_to(parent)}
+    for name, module in modules.items():
+        in_stage = name not in elements and _parent(name) in parents and _parent(name) in elements
+        if name and _apart_from(name, units) and in_stage and _is_convolution_block(module, name, calls):
+            units.add(name)
+    for name, module in modules.items():
+        if name and _apart_from(name, units) and _parent(name) in around and _is_neck(module, name, calls):
+            units.add(name)
     for name, module in modules.items():
         is_pyramid = isinstance(module, nn.ModuleList) and len(module) and all(_is_convolutional(m, 1) for m in module)
         if parents and is_pyramid:
             units.update(f"{name}.{child}".lstrip(".") for child, _ in module.named_children())
     return units | {name for name, module in modules.items() if name and treatment(module).is_unit}
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _paths_to(name: str) -> list[str]:
+    """``a.b`` -> ``["", "a", "a.b"]``: the model itself, what is around the module, and the module."""
+    atoms = name.split(".")
+    return ["", *(".".join(atoms[: count + 1]) for count in range(len(atoms)))]
+
+
+def _apart_from(name: str, units: set[str]) -> bool:
+    """Neither a unit, nor around nor inside one."""
+    return _free_of(name, units) and not any(_inside(name, unit) for unit in units)
 
 
 def _free_of(name: str, units: set[str]) -> bool:
@@ -137,6 +161,28 @@ def _is_called_differently(name: str, calls: Calls) -> bool:
     return name in calls.problems
 
 
+def _is_convolution_block(module: nn.Module, name: str, calls: Calls) -> bool:
+    layers = [type(m) for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    normed = any("norm" in type(m).__name__.lower() for m in module.modules())  # with an activation in it, too
+    if isinstance(module, _NO_FORWARD) or len(layers) < 2 or not normed:
+        return False
+    if not any(issubclass(kind, nn.Conv2d) for kind in layers):
+        return False
+    index = _trace_plain(module, name, calls)
+    return index is not None and any(map(index.is_activation, index.graph.nodes))
+
+
+def _is_neck(module: nn.Module, name: str, calls: Calls) -> bool:
+    """Nothing but convolutions, two or more, and norms: a Sequential, or a module with a ``forward`` of its own."""
+    if isinstance(module, nn.Sequential):
+        return _is_convolutional(module, 2)
+    parts = [m for m in module.modules() if next(m.children(), None) is None]
+    if isinstance(module, _NO_FORWARD) or not all(isinstance(m, nn.Conv2d) or _is_norm(m) for m in parts):
+        return False
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in parts)
+    return convolutions >= 2 and _trace_plain(module, name, calls) is not None
+
+
 def _is_convolutional(module: nn.Module, least: int) -> bool:
     """A Sequential of Conv2d, ``least`` or more, and norms."""
     if not isinstance(module, nn.Sequential) or not all(isinstance(m, nn.Conv2d) or _is_norm(m) for m in module):
@@ -166,6 +212,21 @@ def _trace(module: nn.Module, name: str, call: Call | None) -> GraphIndex | None
     return GraphIndex(gm, gm.graph)
 
 
+def _trace_plain(module: nn.Module, name: str, calls: Calls) -> GraphIndex | None:
+    """The graph of a module that quantization covers wholly; None, with a warning, for any other: networks of
+    convolutions are quantized where they can be, attention always."""
+    try:
+        gm = trace_unit(module, name, call=calls.by_name.get(name))
+    except RuntimeError as error:
+        logger.warning("'%s' holds convolutions, is no unit and stays in floating point: %s", name, error)
+        return None
+    problems = find_uncovered(gm)
+    if problems:
+        logger.warning("'%s' holds convolutions, is no unit and stays in floating point: %s", name, listed(problems))
+        return None
+    return GraphIndex(gm, gm.graph)
+
+
 def _has_attention(index: GraphIndex) -> bool:
     if any(isinstance(index.module(n), nn.MultiheadAttention) for n in index.graph.nodes):
         return True
@@ -181,13 +242,17 @@ def _has_normed_mlp(module: nn.Module, index: GraphIndex) -> bool:
 
 
 def _ends_mlp(index: GraphIndex, node: fx.Node) -> bool:
-    """A Linear fed by an activation fed by a Linear."""
+    """A Linear fed by an activation fed by a Linear, gated or not."""
     if not isinstance(index.module(node), nn.Linear):
         return False
-    activation = index.walk_back(node.all_input_nodes[0])[-1]
-    if not index.is_activation(activation) or not activation.all_input_nodes:
+    source = index.walk_back(node.all_input_nodes[0])[-1]
+    if not index.is_activation(source) and not index.is_gated(source):
         return False
-    return isinstance(index.module(index.walk_back(activation.all_input_nodes[0])[-1]), nn.Linear)
+    return any(
+        isinstance(index.module(origin), nn.Linear)
+        for origin in index.ancestors(source, index.is_layer)
+        if origin is not source
+    )
 
 
 def _mentions_attention(module: nn.Module) -> bool:

@@ -22,6 +22,7 @@ from ahcq_plugin.ptq.coverage import Coverage, cover, may_multiply
 from ahcq_plugin.ptq.freeze import unfrozen
 from ahcq_plugin.ptq.macs import MacCounter, Place, count_macs, counted
 from ahcq_plugin.ptq.prepared import intercepted, is_weight, quantizers, watched, weight_layers
+from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.static import unquantized
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.quantizers.layers import read_parameters
@@ -65,7 +66,7 @@ class AuditError(RuntimeError):
 
 
 @torch.no_grad()
-def audit(model: nn.Module, batch: Any, forward: Forward | None = None) -> AuditReport:
+def audit(model: nn.Module, batch: Any, forward: Forward | None = None, recipe: Recipe | None = None) -> AuditReport:
     """Check a frozen model on one item of data.
 
     Every quantizer is on, observes nothing, drops nothing and rounds hard; every weight is on its grid; on ``batch``
@@ -75,6 +76,9 @@ def audit(model: nn.Module, batch: Any, forward: Forward | None = None) -> Audit
     dropout off. What else a unit computes is on a list of what may stay in floating point (``graph/allowed.py``), and
     no multiply-accumulate that really runs in a unit, whatever wraps it, belongs to anything but a quantized layer, a
     quantized matmul, a named exception or what the caller of ``prepare`` left.
+
+    Args:
+        recipe: every quantizer must have its bits; None: whatever bits they have.
     """
     forward = forward or default_forward
     report = AuditReport()
@@ -85,6 +89,9 @@ def audit(model: nn.Module, batch: Any, forward: Forward | None = None) -> Audit
         report.problems.extend(f"{name}.{problem}" for problem in unquantized(unit))
     for name, quantizer in quantizers(model):
         report.problems.extend(f"{name}: {problem}" for problem in unfrozen(quantizer))
+        wanted = quantizer.bits if recipe is None else recipe.w_bits if is_weight(quantizer) else recipe.a_bits
+        if quantizer.bits != wanted:
+            report.problems.append(f"{name}: it has {quantizer.bits} bits, the recipe says {wanted}")
     own = set(map(id, model.parameters()))
     for name, layer in weight_layers(model).items():
         on_grid = layer.weight_fake_quant.decode(layer.weight_fake_quant.encode(layer.weight)).to(layer.weight.dtype)

@@ -18,7 +18,7 @@ def output_error(out: Any, target: Any, axes: Sequence[int]) -> Tensor:
         axes: where the channels lie, for each leaf of ``out`` (see ``channel_axes``).
     """
     triples = zip(pytree.tree_leaves(out), pytree.tree_leaves(target), axes, strict=True)
-    terms = [(o.float() - t.float()).square().sum(axis).mean() for o, t, axis in triples if t.is_floating_point()]
+    terms = [(o.float() - t.float()).square().sum(axis).mean() for o, t, axis in triples if _is_float(t)]
     return torch.stack(terms).sum()
 
 
@@ -28,10 +28,15 @@ def relative_error(out: Any, target: Any) -> float:
     pairs = [
         (o.double(), t.double())
         for o, t in zip(pytree.tree_leaves(out), pytree.tree_leaves(target), strict=True)
-        if t.is_floating_point() and not torch.equal(o, t)
+        if _is_float(t) and not torch.equal(o, t)
     ]
     error = sum(float((o - t).square().sum()) for o, t in pairs)
     return error / max(sum(float(t.square().sum()) for _, t in pairs), 1e-30)
+
+
+def _is_float(leaf: Any) -> bool:
+    """A tensor of floats: units may return sizes, flags and None beside them."""
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
 def rounding_exponent(step: int, iterations: int, warmup: float, start: float, end: float) -> float | None:

@@ -32,10 +32,15 @@ MAX_RELATIVE_STEP = 0.02
 
 @contextmanager
 def seeded(seed: int, name: str, device: torch.device) -> Iterator[None]:
-    """Random numbers that depend on (seed, name) alone, so that a resumed run draws what an uninterrupted one draws."""
+    """Random numbers of the CPU and ``device`` that depend on (seed, name) alone, so that a resumed run draws what an
+    uninterrupted one draws; those of other devices are left alone, afterwards all go on as if nothing had happened."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    number = int.from_bytes(digest[:7], "big")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int.from_bytes(digest[:7], "big"))
+        torch.default_generator.manual_seed(number)  # torch.manual_seed would seed every GPU, and one is restored
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(number)
         yield
 
 

@@ -18,7 +18,12 @@ _CHOICES = {
     "cache_device": ("cpu", "cuda", "disk"),
     "acnr_error": ("local", "accumulated"),
 }
-_COMPONENTS = {"cag": ("qkv_in", "mlp_in"), "hluq": ("post_act",), "lnq": ("softmax",), "agq": ("softmax",)}
+_COMPONENTS = {
+    "cag": ("qkv_in", "mlp_in", "gated_act"),
+    "hluq": ("post_act",),
+    "lnq": ("softmax",),
+    "agq": ("softmax",),
+}
 
 #: Keys that have another name now, old -> new. Hashes are made with the old ones: earlier results stay valid.
 _RENAMED = {"range_search": "range_by_output_error"}
@@ -73,7 +78,8 @@ class Recipe:
         acnr_error: the activation error it weighs: ``local`` (of the layer's own floating-point input) or
             ``accumulated`` (against the input in the quantized model).
         condiquant: the isotropic variant instead, a baseline for ACNR (uses acnr_lambda and acnr_steps).
-        cag: channels of ``qkv_in`` and ``mlp_in`` in groups (AHCQ-SAM).
+        cag: channels of ``qkv_in`` and ``mlp_in`` in groups (AHCQ-SAM), of ``gated_act`` too: SAM has none; of all
+            families it loses least there, and HLUQ gains nothing over ``uniform``.
         cag_groups: number of groups in the end; 0: per channel; with 1 it is a range per tensor.
         hluq: hybrid log-uniform quantizer for ``post_act`` (AHCQ-SAM).
         lnq: logarithmic non-linear quantizer for ``softmax`` (AHCQ-SAM).

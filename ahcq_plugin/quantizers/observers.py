@@ -86,10 +86,19 @@ class RangeObserver(ResizingStateMixin, ObserverBase):
         """Uniform parameters of the averaged range.
 
         Raises:
-            RuntimeError: nothing was observed.
+            RuntimeError: nothing was observed, or values that are not finite.
         """
         self.check_seen()
+        self.check_finite(self.min_val, self.max_val)
         return qparams_from_range(self.min_val, self.max_val, self.bits)
+
+    def check_finite(self, *values: Tensor) -> None:
+        """RuntimeError unless all of the observed ``values`` are finite."""
+        if not bool(torch.isfinite(torch.cat(values)).all()):
+            raise RuntimeError(
+                f"the observed range must be finite, got [{float(self.min_val.amin())}, {float(self.max_val.amax())}]: "
+                "look for NaN or infinite values in the data, or overflow in the floating-point model"
+            )
 
     def calculate_qparams(self):
         params = self.uniform_params()
@@ -183,11 +192,7 @@ class OutputErrorObserver(SamplingObserver):
         """
         self.check_seen()
         values = self.min_val, self.max_val, self.largest
-        if not bool(torch.isfinite(torch.cat(values)).all()):
-            raise RuntimeError(
-                f"the observed range must be finite, got [{float(self.min_val)}, {float(self.max_val)}]: look for "
-                "NaN or overflow in the floating-point model"
-            )
+        self.check_finite(*values)
         return values
 
 

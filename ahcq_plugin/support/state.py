@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -68,6 +69,40 @@ def load_state(
     model.load_state_dict(state)
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        ValueError: a module keeps a tensor that was computed from its parameters, which torch does not copy.
+    """
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        computed = [
+            f"{name}.{key}".lstrip(".")
+            for name, module in model.named_modules()
+            for key, value in vars(module).items()
+            if isinstance(value, Tensor) and value.grad_fn is not None
+        ]
+        if not computed:
+            raise
+        raise ValueError(
+            f"the model cannot be copied: {', '.join(computed[:5])} is computed from parameters (weight norm, "
+            "pruning); undo that first, with `remove_weight_norm` or `prune.remove` of torch.nn.utils"
+        ) from error
+
+
+def check_changeable(model: nn.Module) -> None:
+    """Raise ValueError if a parameter was made in inference mode: nothing can change it in place or learn by it."""
+    frozen = [name for name, parameter in model.named_parameters() if parameter.is_inference()]
+    if frozen:
+        raise ValueError(
+            f"{len(frozen)} parameters were made in torch.inference_mode(), first {frozen[0]}: build the model outside "
+            "of it, or pass `copy.deepcopy(model)`, made outside of it"
+        )
+
+
+@torch.no_grad()
 def check_finite(model: nn.Module, whose: str = "the model") -> None:
     """Every parameter is a finite number, and no buffer holds NaN (masks of attention may be infinite).
 

@@ -154,3 +154,9 @@ def test_dense_layouts():
     x = torch.zeros(4, 6, 8)
     assert pieces.is_dense(x) and pieces.is_dense(x.permute(2, 0, 1)) and pieces.is_dense(x[:, :1, :1][:1])
     assert not pieces.is_dense(x[:, 1:]) and not pieces.is_dense(x[:, :1].expand(-1, 3, -1))
+
+
+def test_pieces_on_other_devices_fit_what_torch_dot_takes():
+    x = torch.empty(2**32 + 8, device="meta")
+    assert [len(part) for part in pieces.flat_pieces(x)] == [2**30] * 4 + [8]
+    assert len(pieces.flat_pieces(x[: 2**30])) == 1

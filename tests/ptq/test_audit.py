@@ -55,6 +55,19 @@ def test_drop_hidden_from_the_flag_is_still_seen(frozen, tiny_items):
     assert len(problems) == 1 and problems[0].startswith(name) and "differs from decode(encode(input))" in problems[0]
 
 
+def test_bits_that_are_not_the_recipes(frozen, tiny_items):
+    items = tiny_items[2], box_forward
+    assert audit(frozen, *items, recipe=Recipe.from_config("rtn")).passed
+    kinds = {quantizer_name: quantizer.role == "weight" for quantizer_name, quantizer in quantizers(frozen)}
+    for recipe, wrong in ((dict(w_bits=5), True), (dict(a_bits=3), False)):
+        report = audit(frozen, *items, recipe=Recipe.from_config("rtn", **recipe))
+        bits = next(iter(recipe.values()))
+        expected = [
+            f"{n}: it has 4 bits, the recipe says {bits}" for n, is_weight in kinds.items() if is_weight is wrong
+        ]
+        assert report.problems == expected
+
+
 def test_one_soft_layer(frozen, tiny_items):
     name, layer = next(iter(weight_layers(frozen).items()))
     layer.weight_fake_quant.init(layer.weight)

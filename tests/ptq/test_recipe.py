@@ -41,7 +41,7 @@ def test_who_searches_ranges():
     assert {role for role, found in options(big=True).items() if found} == {"k"}
     searched = options(range_by_output_error=True, big=True)
     assert searched.pop("post_act") == {"search_range": True}
-    own = {role: searched.pop(role) for role in ("qkv_in", "mlp_in", "softmax")}
+    own = {role: searched.pop(role) for role in ("qkv_in", "mlp_in", "gated_act", "softmax")}
     assert not any(own.values()) and all(found == {"observer": OutputErrorObserver} for found in searched.values())
 
 

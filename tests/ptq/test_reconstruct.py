@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import hashlib
 import os
 import signal
 import subprocess
@@ -217,6 +218,20 @@ def test_mix_takes_elements_from_both():
     assert mixed[0][0].mean().item() == pytest.approx(0.25, abs=0.02)
     assert set(mixed[1]["k"].unique().tolist()) == {0.0, 1.0}
     assert mix(q, f, 1.0) is q
+
+
+def test_seeding_leaves_other_generators_alone(monkeypatch):
+    """No GPU is seeded for a module on the CPU, and what is drawn is what ``torch.manual_seed`` would draw."""
+    seeded_gpus = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded_gpus.append)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    seeded_gpus.clear()
+    with seeded(7, "unit", torch.device("cpu")):
+        drawn = torch.rand(4)
+    assert not seeded_gpus and torch.equal(torch.get_rng_state(), state)
+    number = int.from_bytes(hashlib.sha256(b"7/unit").digest()[:7], "big")
+    assert torch.equal(drawn, torch.rand(4, generator=torch.Generator().manual_seed(number)))
 
 
 def test_output_error_sums_channels_and_averages_the_rest():
