@@ -22,7 +22,7 @@ from ahcq_plugin.mm.dry_run import initialise, make_dry_run
 from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.preflight import check_keys, preflight
 from ahcq_plugin.mm.quantization_loop import PTQResult
-from ahcq_plugin.mm.report.summary import coverage_lines, result_table, stage_table
+from ahcq_plugin.mm.report.summary import coverage_lines, everything_lines, result_table, stage_table
 from ahcq_plugin.ptq import AuditError, ResumeError
 from ahcq_plugin.support.files import write_text
 
@@ -196,6 +196,8 @@ def print_result(result: PTQResult, console: Console) -> None:
     """Tables of figures and of stages, and where the files are."""
     console.print(result_table(result.metrics))
     console.print(stage_table(result.metrics["stages"]))
+    for line in everything_lines(result.metrics):
+        console.print(line, highlight=False)
     console.print(
         "audit passed: " + ", ".join(f"{role} {n:,}" for role, n in result.metrics["audit"]["counts"].items())
     )

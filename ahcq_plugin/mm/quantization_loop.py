@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol
 
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -46,29 +46,6 @@ STAGES = (
     "audit",
     "quantized_eval",
 )
-
-
-@dataclass(frozen=True)
-class CalibrationOptions:
-    """Base of the frozen dataclasses for ``test_cfg.calib``; the fields named in ``COUNTS`` are positive integers."""
-
-    COUNTS: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        for key in self.COUNTS:
-            value = getattr(self, key)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"calib: `{key}` must be a positive integer, got {value!r}")
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any] | None) -> Self:
-        """From ``test_cfg.calib``. Raises ValueError on an unknown key or a bad value."""
-        config = dict(config or {})
-        allowed = [field.name for field in fields(cls)]
-        unknown = sorted(set(config) - set(allowed))
-        if unknown:
-            raise ValueError(f"calib: unknown key {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed)}")
-        return cls(**config)
 
 
 class Measured(Protocol):
