@@ -20,7 +20,7 @@ from ahcq_plugin.mm.data.images import original_image
 from ahcq_plugin.mm.data.prompts import BoxPrompts, Detections, ground_truth_prompts
 from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.zoo.predict import input_image
-from ahcq_plugin.zoo.prompts import draw_item, input_prompts
+from ahcq_plugin.zoo.prompts import Masks, draw_item, input_prompts
 from ahcq_plugin.zoo.sam import build_sam, decode_prompts
 
 
@@ -168,7 +168,7 @@ class BoxPromptedSAM(BaseDetector):
         max_boxes: int = 16,
         generator: torch.Generator | None = None,
         kind: str = "box",
-        masks: Sequence[np.ndarray] | None = None,
+        masks: Masks | None = None,
     ) -> dict[str, Tensor]:
         """Batch for ``ahcq_plugin.quantize``, without the mask inputs of kind ``mask``.
 

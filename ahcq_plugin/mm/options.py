@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 
+@dataclass(frozen=True)
 class Options:
     """Base of the frozen dataclasses for a key of ``test_cfg``, named ``KEY``; the fields named in ``COUNTS`` are
     positive integers."""
@@ -34,7 +35,8 @@ class Options:
         return cls(**config)
 
 
+@dataclass(frozen=True)
 class CalibrationOptions(Options):
     """Base of the options of ``test_cfg.calib``."""
 
-    KEY = "calib"
+    KEY: ClassVar[str] = "calib"

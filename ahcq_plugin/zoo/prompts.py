@@ -27,6 +27,8 @@ from ahcq_plugin.zoo.sam import PROMPTS, decode_prompts
 KINDS = ("box", "click1", "click3", "mask", "grid")
 #: Clicks an object of the kinds that click.
 CLICKS = {"click1": 1, "click3": 3, "mask": 1}
+#: N masks (H, W) bool.
+Masks = Sequence[np.ndarray] | np.ndarray
 #: Points on a side of everything mode's grid, by default of segment-anything.
 GRID_SIDE = 32
 
@@ -97,7 +99,7 @@ def draw_clicks(
     count: int,
     boxes: Tensor,
     size: tuple[int, int],
-    masks: Sequence[np.ndarray] | None = None,
+    masks: Masks | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """``count`` foreground clicks on each object: different pixels of its mask, each as likely; where there is no mask,
@@ -143,7 +145,7 @@ def draw_item(
     sam: Sam,
     image: np.ndarray,
     boxes: Tensor,
-    masks: Sequence[np.ndarray] | None,
+    masks: Masks | None,
     kind: str,
     most: int,
     generator: torch.Generator | None = None,
@@ -177,7 +179,7 @@ def prompt_item(
     sam: Sam,
     image: np.ndarray,
     boxes: Tensor,
-    masks: Sequence[np.ndarray] | None = None,
+    masks: Masks | None = None,
     kind: str = "box",
     most: int = 16,
     generator: torch.Generator | None = None,

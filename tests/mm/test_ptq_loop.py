@@ -167,9 +167,9 @@ def test_bad_data_found_late_is_one_line_and_a_trace_on_disk(run, tmp_path):
 def test_the_floating_point_evaluation_is_kept_on_request(run, monkeypatch, tmp_path, scenes):
     calls = []
 
-    def counted(model, records, metainfo, ann_file, reference, desc, workers):
+    def counted(model, records, metainfo, ann_file, reference, desc, workers, kinds):
         calls.append(desc)
-        return evaluate(model, records, metainfo, ann_file, reference, desc, workers)
+        return evaluate(model, records, metainfo, ann_file, reference, desc, workers, kinds)
 
     monkeypatch.setattr(ptq_loop, "evaluate", counted)
     options = dict(cfg_options={"test_cfg.cache_dir": str(tmp_path / "cache")})

@@ -52,7 +52,8 @@ def test_units_get_what_they_get_in_the_model(tiny_sam, items, tmp_path):
 
 
 def test_a_mixed_run_is_audited(tiny_sam, items):
-    model, report = quantize(tiny_sam, items, recipe="ahcq", iterations=4, forward=prompt_forward, progress=False)
+    recipe = Recipe.from_config(dict(name="ahcq", acnr=False, iterations=3))
+    model, report = quantize(tiny_sam, items, recipe, forward=prompt_forward, progress=False)
     assert report.audit.passed and all(unit.error_after < 1 for unit in report.units)
     for item in items:  # also kinds that the audited item is not of
         with torch.no_grad():

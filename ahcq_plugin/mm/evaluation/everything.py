@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pycocotools import mask as coco_mask
 from segment_anything import SamAutomaticMaskGenerator
@@ -32,8 +32,8 @@ class EverythingOptions(Options):
             ``SamAutomaticMaskGenerator``, with its defaults, which are made for a ViT-H.
     """
 
-    KEY = "everything"
-    COUNTS = ("num_images", "points_per_side", "points_per_batch")
+    KEY: ClassVar[str] = "everything"
+    COUNTS: ClassVar[tuple[str, ...]] = ("num_images", "points_per_side", "points_per_batch")
 
     num_images: int = 8
     points_per_side: int = 32
