@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import json
 import os.path
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
+from ahcq_plugin.mm.data.coco_file import check_coco
 from ahcq_plugin.mm.data.wrappers import wrapped
 from ahcq_plugin.mm.detectors.loading import read_detector
 from ahcq_plugin.zoo.published import of_path
@@ -56,27 +55,7 @@ def check_dataset(config: Mapping[str, Any], source: str | None = None, masks: b
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"no image folder {folder}{where}; {DRY_RUN}")
     if ann_file.endswith(".json"):
-        _check_coco(ann_file, folder, masks)
-
-
-def _check_coco(ann_file: str, folder: str, masks: bool) -> None:
-    try:
-        content = json.loads(Path(ann_file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{ann_file} is not JSON ({error})") from error
-    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
-        raise ValueError(f"{ann_file} is not in COCO format: expected an object with images, annotations, categories")
-    for key in ("images", "annotations"):
-        if not content[key]:
-            raise ValueError(f"{ann_file} has no {key}")
-    image = os.path.join(folder, content["images"][0]["file_name"])
-    if not os.path.isfile(image):
-        raise FileNotFoundError(f"{ann_file} lists {image}, which is not there")
-    bare = [row["id"] for row in content["annotations"] if not row.get("segmentation") and not row.get("iscrowd")]
-    if masks and bare:
-        raise ValueError(
-            f"{ann_file}: {len(bare)} annotations have no segmentation (first id {bare[0]}); masks are compared"
-        )
+        check_coco(ann_file, folder, masks)
 
 
 def check_detector(cfg: Config) -> None:

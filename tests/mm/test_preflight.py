@@ -166,6 +166,59 @@ def test_bad_annotations(complain, ptq_config, scenes):
     assert complain(ptq_config).startswith(f"{path} is not JSON")
 
 
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("images", {"id": 1}, "images[1] has the id 1 of another row"),
+        ("images", {"id": [1]}, "images[1] has id [1], expected a whole number or a name"),
+        ("images", {"file_name": None}, "images[1] has file_name None, expected a name"),
+        ("images", {"height": 64.5}, "images[1] has height 64.5, expected a whole number of pixels from 1 on"),
+        ("images", {"width": 0}, "images[1] has width 0, expected a whole number of pixels from 1 on"),
+        ("annotations", {"id": 1}, "annotations[1] has the id 1 of another row"),
+        ("annotations", {"bbox": [1, 2, float("nan"), 3]}, "annotations[1] has bbox [1, 2, nan, 3], expected x, y, "),
+        ("annotations", {"bbox": [1, 2, 3]}, "annotations[1] has bbox [1, 2, 3], expected x, y, width, height: four"),
+        ("annotations", {"bbox": "1 2 3 4"}, "annotations[1] has bbox '1 2 3 4', expected x, y, width, height: four"),
+        ("annotations", {"area": float("inf")}, "annotations[1] has area inf, expected a finite number"),
+        ("annotations", {"image_id": 99}, "annotation 2 has the unknown image_id 99"),
+        ("annotations", {"category_id": 99}, "annotation 2 has the unknown category_id 99"),
+        ("annotations", {"segmentation": [[1e12] * 8]}, "the segmentation of annotation 2 cannot be used: a polygon"),
+        ("annotations", {"segmentation": {"size": [64, 64], "counts": [5]}}, "the image has 4096 pixels"),
+        ("annotations", {"segmentation": "abc"}, "it is neither polygons nor run lengths"),
+        ("categories", {"name": 5}, "categories[0] has name 5, expected a name"),
+    ],
+)
+def test_rows_of_annotations(complain, ptq_config, scenes, part, changes, message):
+    path = scenes / "instances.json"
+    content = json.loads(path.read_text())
+    content[part][min(1, len(content[part]) - 1)].update(changes)
+    path.write_text(json.dumps(content))
+    text = complain(ptq_config)
+    assert text.startswith(f"{path}: ") and message in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": "all"}, "images must be a list, got str"),
+        ({"images": ["000000.png"]}, "images[0] must be an object, got '000000.png'"),
+        ({"annotations": [["a"]]}, "annotations[0] must be an object, got ['a']"),
+        ({"images": [{"id": 1, "height": 64, "width": 64}]}, "images[0] has no file_name"),
+        ({"annotations": [{"id": 1}]}, "annotations[0] has no image_id"),
+    ],
+)
+def test_rows_that_are_none(complain, ptq_config, scenes, changes, message):
+    path = scenes / "instances.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert complain(ptq_config) == f"{path}: {message}"
+
+
+def test_an_empty_image(complain, ptq_config, scenes):
+    (scenes / "images" / "000002.png").write_bytes(b"")
+    assert complain(ptq_config) == f"{scenes}/instances.json lists {scenes}/images/000002.png, which is empty"
+    (scenes / "images" / "000001.png").unlink()
+    assert complain(ptq_config) == f"{scenes}/instances.json lists {scenes}/images/000001.png, which is not there"
+
+
 def test_bad_detections_file(complain, ptq_config, tmp_path):
     path = tmp_path / "boxes.json"
     options = dict(cfg_options={"test_cfg.prompts": str(path)})
