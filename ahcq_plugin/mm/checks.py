@@ -20,13 +20,15 @@ DRY_RUN = "--dry-run runs without it"
 
 
 def check_device(name: str | None) -> None:
-    """A device name that torch knows and this machine has; else ValueError."""
+    """The name of a CPU or of a GPU that this machine has; else ValueError."""
     if name is None:
         return
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"unknown device {name!r}: give cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is none that runs were tried on: give cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices")
 

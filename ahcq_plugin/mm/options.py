@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
@@ -33,6 +34,24 @@ class Options:
         if unknown:
             raise ValueError(f"{cls.KEY}: unknown key {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed)}")
         return cls(**config)
+
+
+@dataclass(frozen=True)
+class BoxOptions(Options):
+    """Which boxes become prompts, and how many are decoded at once; see ``BoxPromptedSAM``."""
+
+    KEY: ClassVar[str] = "test_cfg"
+    COUNTS: ClassVar[tuple[str, ...]] = ("max_boxes", "box_chunk")
+
+    score_thr: float = 0.05
+    max_boxes: int = 100
+    box_chunk: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        value = self.score_thr
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"test_cfg: `score_thr` must be a finite number, got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,7 +30,7 @@ from ahcq_plugin.mm.evaluation.records import (
     calibration_records,
     read_records,
 )
-from ahcq_plugin.mm.options import CalibrationOptions
+from ahcq_plugin.mm.options import BoxOptions, CalibrationOptions
 from ahcq_plugin.mm.quantization_loop import QuantizationLoop
 from ahcq_plugin.mm.report.data import sample_images
 from ahcq_plugin.zoo.prompts import assign_kinds, check_shares, prompt_forward
@@ -128,13 +128,14 @@ class PTQLoop(QuantizationLoop):
         self.calib = Calibration.from_config(calib)
         self.prompts, self.eval_prompts = prompts, check_kinds(eval_prompts)
         self.everything = None if everything is None else EverythingOptions.from_config(everything)
-        self.box_options = dict(score_thr=score_thr, max_boxes=max_boxes, box_chunk=box_chunk)
+        self.box_options = asdict(BoxOptions(score_thr, max_boxes, box_chunk))
 
     @classmethod
     def check_data(cls, cfg: Config, random_weights: bool) -> None:
         """Data sets, and the detector's checkpoint or the file of detections."""
         loop, source = cfg.test_cfg, cfg.get("data_source")
         calib = Calibration.from_config(loop.get("calib"))
+        BoxOptions(**{field.name: loop[field.name] for field in fields(BoxOptions) if field.name in loop})
         check_kinds(loop.get("eval_prompts", ()))
         EverythingOptions.from_config(loop.get("everything"))
         check_dataset(cfg.test_dataloader.dataset, source, masks=True)

@@ -101,12 +101,68 @@ def test_a_dry_run_of_a_config_that_lacks_a_key(complain, ptq_config, key):
         ({"w_bits": 9}, "recipe: `w_bits` must be in [2, 8], got 9"),
         ({"a_bits": 1}, "recipe: `a_bits` must be in [2, 8], got 1"),
         ({"device": "gpu"}, "unknown device 'gpu': give cpu, cuda or cuda:N"),
+        ({"device": "mps"}, "device 'mps' is none that runs were tried on: give cpu, cuda or cuda:N"),
+        ({"device": "meta"}, "device 'meta' is none that runs were tried on: give cpu, cuda or cuda:N"),
+        ({"cfg_options": {"test_cfg.resume": "maybe"}}, "test_cfg: `resume` must be True or False, got 'maybe'"),
+        ({"cfg_options": {"test_cfg.max_boxes": -3}}, "test_cfg: `max_boxes` must be a positive integer, got -3"),
+        ({"cfg_options": {"test_cfg.box_chunk": True}}, "test_cfg: `box_chunk` must be a positive integer, got True"),
+        (
+            {"cfg_options": {"test_cfg.score_thr": float("nan")}},
+            "test_cfg: `score_thr` must be a finite number, got nan",
+        ),
         ({"device": "cuda:99"}, "device 'cuda:99' is not there: this machine has "),
         ({"cfg_options": {"test_dataloader.dataset.typ": "x"}}, "the config does not build: "),
     ],
 )
 def test_options(complain, ptq_config, options, message):
     assert message in complain(ptq_config, **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import sys\nsys.exit(0)", "SystemExit: 0"),
+        ("raise MemoryError('too much')", "MemoryError: too much"),
+        ("x = 1 / 0", "ZeroDivisionError"),
+        ("_base_ = './bad.py'", "cannot read the config"),
+    ],
+)
+def test_a_config_that_does_something_else(complain, tmp_path, text, message):
+    (tmp_path / "bad.py").write_text(text + "\n")
+    found = complain(tmp_path / "bad.py")
+    assert found.startswith(f"cannot read the config {tmp_path / 'bad.py'}: ") and message in found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("test_cfg = ['PTQLoop']", "the config's `test_cfg` must be a dict, got ['PTQLoop']"),
+        ("test_cfg = 'PTQLoop'", "the config's `test_cfg` must be a dict, got 'PTQLoop'"),
+        ("recipe = 4", "the config's `recipe` must be a dict, got 4"),
+        ("sam = 'vit_b'", "the config's `sam` must be a dict, got 'vit_b'"),
+        ("model = [1]", "the config's `model` must be a dict, got [1]"),
+        ("load_from = 5", "the config's `load_from` must be text, got 5"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"dry_run": True, "seed": 1}])
+def test_keys_of_a_wrong_type(complain, tmp_path, text, message, options):
+    (tmp_path / "bad.py").write_text(f"custom_imports = dict(imports=['ahcq_plugin.mm'])\n{text}\n")
+    assert complain(tmp_path / "bad.py", **options) == message
+
+
+def test_a_work_dir_that_cannot_be(ptq_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(Runner, "test", lambda *_: pytest.fail("the expensive part was reached"))
+    (tmp_path / "file").write_text("mine")
+    for name, reason in (
+        ("file", "File exists"),
+        ("file/below", "Not a directory"),
+        ("x" * 300, "File name too long"),
+    ):
+        out = io.StringIO()
+        code = launch(str(ptq_config), work_dir=str(tmp_path / name), console=Console(file=out, width=80))
+        text = out.getvalue()
+        assert code == 2 and text.count("\n") == 1 and text.startswith("error: the work dir ") and reason in text
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_misspelt_key_in_a_config(complain, ptq_config, tmp_path):
