@@ -8,8 +8,11 @@ import os
 import pytest
 import torch
 from mmengine.runner import Runner
+from PIL import Image
 from rich.console import Console
 
+from ahcq_plugin.mm.data.images import check_header, read_rgb
+from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.launch import build_runner, launch, read_config
 from tests.mm.conftest import CONFIGS
 
@@ -273,6 +276,27 @@ def test_an_empty_image(complain, ptq_config, scenes):
     assert complain(ptq_config) == f"{scenes}/instances.json lists {scenes}/images/000002.png, which is empty"
     (scenes / "images" / "000001.png").unlink()
     assert complain(ptq_config) == f"{scenes}/instances.json lists {scenes}/images/000001.png, which is not there"
+
+
+def test_images_whose_headers_are_wrong(complain, ptq_config, scenes):
+    path = scenes / "images" / "000002.png"
+    content = path.read_bytes()
+    path.write_bytes(b"<html>no such page</html>")
+    assert complain(ptq_config) == f"{path} is not a readable image"
+    Image.new("RGB", (64, 32)).save(path)
+    assert complain(ptq_config) == f"{path} has (32, 64) pixels (H, W), its annotation says (64, 64)"
+    path.write_bytes(content[:20])
+    assert complain(ptq_config).startswith(f"{path} is not a readable image")
+
+
+def test_a_turned_image_has_the_size_that_is_seen(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.new("RGB", (64, 32)).save(tmp_path / "x.jpg", exif=exif)
+    check_header(tmp_path / "x.jpg", (64, 32))
+    assert read_rgb(tmp_path / "x.jpg").shape == (64, 32, 3)
+    with pytest.raises(DataError, match=r"has \(64, 32\) pixels"):
+        check_header(tmp_path / "x.jpg", (32, 64))
 
 
 def test_bad_detections_file(complain, ptq_config, tmp_path):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ahcq_plugin.mm.data.images import check_header
 from ahcq_plugin.mm.data.segmentations import problem_of
 
 _PARTS = ("images", "annotations", "categories")
@@ -17,7 +18,7 @@ _PARTS = ("images", "annotations", "categories")
 
 def check_coco(ann_file: str, folder: str, masks: bool) -> None:
     """Ids are known and different, sizes and boxes are numbers, images are there and, with ``masks``, all segmentations
-    can be compared.
+    can be compared and all images have the headers of such.
 
     Args:
         folder: of the images.
@@ -46,6 +47,8 @@ def check_coco(ann_file: str, folder: str, masks: bool) -> None:
             raise FileNotFoundError(f"{ann_file} lists {image}, which is not there")
         if not os.path.getsize(image):
             raise ValueError(f"{ann_file} lists {image}, which is empty")
+        if masks:
+            check_header(image, sizes[row["id"]])
     bare = [row["id"] for row in content["annotations"] if not row.get("segmentation") and not row.get("iscrowd")]
     if masks and bare:
         raise ValueError(
