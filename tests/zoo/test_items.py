@@ -32,9 +32,8 @@ def test_a_part_of_an_image_is_refused(kind):
     content, pixels = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(content, format=kind)
     whole = content.getvalue()
-    assert (decode_image(whole + b"\0\0", "x") == decode_image(whole, "x")).all(), "bytes behind the end do no harm"
     for share in (0.3, 0.6, 0.9):
-        with pytest.raises(ValueError, match="x.img is not a (whole|readable) image"):
+        with pytest.raises(ValueError, match="x.img is not a readable image"):
             decode_image(whole[: int(share * len(whole))], "x.img")
 
 
