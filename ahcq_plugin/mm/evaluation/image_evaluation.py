@@ -109,7 +109,10 @@ def evaluate(
         for suffix, result in results.items():
             metrics[suffix].results.append(result)
     if not truth_ious:
-        raise DataError("no image of the data set has a ground-truth object")
+        raise DataError(
+            "no image of the data set has a ground-truth object: are the classes of the config (metainfo) the names of "
+            "the categories in the annotation file?"
+        )
     figures = {}
     for suffix in sorted(metrics):
         figures |= {f"{name}{suffix}": value for name, value in _result(metrics[suffix]).items()}

@@ -166,6 +166,11 @@ def calibration_records(dataset: InfoDataset, model: BoxPromptedSAM, num_images:
                 bar.update()
             if len(chosen) == num_images:
                 return chosen
+    if not chosen:
+        raise ValueError(
+            f"calib: none of {len(dataset)} calibration images has a box: are the classes of the config "
+            "(metainfo) the names of the categories in the annotation file?"
+        )
     raise ValueError(
         f"calib: `num_images` is {num_images}, but only {len(chosen)} of {len(dataset)} calibration images have a box; "
         "lower it or give more images"
