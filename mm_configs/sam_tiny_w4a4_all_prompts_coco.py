@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# Calibrated with boxes, clicks, mask inputs and everything mode's grid; every kind is measured.
+# Calibrated with boxes, clicks, mask inputs and everything mode's grid; boxes, clicks and mask inputs are
+# measured. sam_tiny was trained with boxes: everything mode finds nothing with it, also in floating point.
 _base_ = [
     "./_base_/datasets/coco_subset.py",
     "./_base_/detectors/none.py",
@@ -13,5 +14,4 @@ test_cfg = dict(
         prompts=dict(box=0.25, click1=0.25, click3=0.125, mask=0.25, grid=0.125),
     ),
     eval_prompts=["click1", "click3", "mask"],
-    everything=dict(num_images=4, points_per_side=16, pred_iou_thresh=0.5, stability_score_thresh=0.7),
 )

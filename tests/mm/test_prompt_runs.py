@@ -145,7 +145,7 @@ def test_a_dry_run_tries_every_kind(run, seen, monkeypatch, tmp_path):
     }
 
 
-def test_the_config_of_all_prompts_measures_all():
+def test_the_config_of_all_prompts_mixes_and_measures_all():
     cfg = read_config(str(ROOT / "mm_configs" / "sam_tiny_w4a4_all_prompts_coco.py"))
-    assert set(cfg.test_cfg.eval_prompts) == set(ALL) and cfg.test_cfg.everything
+    assert set(cfg.test_cfg.eval_prompts) == set(ALL)
     assert set(Calibration.from_config(cfg.test_cfg.calib).shares) == {"box", "grid", *ALL}
