@@ -19,8 +19,9 @@ from ahcq_plugin.graph import UnitError
 from ahcq_plugin.mm.data.images import original_image
 from ahcq_plugin.mm.data.prompts import BoxPrompts, Detections, ground_truth_prompts
 from ahcq_plugin.mm.errors import DataError
-from ahcq_plugin.zoo.predict import input_boxes, input_image
-from ahcq_plugin.zoo.sam import build_sam
+from ahcq_plugin.zoo.predict import input_image
+from ahcq_plugin.zoo.prompts import Masks, draw_item, input_prompts
+from ahcq_plugin.zoo.sam import build_sam, decode_prompts
 
 
 @MODELS.register_module()
@@ -118,30 +119,37 @@ class BoxPromptedSAM(BaseDetector):
         pixels, size = input_image(self.sam, image)
         return ImageEmbedding(self.sam.image_encoder(pixels), image.shape[:2], size)
 
-    @torch.no_grad()
     def decode(self, embedding: ImageEmbedding, boxes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Masks of ``boxes``, in chunks.
+        """Masks of ``boxes`` (N, 4), xyxy in pixels of the original image; see :meth:`decode_prompts`."""
+        return self.decode_prompts(embedding, {"boxes": boxes})
+
+    @torch.no_grad()
+    def decode_prompts(
+        self, embedding: ImageEmbedding, prompts: Mapping[str, Tensor], refine: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Masks of prompts of any kind, in chunks.
 
         Args:
-            boxes: (N, 4) xyxy in pixels of the original image; clipped to it.
+            prompts: of N objects, in pixels of the original image, on the CPU: some of ``boxes``, which are clipped to
+                it, ``points`` with ``labels``, ``masks``; see :mod:`ahcq_plugin.zoo.prompts`.
+            refine: decode a second time, with the logits of the first as mask inputs beside the same prompts.
 
         Yields: bool masks (n, H, W) in original pixels and predicted IoU (n,), n <= ``box_chunk``, on SAM's device.
         Raises: UnitError: the mask logits are not finite.
         """
-        sam = self.sam
-        boxes = self._input_boxes(boxes, embedding.original_size)
-        for part in boxes.split(self.box_chunk) if len(boxes) else ():
-            sparse, dense = sam.prompt_encoder(points=None, boxes=part, masks=None)
-            logits, iou = sam.mask_decoder(
-                image_embeddings=embedding.features,
-                image_pe=sam.prompt_encoder.get_dense_pe(),
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense,
-                multimask_output=False,
-            )
+        sam, size = self.sam, embedding.original_size
+        if "boxes" in prompts:
+            prompts = {**prompts, "boxes": _clipped(prompts["boxes"], size)}
+        given = input_prompts(sam, prompts, size)
+        count = len(next(iter(given.values())))
+        for start in range(0, count, self.box_chunk):
+            part = {key: value[start : start + self.box_chunk] for key, value in given.items()}
+            logits, iou = decode_prompts(sam, embedding.features, part)
+            if refine:
+                logits, iou = decode_prompts(sam, embedding.features, {**part, "masks": logits})
             if not bool(torch.isfinite(logits).all()):  # no pixel would be set, and two such masks would be equal
                 raise UnitError("mask logits are NaN or infinite: look for damaged weights or an overflow")
-            logits = sam.postprocess_masks(logits, embedding.input_size, embedding.original_size)
+            logits = sam.postprocess_masks(logits, embedding.input_size, size)
             yield logits[:, 0] > sam.mask_threshold, iou[:, 0]
 
     def segment(self, image: np.ndarray, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,18 +162,24 @@ class BoxPromptedSAM(BaseDetector):
         return torch.cat(masks), torch.cat(iou)
 
     def calibration_batch(
-        self, image: np.ndarray, boxes: Tensor, max_boxes: int = 16, generator: torch.Generator | None = None
+        self,
+        image: np.ndarray,
+        boxes: Tensor,
+        max_boxes: int = 16,
+        generator: torch.Generator | None = None,
+        kind: str = "box",
+        masks: Masks | None = None,
     ) -> dict[str, Tensor]:
-        """Batch for ``ahcq_plugin.quantize``.
+        """Batch for ``ahcq_plugin.quantize``, without the mask inputs of kind ``mask``.
 
         More than ``max_boxes`` boxes are sampled without replacement, their order kept.
 
-        Returns: ``image`` (1, 3, S, S) normalised and padded, ``boxes`` (n, 4) xyxy in its pixels; float32.
+        Args:
+            kind, masks: of the prompt and to click on, see :func:`ahcq_plugin.zoo.prompts.prompt_item`.
+        Returns: ``image`` (1, 3, S, S) normalised and padded, and a prompt in its pixels: ``boxes`` (n, 4) xyxy, or
+            ``points`` (n, P, 2) with ``labels`` (n, P); float32.
         """
-        if len(boxes) > max_boxes:
-            boxes = boxes[torch.randperm(len(boxes), generator=generator)[:max_boxes].sort().values]
-        pixels, _ = input_image(self.sam, image)
-        return {"image": pixels, "boxes": self._input_boxes(boxes, image.shape[:2])}
+        return draw_item(self.sam, image, _clipped(boxes, image.shape[:2]), masks, kind, max_boxes, generator)
 
     def prompt(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> list[BoxPrompts]:
         """Boxes of each data sample in original pixels, from where ``prompts`` says. The detector runs at most once."""
@@ -208,10 +222,10 @@ class BoxPromptedSAM(BaseDetector):
     def _forward(self, batch_inputs, batch_data_samples=None):
         raise NotImplementedError("BoxPromptedSAM has mode='predict' only")
 
-    def _input_boxes(self, boxes: Tensor, original_size: tuple[int, int]) -> Tensor:
-        """float32 (N, 4) in input pixels on SAM's device; clipped to the image first."""
-        clipped = clip_boxes(boxes.detach().to("cpu", torch.float32), original_size)
-        return input_boxes(self.sam, clipped, original_size)
+
+def _clipped(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """float32 (N, 4) on the CPU, clipped to the image."""
+    return clip_boxes(boxes.detach().to("cpu", torch.float32), size)
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:

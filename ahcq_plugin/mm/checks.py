@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import json
 import os.path
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
+from ahcq_plugin.mm.data.coco_file import check_coco
 from ahcq_plugin.mm.data.wrappers import wrapped
 from ahcq_plugin.mm.detectors.loading import read_detector
 from ahcq_plugin.zoo.published import of_path
@@ -21,13 +20,15 @@ DRY_RUN = "--dry-run runs without it"
 
 
 def check_device(name: str | None) -> None:
-    """A device name that torch knows and this machine has; else ValueError."""
+    """The name of a CPU or of a GPU that this machine has; else ValueError."""
     if name is None:
         return
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"unknown device {name!r}: give cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is none that runs were tried on: give cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices")
 
@@ -56,27 +57,7 @@ def check_dataset(config: Mapping[str, Any], source: str | None = None, masks: b
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"no image folder {folder}{where}; {DRY_RUN}")
     if ann_file.endswith(".json"):
-        _check_coco(ann_file, folder, masks)
-
-
-def _check_coco(ann_file: str, folder: str, masks: bool) -> None:
-    try:
-        content = json.loads(Path(ann_file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{ann_file} is not JSON ({error})") from error
-    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
-        raise ValueError(f"{ann_file} is not in COCO format: expected an object with images, annotations, categories")
-    for key in ("images", "annotations"):
-        if not content[key]:
-            raise ValueError(f"{ann_file} has no {key}")
-    image = os.path.join(folder, content["images"][0]["file_name"])
-    if not os.path.isfile(image):
-        raise FileNotFoundError(f"{ann_file} lists {image}, which is not there")
-    bare = [row["id"] for row in content["annotations"] if not row.get("segmentation") and not row.get("iscrowd")]
-    if masks and bare:
-        raise ValueError(
-            f"{ann_file}: {len(bare)} annotations have no segmentation (first id {bare[0]}); masks are compared"
-        )
+        check_coco(ann_file, folder, masks)
 
 
 def check_detector(cfg: Config) -> None:

@@ -78,10 +78,10 @@ def small_sam(name: str | Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def scenes(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Data set of generated images with the classes of the configured one, under its pipeline."""
+def scenes(config: Mapping[str, Any], folder: Path, count: int = IMAGES) -> dict[str, Any]:
+    """Data set of ``count`` generated images with the classes of the configured one, under its pipeline."""
     config = innermost(config)
-    ann_file = write_coco(folder / "scenes", IMAGES, size=IMAGE_SIZE)
+    ann_file = write_coco(folder / "scenes", count, size=IMAGE_SIZE)
     kind = DATASETS.get(config["type"])
     classes: Sequence[str] = (config.get("metainfo") or kind.METAINFO)["classes"]
     content = json.loads(ann_file.read_text(encoding="utf-8"))

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
+import tempfile
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,9 +24,10 @@ from ahcq_plugin.mm.dry_run import initialise, make_dry_run
 from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.preflight import check_keys, preflight
 from ahcq_plugin.mm.quantization_loop import PTQResult
-from ahcq_plugin.mm.report.summary import coverage_lines, result_table, stage_table
+from ahcq_plugin.mm.report.summary import coverage_lines, everything_lines, result_table, stage_table
 from ahcq_plugin.ptq import AuditError, ResumeError
 from ahcq_plugin.support.files import write_text
+from ahcq_plugin.support.lock import LockedError
 
 #: Exit codes.
 OK, AUDIT_FAILED, BAD_INPUT = 0, 1, 2
@@ -32,7 +35,12 @@ OK, AUDIT_FAILED, BAD_INPUT = 0, 1, 2
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 #: What is the input's fault also in the middle of a run.
 _INPUT_ERRORS = (DataError, ResumeError, UnitError, FileNotFoundError)
-_CONFIG_ERRORS = (OSError, SyntaxError, NameError, AttributeError, TypeError, KeyError, ValueError, ImportError)
+#: What reading a config may raise, which is a program: it may also name itself as its base, or end the process.
+_CONFIG_ERRORS = (Exception, SystemExit)
+#: What keys of a config hold.
+_KINDS = dict.fromkeys(("recipe", "test_cfg", "sam", "model", "test_dataloader"), Mapping) | {"load_from": str}
+#: The system's refusals to write, which no part of a run can do anything about.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE)
 
 
 def launch(
@@ -86,6 +94,9 @@ def run(runner: Runner, console: Console) -> int:
     except AuditError as error:
         _complain(console, str(error))
         return AUDIT_FAILED
+    except LockedError as error:  # the work dir is another run's, its error.txt too
+        _complain(console, f"error: {_one_line(error)}")
+        return BAD_INPUT
     except (ValueError, FileNotFoundError, UnitError) as error:
         if runner.test_loop.computing and not isinstance(error, _INPUT_ERRORS):
             raise  # a defect, not the input's fault
@@ -94,8 +105,23 @@ def run(runner: Runner, console: Console) -> int:
             write_text(traceback.format_exc(), trace)
         _complain(console, f"error: {_one_line(error)} (traceback in {trace})")
         return BAD_INPUT
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        _complain(console, f"error: {_one_line(error)}; what is finished is kept: --resume goes on with it")
+        return BAD_INPUT
     print_result(runner.test_loop.result, console)
     return OK
+
+
+def check_work_dir(path: str) -> None:
+    """Make the folder and a file in it. Raises ValueError: it cannot be made or written to."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(f"the work dir {path:.200} cannot be used: {error.strerror}") from error
 
 
 def start_processes(launcher: str, cfg: Config) -> None:
@@ -149,6 +175,10 @@ def read_config(path: str, cfg_options: Mapping[str, Any] | None = None) -> Conf
         cfg.merge_from_dict(dict(cfg_options or {}))
     except (KeyError, TypeError, IndexError, AssertionError) as error:
         raise ValueError(f"--cfg-options: {error}") from error
+    for key, kind in _KINDS.items():
+        if not isinstance(cfg.get(key), (kind, type(None))):
+            expected = "text" if kind is str else "a dict"
+            raise ValueError(f"the config's `{key}` must be {expected}, got {cfg[key]!r:.60}")
     return cfg
 
 
@@ -174,6 +204,7 @@ def build_runner(cfg: Config, dry_run: bool, console: Console) -> Runner:
         ValueError, FileNotFoundError: see :func:`ahcq_plugin.mm.preflight.preflight`.
     """
     check_keys(cfg)
+    check_work_dir(cfg.work_dir)
     for line in make_dry_run(cfg) if dry_run else ():
         console.print(f"dry run: {line}", highlight=False)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints while it reads annotations
@@ -196,6 +227,8 @@ def print_result(result: PTQResult, console: Console) -> None:
     """Tables of figures and of stages, and where the files are."""
     console.print(result_table(result.metrics))
     console.print(stage_table(result.metrics["stages"]))
+    for line in everything_lines(result.metrics):
+        console.print(line, highlight=False)
     console.print(
         "audit passed: " + ", ".join(f"{role} {n:,}" for role, n in result.metrics["audit"]["counts"].items())
     )

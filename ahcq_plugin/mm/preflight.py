@@ -66,6 +66,8 @@ def check_keys(cfg: Config) -> None:
     unknown = sorted(set(cfg.test_cfg) - {"type", "_scope_"} - set(allowed))
     if unknown:
         raise ValueError(f"test_cfg: unknown key {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed)}")
+    if not isinstance(cfg.test_cfg.get("resume", False), bool):
+        raise ValueError(f"test_cfg: `resume` must be True or False, got {cfg.test_cfg.resume!r}")
     for key in ("recipe", "sam", "model", "test_dataloader"):
         if cfg.get(key) is None:
             raise ValueError(f"the config has no `{key}`")

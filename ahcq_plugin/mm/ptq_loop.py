@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +20,9 @@ from ahcq_plugin.mm.box_prompted_sam import BoxPromptedSAM, build_sam_from_confi
 from ahcq_plugin.mm.checks import check_dataset, check_detector
 from ahcq_plugin.mm.data.prompts import read_detections
 from ahcq_plugin.mm.data.wrappers import innermost
+from ahcq_plugin.mm.evaluation.everything import EverythingOptions, segment_everything
 from ahcq_plugin.mm.evaluation.image_evaluation import Evaluation, box_ap, evaluate
+from ahcq_plugin.mm.evaluation.prompted import check_kinds
 from ahcq_plugin.mm.evaluation.records import (
     CalibrationBatches,
     ImageRecord,
@@ -28,9 +30,11 @@ from ahcq_plugin.mm.evaluation.records import (
     calibration_records,
     read_records,
 )
-from ahcq_plugin.mm.quantization_loop import CalibrationOptions, QuantizationLoop
+from ahcq_plugin.mm.options import BoxOptions, CalibrationOptions
+from ahcq_plugin.mm.quantization_loop import QuantizationLoop
 from ahcq_plugin.mm.report.data import sample_images
-from ahcq_plugin.zoo.sam import box_forward, build_sam
+from ahcq_plugin.zoo.prompts import assign_kinds, check_shares, prompt_forward
+from ahcq_plugin.zoo.sam import build_sam
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,11 @@ class Calibration(CalibrationOptions):
     Args:
         dataset: config of a data set; default: the config's training data set, under the pipeline of the test data set.
         num_images, max_boxes: images, and boxes sampled per image.
-        seed: of the choice of images and boxes.
-        prompts: as of the run; default: the run's, and ground truth when those come from a file (of the test images).
+        seed: of the choice of images, boxes and other prompts.
+        prompts: where boxes come from, as for the run; default: the run's, and ground truth when those come from a file
+            (of the test images). Or a dict that mixes kinds of prompts, one kind an image: shares of the images by kind
+            (see :data:`ahcq_plugin.zoo.prompts.KINDS`), which add up to 1, and beside them ``source``, where boxes come
+            from. Clicks lie on the annotated masks with ground-truth boxes that have them, else anywhere in the boxes.
     """
 
     COUNTS: ClassVar[tuple[str, ...]] = ("num_images", "max_boxes")
@@ -50,7 +57,28 @@ class Calibration(CalibrationOptions):
     num_images: int = 32
     max_boxes: int = 16
     seed: int = 0
-    prompts: str | None = None
+    prompts: str | Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.prompts, (str, Mapping, type(None))):
+            raise ValueError(f"calib: `prompts` must be a name, a path or a dict of shares, got {self.prompts!r}")
+        if not isinstance(self.source, (str, type(None))):
+            raise ValueError(f"calib: `prompts.source` must be 'detector', 'gt' or a path, got {self.source!r}")
+        if self.shares is not None:
+            assign_kinds(self.shares, self.num_images, self.seed)
+
+    @property
+    def source(self) -> str | None:
+        """Where boxes come from; None: not said."""
+        return self.prompts.get("source") if isinstance(self.prompts, Mapping) else self.prompts
+
+    @property
+    def shares(self) -> dict[str, Any] | None:
+        """Kind of prompt -> share of the images; None: boxes only."""
+        if not isinstance(self.prompts, Mapping) or set(self.prompts) == {"source"}:
+            return None
+        return {kind: share for kind, share in self.prompts.items() if kind != "source"}
 
 
 @LOOPS.register_module()
@@ -67,10 +95,14 @@ class PTQLoop(QuantizationLoop):
         units, leave, toolkit, cache_dir, device, resume: see :class:`QuantizationLoop`.
         calib: keys of :class:`Calibration`.
         prompts, score_thr, max_boxes, box_chunk: see :class:`BoxPromptedSAM`.
+        eval_prompts: kinds of prompts whose masks are measured besides those of boxes: some of click1, click3, mask
+            (see :func:`~ahcq_plugin.mm.evaluation.prompted.segment_prompted`).
+        everything: keys of :class:`~ahcq_plugin.mm.evaluation.everything.EverythingOptions`; None: everything mode is
+            not measured.
     """
 
     build = staticmethod(build_sam)
-    forward = staticmethod(box_forward)
+    forward = staticmethod(prompt_forward)
     measured = Evaluation
 
     def __init__(
@@ -83,6 +115,8 @@ class PTQLoop(QuantizationLoop):
         score_thr: float = 0.05,
         max_boxes: int = 100,
         box_chunk: int = 64,
+        eval_prompts: Sequence[str] = (),
+        everything: Mapping[str, Any] | None = None,
         units: Any = None,
         leave: Sequence[str] = (),
         toolkit: str = "native",
@@ -92,26 +126,31 @@ class PTQLoop(QuantizationLoop):
     ):
         super().__init__(runner, dataloader, units, leave, toolkit, cache_dir, device, resume)
         self.calib = Calibration.from_config(calib)
-        self.prompts = prompts
-        self.box_options = dict(score_thr=score_thr, max_boxes=max_boxes, box_chunk=box_chunk)
+        self.prompts, self.eval_prompts = prompts, check_kinds(eval_prompts)
+        self.everything = None if everything is None else EverythingOptions.from_config(everything)
+        self.box_options = asdict(BoxOptions(score_thr, max_boxes, box_chunk))
 
     @classmethod
     def check_data(cls, cfg: Config, random_weights: bool) -> None:
         """Data sets, and the detector's checkpoint or the file of detections."""
         loop, source = cfg.test_cfg, cfg.get("data_source")
         calib = Calibration.from_config(loop.get("calib"))
+        BoxOptions(**{field.name: loop[field.name] for field in fields(BoxOptions) if field.name in loop})
+        check_kinds(loop.get("eval_prompts", ()))
+        EverythingOptions.from_config(loop.get("everything"))
         check_dataset(cfg.test_dataloader.dataset, source, masks=True)
         check_dataset(_calibration_data(cfg, calib), source)
         prompts = loop.get("prompts", "detector")
-        if prompts == "detector":
-            if cfg.model.type == "NoDetector":
-                raise ValueError(
-                    "prompts='detector', but the config has NoDetector: use prompts='gt' or a detections JSON"
-                )
-            if not random_weights:
-                check_detector(cfg)
-        elif prompts != "gt" and not read_detections(prompts):
-            raise ValueError(f"{prompts} holds no detections")
+        for source in dict.fromkeys([prompts, calib.source or prompts]):
+            if source == "detector":
+                if cfg.model.type == "NoDetector":
+                    raise ValueError(
+                        "prompts='detector', but the config has NoDetector: use prompts='gt' or a detections JSON"
+                    )
+                if not random_weights:
+                    check_detector(cfg)
+            elif source != "gt" and not read_detections(source):
+                raise ValueError(f"{source} holds no detections")
 
     @classmethod
     def cut_down(cls, cfg: Config) -> list[str]:
@@ -119,9 +158,12 @@ class PTQLoop(QuantizationLoop):
         loop = cfg.test_cfg
         sam = dry_run.small_sam(cfg.sam["name"])
         cfg.sam = dict(name=sam, checkpoint=False)
-        dataset = dry_run.scenes(cfg.test_dataloader.dataset, Path(cfg.work_dir))
+        calib = Calibration.from_config(loop.get("calib"))
+        kinds = [] if calib.shares is None else list(check_shares(calib.shares))
+        images = max(dry_run.IMAGES, len(kinds))
+        dataset = dry_run.scenes(cfg.test_dataloader.dataset, Path(cfg.work_dir), images)
         notes = [
-            f"{dry_run.IMAGES} generated images of {dry_run.IMAGE_SIZE} pixels, "
+            f"{images} generated images of {dry_run.IMAGE_SIZE} pixels, "
             f"{dry_run.ITERATIONS} iterations a unit, random weights",
             f"SAM's input is {sam['image_size']} pixels, its encoder has {sam['depth']} blocks of width "
             f"{sam['embed_dim']} with {sam['num_heads']} heads",
@@ -132,12 +174,14 @@ class PTQLoop(QuantizationLoop):
         cfg.test_dataloader["dataset"] = dataset  # update() would merge it with the old one
         if loop.get("prompts", "detector") != "detector":
             loop.prompts = "gt"  # a file of detections knows other images
-        seed = (loop.get("calib") or {}).get("seed", 0)
         # A detector with random weights may find nothing, and calibration needs boxes.
+        prompts = dict(source="gt", **{kind: 1 / len(kinds) for kind in kinds})
         loop["calib"] = dict(
-            dataset=dataset, num_images=dry_run.IMAGES, max_boxes=dry_run.BOXES, prompts="gt", seed=seed
+            dataset=dataset, num_images=images, max_boxes=dry_run.BOXES, prompts=prompts, seed=calib.seed
         )
         loop.update(score_thr=0.0, max_boxes=dry_run.BOXES)
+        if loop.get("everything") is not None:
+            loop["everything"] = dict(num_images=1, points_per_side=2)
         dry_run.let_everything_pass(cfg.model)
         return notes
 
@@ -157,20 +201,27 @@ class PTQLoop(QuantizationLoop):
         return read_records(self.dataloader, model, self.cache, self.workers)
 
     def calibration(self, model: BoxPromptedSAM) -> CalibrationBatches:
-        """Images with sampled boxes."""
+        """Images with sampled boxes, or other prompts."""
         calib, cfg = self.calib, self.runner.cfg
-        prompts = calib.prompts or ("gt" if model.detections is not None else model.prompts)
+        prompts = calib.source or ("gt" if model.detections is not None else model.prompts)
         if prompts != model.prompts:
             model = BoxPromptedSAM(model.sam, model.detector, prompts, cat_ids=self._cat_ids(), **self.box_options)
         pipeline = innermost(cfg.test_dataloader.dataset)["pipeline"]
         dataset = calibration_dataset(_calibration_data(cfg, calib), pipeline)
         records = self.workers.first(calibration_records(dataset, model, calib.num_images, calib.seed))
-        return CalibrationBatches(model, records, calib.max_boxes, calib.seed)
+        kinds = None if calib.shares is None else assign_kinds(calib.shares, len(records), calib.seed)
+        return CalibrationBatches(model, records, calib.max_boxes, calib.seed, kinds, self.workers)
 
     def evaluate(self, model, records, reference: Evaluation | None, desc: str) -> Evaluation:
-        """Mask AP and IoU; in floating point also the AP of detected boxes."""
+        """Mask AP and IoU, also of other prompts; everything mode; in floating point also the AP of detected boxes."""
         classes, ann_file = self.dataloader.dataset.metainfo, self._ann_file()
-        evaluation = evaluate(model, records, classes, ann_file, reference, desc, self.workers)
+        evaluation = evaluate(model, records, classes, ann_file, reference, desc, self.workers, self.eval_prompts)
+        if self.everything is not None:
+            before = None if reference is None else reference.everything
+            found, figures = segment_everything(
+                model.sam, records, self.everything, before, f"{desc}, everything mode", self.workers
+            )
+            evaluation = replace(evaluation, metrics=evaluation.metrics | figures, everything=found)
         if reference is None and model.prompts != "gt":
             boxes = box_ap(records, classes, ann_file)
             evaluation.metrics.update(AP_box=boxes["AP"], AP50_box=boxes["AP50"])
@@ -179,6 +230,7 @@ class PTQLoop(QuantizationLoop):
     def identity(self, model: BoxPromptedSAM, records: Sequence[ImageRecord]) -> list[Any]:
         """Threshold, place, images and prompts."""
         where = [model.device.type, torch.__version__, model.box_chunk]
+        where += [self.eval_prompts, None if self.everything is None else asdict(self.everything)]
         return [model.sam.mask_threshold, where, [record.identity() for record in records]]
 
     def pictures(self, records, floating: Evaluation, quantized: Evaluation) -> dict[str, list[Any]]:
@@ -186,8 +238,21 @@ class PTQLoop(QuantizationLoop):
         return {"samples": sample_images(records, floating, quantized)}
 
     def notes(self, items: CalibrationBatches) -> dict[str, Any]:
-        """Ids of the images."""
-        return {"calibration_images": items.image_ids}
+        """Ids of the images, and the kinds of prompts where they are mixed."""
+        kinds = {} if self.calib.shares is None else {"calibration_prompts": items.kinds}
+        return {"calibration_images": items.image_ids, **kinds}
+
+    def details(self, floating: Evaluation, quantized: Evaluation) -> dict[str, Any]:
+        """What everything mode took and gave."""
+        parts = {"fp": floating.everything, "quantized": quantized.everything}
+        if self.everything is None:
+            return {}
+        return {
+            "everything": {
+                name: {"masks": part.count, "images": len(part.found), "seconds_per_image": part.seconds}
+                for name, part in parts.items()
+            }
+        }
 
     def _cat_ids(self) -> list[int] | None:
         return getattr(innermost(self.dataloader.dataset), "cat_ids", None)

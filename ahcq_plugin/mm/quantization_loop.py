@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol
 
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -28,6 +29,7 @@ from ahcq_plugin.support.batches import Forward
 from ahcq_plugin.support.cache import Cache
 from ahcq_plugin.support.digest import digest
 from ahcq_plugin.support.files import fresh, replace_together, write_json
+from ahcq_plugin.support.lock import locked
 from ahcq_plugin.support.state import check_finite
 from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.workers import Workers
@@ -46,29 +48,6 @@ STAGES = (
     "audit",
     "quantized_eval",
 )
-
-
-@dataclass(frozen=True)
-class CalibrationOptions:
-    """Base of the frozen dataclasses for ``test_cfg.calib``; the fields named in ``COUNTS`` are positive integers."""
-
-    COUNTS: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        for key in self.COUNTS:
-            value = getattr(self, key)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"calib: `{key}` must be a positive integer, got {value!r}")
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any] | None) -> Self:
-        """From ``test_cfg.calib``. Raises ValueError on an unknown key or a bad value."""
-        config = dict(config or {})
-        allowed = [field.name for field in fields(cls)]
-        unknown = sorted(set(config) - set(allowed))
-        if unknown:
-            raise ValueError(f"calib: unknown key {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed)}")
-        return cls(**config)
 
 
 class Measured(Protocol):
@@ -202,15 +181,20 @@ class QuantizationLoop(BaseLoop):
         return {}
 
     def run(self) -> dict[str, float]:
-        """Run all stages.
+        """Run all stages; no other run may write to the work dir meanwhile.
 
         Returns: metrics as ``fp/AP``, ``quantized/AP``, ...; the whole outcome stays in ``self.result``.
         Raises:
+            LockedError: another one does.
             ValueError, FileNotFoundError: bad weights or data. Once ``self.computing`` is True a ValueError means bad
                 input only if it is a DataError or a ResumeError.
             UnitError: the SAM cannot be quantized as it is.
             AuditError: the audit failed; nothing is reported then.
         """
+        with locked(self.runner.work_dir) if self.workers.is_first else nullcontext():
+            return self._run()
+
+    def _run(self) -> dict[str, float]:
         runner, stages, workers = self.runner, Stopwatch(), self.workers
         for name in OUTPUTS if workers.is_first else ():  # what a killed run had made of its results
             fresh(Path(runner.work_dir, name)).unlink(missing_ok=True)

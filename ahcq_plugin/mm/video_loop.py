@@ -20,7 +20,8 @@ from ahcq_plugin.mm.box_prompted_sam import build_sam_from_config
 from ahcq_plugin.mm.checks import DRY_RUN
 from ahcq_plugin.mm.evaluation.jf_metric import JFMetric
 from ahcq_plugin.mm.evaluation.video_evaluation import VideoEvaluation, evaluate_videos
-from ahcq_plugin.mm.quantization_loop import CalibrationOptions, QuantizationLoop
+from ahcq_plugin.mm.options import CalibrationOptions
+from ahcq_plugin.mm.quantization_loop import QuantizationLoop
 from ahcq_plugin.mm.report.videos import sample_videos
 from ahcq_plugin.support.digest import digest
 from ahcq_plugin.zoo.sam2 import build_sam2

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from mmengine.config import Config
 from tqdm import tqdm
 
+from ahcq_plugin.support.files import write_text
 from ahcq_plugin.zoo.published import PUBLISHED_FILES, PublishedFile, damage, of_model, of_path
 
 CHUNK = 2**20
@@ -51,14 +54,32 @@ def _of_config(path: str) -> list[PublishedFile]:
 
 
 def state_of(entry: PublishedFile, folder: Path) -> str:
-    """``missing``, ``ok``, ``there`` (nothing published to compare with, or converted), or ``damaged: ...``."""
+    """``missing``, ``ok`` (as published, or as recorded when it was fetched), ``there`` (nothing to compare with), or
+    ``damaged: ...``."""
     path = folder / entry.file
     if not path.is_file():
         return "missing"
-    if entry.convert or not (entry.sha256 or entry.size):
-        return "there"
-    wrong = damage(path, entry)
-    return f"damaged: {wrong}" if wrong else "ok"
+    published = not entry.convert and bool(entry.sha256 or entry.size)
+    wrong = damage(path, entry) if published else ""
+    recorded = _record(path)
+    if not wrong and recorded.is_file():
+        found, expected = _sha256(path), recorded.read_text(encoding="utf-8", errors="replace").split(" ")[0]
+        wrong = "" if found == expected else f"its SHA-256 is {found}, {recorded.name} says {expected}"
+    elif not wrong and not published and not zipfile.is_zipfile(path):
+        wrong = "it is no checkpoint (PyTorch's are zip archives)"
+    if wrong:
+        return f"damaged: {wrong}"
+    return "ok" if published or recorded.is_file() else "there"
+
+
+def _record(path: Path) -> Path:
+    """Where the digest of a file stands that nobody has published in full."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def download(entry: PublishedFile, path: Path, progress: bool = True) -> None:
@@ -137,4 +158,10 @@ def fetch(entry: PublishedFile, folder: Path, configs: Path, progress: bool = Tr
         from ahcq_plugin.mm.detectors.convert_yolox import convert_yolox
 
         convert_yolox(raw, path)
-    return f"{path}: {'converted from ' + raw.name if entry.convert else 'fetched'}"
+    done = f"{path}: {'converted from ' + raw.name if entry.convert else 'fetched'}"
+    if entry.convert or len(entry.sha256) < 64:
+        write_text(f"{_sha256(path)}  {path.name}\n", _record(path))  # as sha256sum writes and checks it
+        if not entry.convert:
+            known = f"{len(entry.sha256)} of 64 digits" if entry.sha256 else "no digit"
+            return f"{done}; published of its SHA-256: {known}; what came is recorded in {_record(path).name}"
+    return done

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -27,7 +28,7 @@ class Cache:
     def fetch(self, name: str, key: Callable[[], str], compute: Callable[[], Any]) -> Any:
         """The JSON value kept under ``name`` and ``key()``, else ``compute()``, which is then kept.
 
-        A file that cannot be read is replaced.
+        A file that cannot be read, or does not hold what was written, is replaced.
         """
         if self.folder is None:
             return compute()
@@ -37,12 +38,25 @@ class Cache:
         text = self.workers.first(text)
         if text is not None:
             try:
-                value = json.loads(text)
+                value = _opened(json.loads(text))
                 logger.info("%s taken from %s", name, path)
                 return value
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 logger.warning("%s is not readable (%s), computed again", path, error)
         value = compute()
         if self.workers.is_first:
-            write_json(value, path, indent=None)
+            write_json({"sha256": _digest(value), "value": value}, path, indent=None)
         return value
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _opened(content: Any) -> Any:
+    """The value in what a file holds. Raises ValueError: its digest is missing or another's."""
+    if not isinstance(content, dict) or set(content) != {"sha256", "value"}:
+        raise ValueError("it has no digest")
+    if content["sha256"] != _digest(content["value"]):
+        raise ValueError("it does not match its digest")
+    return content["value"]

@@ -46,6 +46,9 @@ _KEYS = frozenset(
 #: Published sizes and their weight files.
 CHECKPOINTS = {entry.model: entry for entry in PUBLISHED_FILES.values() if entry.model.startswith("vit_")}
 
+#: Keys of a prompt, see :mod:`ahcq_plugin.zoo.prompts`.
+PROMPTS = ("boxes", "points", "labels", "masks")
+
 
 def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | bool | None = None) -> Sam:
     """Build a Sam in evaluation mode, parameters in float32 on the CPU.
@@ -110,9 +113,25 @@ def box_forward(sam: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Te
 
     Returns: mask logits (N, 1, h, w) at four times the grid of the embedding, and predicted IoU (N, 1).
     """
-    device = next(sam.parameters()).device
-    embedding = sam.image_encoder(batch["image"].to(device))
-    sparse, dense = sam.prompt_encoder(points=None, boxes=batch["boxes"].to(device), masks=None)
+    embedding = sam.image_encoder(batch["image"].to(next(sam.parameters()).device))
+    return decode_prompts(sam, embedding, {"boxes": batch["boxes"]})
+
+
+def decode_prompts(sam: nn.Module, embedding: Tensor, prompts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """One mask per object from an image's embedding (1, C, h, w), for prompts in pixels of SAM's input.
+
+    Args:
+        prompts: some of ``boxes``, ``points`` with ``labels``, ``masks``, see :mod:`ahcq_plugin.zoo.prompts`; moved to
+            the embedding's device. Other keys are not read.
+
+    Returns: mask logits (N, 1, 4h, 4w) and predicted IoU (N, 1).
+    """
+    given = {key: prompts[key].to(embedding.device) for key in PROMPTS if key in prompts}
+    sparse, dense = sam.prompt_encoder(
+        points=(given["points"], given["labels"]) if "points" in given else None,
+        boxes=given.get("boxes"),
+        masks=given.get("masks"),
+    )
     return sam.mask_decoder(
         image_embeddings=embedding,
         image_pe=sam.prompt_encoder.get_dense_pe(),

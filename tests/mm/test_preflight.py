@@ -8,8 +8,11 @@ import os
 import pytest
 import torch
 from mmengine.runner import Runner
+from PIL import Image
 from rich.console import Console
 
+from ahcq_plugin.mm.data.images import check_header, read_rgb
+from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.launch import build_runner, launch, read_config
 from tests.mm.conftest import CONFIGS
 
@@ -101,12 +104,68 @@ def test_a_dry_run_of_a_config_that_lacks_a_key(complain, ptq_config, key):
         ({"w_bits": 9}, "recipe: `w_bits` must be in [2, 8], got 9"),
         ({"a_bits": 1}, "recipe: `a_bits` must be in [2, 8], got 1"),
         ({"device": "gpu"}, "unknown device 'gpu': give cpu, cuda or cuda:N"),
+        ({"device": "mps"}, "device 'mps' is none that runs were tried on: give cpu, cuda or cuda:N"),
+        ({"device": "meta"}, "device 'meta' is none that runs were tried on: give cpu, cuda or cuda:N"),
+        ({"cfg_options": {"test_cfg.resume": "maybe"}}, "test_cfg: `resume` must be True or False, got 'maybe'"),
+        ({"cfg_options": {"test_cfg.max_boxes": -3}}, "test_cfg: `max_boxes` must be a positive integer, got -3"),
+        ({"cfg_options": {"test_cfg.box_chunk": True}}, "test_cfg: `box_chunk` must be a positive integer, got True"),
+        (
+            {"cfg_options": {"test_cfg.score_thr": float("nan")}},
+            "test_cfg: `score_thr` must be a finite number, got nan",
+        ),
         ({"device": "cuda:99"}, "device 'cuda:99' is not there: this machine has "),
         ({"cfg_options": {"test_dataloader.dataset.typ": "x"}}, "the config does not build: "),
     ],
 )
 def test_options(complain, ptq_config, options, message):
     assert message in complain(ptq_config, **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import sys\nsys.exit(0)", "SystemExit: 0"),
+        ("raise MemoryError('too much')", "MemoryError: too much"),
+        ("x = 1 / 0", "ZeroDivisionError"),
+        ("_base_ = './bad.py'", "cannot read the config"),
+    ],
+)
+def test_a_config_that_does_something_else(complain, tmp_path, text, message):
+    (tmp_path / "bad.py").write_text(text + "\n")
+    found = complain(tmp_path / "bad.py")
+    assert found.startswith(f"cannot read the config {tmp_path / 'bad.py'}: ") and message in found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("test_cfg = ['PTQLoop']", "the config's `test_cfg` must be a dict, got ['PTQLoop']"),
+        ("test_cfg = 'PTQLoop'", "the config's `test_cfg` must be a dict, got 'PTQLoop'"),
+        ("recipe = 4", "the config's `recipe` must be a dict, got 4"),
+        ("sam = 'vit_b'", "the config's `sam` must be a dict, got 'vit_b'"),
+        ("model = [1]", "the config's `model` must be a dict, got [1]"),
+        ("load_from = 5", "the config's `load_from` must be text, got 5"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"dry_run": True, "seed": 1}])
+def test_keys_of_a_wrong_type(complain, tmp_path, text, message, options):
+    (tmp_path / "bad.py").write_text(f"custom_imports = dict(imports=['ahcq_plugin.mm'])\n{text}\n")
+    assert complain(tmp_path / "bad.py", **options) == message
+
+
+def test_a_work_dir_that_cannot_be(ptq_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(Runner, "test", lambda *_: pytest.fail("the expensive part was reached"))
+    (tmp_path / "file").write_text("mine")
+    for name, reason in (
+        ("file", "File exists"),
+        ("file/below", "Not a directory"),
+        ("x" * 300, "File name too long"),
+    ):
+        out = io.StringIO()
+        code = launch(str(ptq_config), work_dir=str(tmp_path / name), console=Console(file=out, width=80))
+        text = out.getvalue()
+        assert code == 2 and text.count("\n") == 1 and text.startswith("error: the work dir ") and reason in text
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_misspelt_key_in_a_config(complain, ptq_config, tmp_path):
@@ -164,6 +223,80 @@ def test_bad_annotations(complain, ptq_config, scenes):
     assert complain(ptq_config).startswith(f"{path} is not in COCO format")
     path.write_text("")
     assert complain(ptq_config).startswith(f"{path} is not JSON")
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("images", {"id": 1}, "images[1] has the id 1 of another row"),
+        ("images", {"id": [1]}, "images[1] has id [1], expected a whole number or a name"),
+        ("images", {"file_name": None}, "images[1] has file_name None, expected a name"),
+        ("images", {"height": 64.5}, "images[1] has height 64.5, expected a whole number of pixels from 1 on"),
+        ("images", {"width": 0}, "images[1] has width 0, expected a whole number of pixels from 1 on"),
+        ("annotations", {"id": 1}, "annotations[1] has the id 1 of another row"),
+        ("annotations", {"bbox": [1, 2, float("nan"), 3]}, "annotations[1] has bbox [1, 2, nan, 3], expected x, y, "),
+        ("annotations", {"bbox": [1, 2, 3]}, "annotations[1] has bbox [1, 2, 3], expected x, y, width, height: four"),
+        ("annotations", {"bbox": "1 2 3 4"}, "annotations[1] has bbox '1 2 3 4', expected x, y, width, height: four"),
+        ("annotations", {"area": float("inf")}, "annotations[1] has area inf, expected a finite number"),
+        ("annotations", {"image_id": 99}, "annotation 2 has the unknown image_id 99"),
+        ("annotations", {"category_id": 99}, "annotation 2 has the unknown category_id 99"),
+        ("annotations", {"segmentation": [[1e12] * 8]}, "the segmentation of annotation 2 cannot be used: a polygon"),
+        ("annotations", {"segmentation": {"size": [64, 64], "counts": [5]}}, "the image has 4096 pixels"),
+        ("annotations", {"segmentation": "abc"}, "it is neither polygons nor run lengths"),
+        ("categories", {"name": 5}, "categories[0] has name 5, expected a name"),
+    ],
+)
+def test_rows_of_annotations(complain, ptq_config, scenes, part, changes, message):
+    path = scenes / "instances.json"
+    content = json.loads(path.read_text())
+    content[part][min(1, len(content[part]) - 1)].update(changes)
+    path.write_text(json.dumps(content))
+    text = complain(ptq_config)
+    assert text.startswith(f"{path}: ") and message in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": "all"}, "images must be a list, got str"),
+        ({"images": ["000000.png"]}, "images[0] must be an object, got '000000.png'"),
+        ({"annotations": [["a"]]}, "annotations[0] must be an object, got ['a']"),
+        ({"images": [{"id": 1, "height": 64, "width": 64}]}, "images[0] has no file_name"),
+        ({"annotations": [{"id": 1}]}, "annotations[0] has no image_id"),
+    ],
+)
+def test_rows_that_are_none(complain, ptq_config, scenes, changes, message):
+    path = scenes / "instances.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert complain(ptq_config) == f"{path}: {message}"
+
+
+def test_an_empty_image(complain, ptq_config, scenes):
+    (scenes / "images" / "000002.png").write_bytes(b"")
+    assert complain(ptq_config) == f"{scenes}/instances.json lists {scenes}/images/000002.png, which is empty"
+    (scenes / "images" / "000001.png").unlink()
+    assert complain(ptq_config) == f"{scenes}/instances.json lists {scenes}/images/000001.png, which is not there"
+
+
+def test_images_whose_headers_are_wrong(complain, ptq_config, scenes):
+    path = scenes / "images" / "000002.png"
+    content = path.read_bytes()
+    path.write_bytes(b"<html>no such page</html>")
+    assert complain(ptq_config) == f"{path} is not a readable image"
+    Image.new("RGB", (64, 32)).save(path)
+    assert complain(ptq_config) == f"{path} has (32, 64) pixels (H, W), its annotation says (64, 64)"
+    path.write_bytes(content[:20])
+    assert complain(ptq_config).startswith(f"{path} is not a readable image")
+
+
+def test_a_turned_image_has_the_size_that_is_seen(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.new("RGB", (64, 32)).save(tmp_path / "x.jpg", exif=exif)
+    check_header(tmp_path / "x.jpg", (64, 32))
+    assert read_rgb(tmp_path / "x.jpg").shape == (64, 32, 3)
+    with pytest.raises(DataError, match=r"has \(64, 32\) pixels"):
+        check_header(tmp_path / "x.jpg", (32, 64))
 
 
 def test_bad_detections_file(complain, ptq_config, tmp_path):

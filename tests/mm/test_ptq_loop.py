@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole runs with a small SAM on three generated images."""
 
+import errno
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.evaluation.image_evaluation import evaluate
 from ahcq_plugin.mm.launch import launch, read_config
 from ahcq_plugin.ptq import AuditError, AuditReport, Recipe
+from ahcq_plugin.support.lock import locked
 from ahcq_plugin.zoo.sam import build_sam
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,6 +149,23 @@ def test_documented_errors_from_deep_in_a_run_are_one_line(run, monkeypatch, tmp
     assert "Traceback" in (tmp_path / "out" / "error.txt").read_text() and metrics is None
 
 
+def test_a_work_dir_is_one_runs_at_a_time(run, tmp_path):
+    with locked(tmp_path / "out"):
+        code, text, _ = run()
+    assert code == 2 and text.count("\n") == 1 and f"{tmp_path / 'out'} is in use by process {os.getpid()} on" in text
+    assert not (tmp_path / "out" / "error.txt").exists(), "that place is the other's"
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 2), (errno.EDQUOT, 2), (errno.EMFILE, 2)])
+def test_a_full_disk_is_one_line(run, monkeypatch, number, code):
+    def fail(*args, **kwargs):
+        raise OSError(number, os.strerror(number), "units/004.pt")
+
+    monkeypatch.setattr(quantization_loop, "quantize", fail)
+    found, text, _ = run()
+    assert found == code and text.count("\n") == 1 and os.strerror(number) in text and "--resume" in text
+
+
 def test_a_unit_that_no_data_reach_is_one_line(run):
     unit = "prompt_encoder.mask_downscaling"  # SAM runs it for mask prompts only
     code, text, _ = run(cfg_options={"test_cfg.units": [unit]})
@@ -167,9 +186,9 @@ def test_bad_data_found_late_is_one_line_and_a_trace_on_disk(run, tmp_path):
 def test_the_floating_point_evaluation_is_kept_on_request(run, monkeypatch, tmp_path, scenes):
     calls = []
 
-    def counted(model, records, metainfo, ann_file, reference, desc, workers):
+    def counted(model, records, metainfo, ann_file, reference, desc, workers, kinds):
         calls.append(desc)
-        return evaluate(model, records, metainfo, ann_file, reference, desc, workers)
+        return evaluate(model, records, metainfo, ann_file, reference, desc, workers, kinds)
 
     monkeypatch.setattr(ptq_loop, "evaluate", counted)
     options = dict(cfg_options={"test_cfg.cache_dir": str(tmp_path / "cache")})

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from ahcq_plugin.mm import weights
@@ -115,15 +116,47 @@ def test_a_published_file_that_is_not_what_configs_read_is_converted(entry, serv
 
     calls = []
     monkeypatch.setattr(
-        convert_hdetr, "convert_hdetr", lambda raw, out, config: calls.append((raw, config)) or out.write_bytes(b"new")
+        convert_hdetr, "convert_hdetr", lambda raw, out, config: calls.append((raw, config)) or torch.save({}, out)
     )
     raw = replace(entry, name="hdetr_r50", file="hdetr_r50.pth", convert="hdetr")
     assert fetch(raw, tmp_path, ROOT / "mm_configs", progress=False).endswith("converted from x.pth")
     assert calls == [(tmp_path / "x.pth", ROOT / "mm_configs/_base_/detectors/hdetr_r50.py")]
-    assert calls[0][1].is_file() and state_of(raw, tmp_path) == "there"
+    assert calls[0][1].is_file() and state_of(raw, tmp_path) == "ok"
     (tmp_path / "hdetr_r50.pth").unlink()
     fetch(raw, tmp_path, ROOT / "mm_configs", progress=False)
     assert len(calls) == 2 and len(server.asked) == 1, "what was downloaded is not downloaded again"
+
+
+@pytest.mark.parametrize(("digits", "told"), [(8, "8 of 64 digits"), (0, "no digit")])
+def test_what_is_not_published_in_full_is_recorded_on_first_use(entry, tmp_path, digits, told):
+    entry, path = replace(entry, sha256=SHA256[:digits], size=None), tmp_path / "x.pth"
+    done = fetch(entry, tmp_path, ROOT, progress=False)
+    assert done == f"{path}: fetched; published of its SHA-256: {told}; what came is recorded in x.pth.sha256"
+    assert (tmp_path / "x.pth.sha256").read_text() == f"{SHA256}  x.pth\n" and state_of(entry, tmp_path) == "ok"
+    path.write_bytes(CONTENT[:-1] + b"?")
+    assert state_of(entry, tmp_path).startswith("damaged: its SHA-256 is ")
+
+
+@pytest.mark.parametrize("content", [b"", b"junk"])
+@pytest.mark.parametrize("convert", ["", "hdetr"])
+def test_junk_is_not_there(entry, tmp_path, content, convert):
+    entry = replace(entry, sha256="", size=None, convert=convert)
+    (tmp_path / "x.pth").write_bytes(content)
+    assert state_of(entry, tmp_path) == "damaged: it is no checkpoint (PyTorch's are zip archives)"
+    torch.save({}, tmp_path / "x.pth")
+    assert state_of(entry, tmp_path) == "there"
+
+
+def test_a_flipped_bit_in_a_converted_file_is_found(entry, tmp_path, monkeypatch):
+    from ahcq_plugin.mm.detectors import convert_yolox
+
+    monkeypatch.setattr(convert_yolox, "convert_yolox", lambda raw, out: torch.save({"x": torch.zeros(3)}, out))
+    entry = replace(entry, file="y.pth", convert="yolox")
+    fetch(entry, tmp_path, ROOT, progress=False)
+    content = bytearray((tmp_path / "y.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "y.pth").write_bytes(content)
+    assert state_of(entry, tmp_path).startswith("damaged: its SHA-256 is ")
 
 
 @pytest.mark.parametrize("leaf", sorted((ROOT / "mm_configs").glob("sam_[blh]_*.py")), ids=lambda path: path.stem)

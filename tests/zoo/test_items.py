@@ -27,6 +27,16 @@ def test_an_image_comes_as_rgb_rotated_by_its_exif_flag(tmp_path):
     assert (decode_image(grey.getvalue(), "grey.png") == PIXELS[..., :1]).all()
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
+def test_a_part_of_an_image_is_refused(kind):
+    content, pixels = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(content, format=kind)
+    whole = content.getvalue()
+    for share in (0.3, 0.6, 0.9):
+        with pytest.raises(ValueError, match="x.img is not a readable image"):
+            decode_image(whole[: int(share * len(whole))], "x.img")
+
+
 @pytest.mark.parametrize("content", [b"", b"no image"])
 def test_what_is_no_image_is_named(tmp_path, content):
     with pytest.raises(ValueError, match="x.png is not a readable image"):

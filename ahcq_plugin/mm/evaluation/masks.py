@@ -10,6 +10,8 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from ahcq_plugin.metrics.mask_iou import iou_of_areas
+from ahcq_plugin.mm.data.segmentations import problem_of
+from ahcq_plugin.mm.errors import DataError
 
 RLE = dict
 
@@ -31,7 +33,13 @@ def decode(rles: Sequence[RLE], size: tuple[int, int]) -> np.ndarray:
 
 
 def from_annotation(segmentation: dict | list, size: tuple[int, int]) -> RLE:
-    """RLE of a COCO ``segmentation`` (polygons, uncompressed or compressed run lengths); ``size``: (H, W)."""
+    """RLE of a COCO ``segmentation`` (polygons, uncompressed or compressed run lengths); ``size``: (H, W).
+
+    Raises: DataError: it cannot be used; pycocotools would crash on some of these.
+    """
+    problem = problem_of(segmentation, size)
+    if problem:
+        raise DataError(f"a segmentation cannot be used: {problem}")
     height, width = size
     if isinstance(segmentation, list):
         return _plain(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))

@@ -29,6 +29,7 @@ from ahcq_plugin.mm.evaluation import masks
 from ahcq_plugin.support.cache import Cache
 from ahcq_plugin.support.digest import digest
 from ahcq_plugin.support.workers import ALONE, Workers
+from ahcq_plugin.zoo.prompts import CLICKS, item_generator, with_masks
 
 
 class InfoDataset(Protocol):
@@ -96,6 +97,11 @@ class ImageRecord:
             raise DataError(f"image {self.img_id} has an annotation without a mask; mask IoU and AP need them all")
         return [masks.from_annotation(i["mask"], self.size) for i in kept]
 
+    def object_masks(self) -> np.ndarray | None:
+        """bool (N, H, W) of ``truth``, in its order; None: not every object has a mask."""
+        kept = [i for i in self.instances if not i.get("ignore_flag", 0)]
+        return masks.decode(self.truth_masks(), self.size) if all("mask" in i for i in kept) else None
+
 
 def record_of(info: dict) -> ImageRecord:
     """From what an mmdet data set's ``get_data_info`` returns."""
@@ -160,6 +166,11 @@ def calibration_records(dataset: InfoDataset, model: BoxPromptedSAM, num_images:
                 bar.update()
             if len(chosen) == num_images:
                 return chosen
+    if not chosen:
+        raise ValueError(
+            f"calib: none of {len(dataset)} calibration images has a box: are the classes of the config "
+            "(metainfo) the names of the categories in the annotation file?"
+        )
     raise ValueError(
         f"calib: `num_images` is {num_images}, but only {len(chosen)} of {len(dataset)} calibration images have a box; "
         "lower it or give more images"
@@ -170,10 +181,29 @@ class CalibrationBatches(Sequence):
     """Calibration items for ``ahcq_plugin.quantize``, made when asked for: see ``BoxPromptedSAM.calibration_batch``.
 
     Images with more than ``max_boxes`` prompts get a sample that depends on ``seed`` and their position only.
+
+    Args:
+        kinds: of the prompt, for each image (see :data:`ahcq_plugin.zoo.prompts.KINDS`); default: boxes.
+        workers: the first one's mask inputs are everyone's. They are made at once, by the model in floating point.
     """
 
-    def __init__(self, model: BoxPromptedSAM, records: Sequence[ImageRecord], max_boxes: int, seed: int):
+    def __init__(
+        self,
+        model: BoxPromptedSAM,
+        records: Sequence[ImageRecord],
+        max_boxes: int,
+        seed: int,
+        kinds: Sequence[str] | None = None,
+        workers: Workers = ALONE,
+    ):
         self._model, self._records, self._max_boxes, self._seed = model, records, max_boxes, seed
+        self.kinds = ["box"] * len(records) if kinds is None else list(kinds)
+        self._mask_inputs: dict[int, Tensor] = {}
+        with_mask = [index for index, kind in enumerate(self.kinds) if kind == "mask"]
+        for index in tqdm(with_mask, desc="mask inputs", unit="image", disable=not (with_mask and workers.is_first)):
+            self._mask_inputs[index] = with_masks(model.sam, self._drawn(index))["masks"].cpu()
+        if with_mask:
+            self._mask_inputs = workers.first(self._mask_inputs)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -184,9 +214,19 @@ class CalibrationBatches(Sequence):
         return [record.img_id for record in self._records]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        record = self._records[index]
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + index)
-        return self._model.calibration_batch(record.read(), record.prompts.boxes, self._max_boxes, generator)
+        item = self._drawn(index)
+        return {**item, "masks": self._mask_inputs[index]} if index in self._mask_inputs else item
+
+    def _drawn(self, index: int) -> dict[str, Tensor]:
+        record, kind = self._records[index], self.kinds[index]
+        return self._model.calibration_batch(
+            record.read(),
+            record.prompts.boxes,
+            self._max_boxes,
+            item_generator(self._seed, index),
+            kind,
+            record.object_masks() if kind in CLICKS and record.detected is None else None,
+        )
 
 
 def calibration_dataset(config: Mapping[str, Any], pipeline: Sequence[Mapping[str, Any]]) -> InfoDataset:

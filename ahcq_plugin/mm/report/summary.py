@@ -18,6 +18,14 @@ ROWS = {
     "AP50_gt": "mask AP50, true boxes",
     "mIoU": "mIoU, true boxes",
     "IoU_fp": "IoU to FP masks, true boxes",
+    "mIoU_click1": "mIoU, 1 click",
+    "IoU_fp_click1": "IoU to FP masks, 1 click",
+    "mIoU_click3": "mIoU, 3 clicks",
+    "IoU_fp_click3": "IoU to FP masks, 3 clicks",
+    "mIoU_mask": "mIoU, mask input",
+    "IoU_fp_mask": "IoU to FP masks, mask input",
+    "recall_everything": "everything mode, true masks found",
+    "recall_fp_everything": "everything mode, FP masks found",
     "J&F": "J&F",
     "J": "J (region)",
     "F": "F (boundary)",
@@ -38,6 +46,15 @@ def result_table(metrics: Mapping[str, Any]) -> Table:
             loss = None if before is None else before - after
             table.add_row(label, *("" if value is None else f"{value:.4f}" for value in (before, after, loss)))
     return table
+
+
+def everything_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """What everything mode gave and took, from ``metrics.json``; nothing where it was not asked for."""
+    return [
+        f"everything mode, {name}: {row['masks']} masks of {row['images']} images, "
+        f"{row['seconds_per_image']:.2f} seconds an image"
+        for name, row in metrics.get("everything", {}).items()
+    ]
 
 
 def coverage_lines(coverage: Mapping[str, Any]) -> list[str]:

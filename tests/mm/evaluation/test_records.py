@@ -91,6 +91,10 @@ def test_images_without_boxes_do_not_calibrate(scenes, scenes_config, tiny_sam):
     assert sorted(r.img_id for r in calibration_records(dataset, model, 2, 0)) == [1, 3]
     with pytest.raises(ValueError, match="`num_images` is 3, but only 2 of 3 calibration images have a box"):
         calibration_records(dataset, model, 3, 0)
+    path.write_text(json.dumps(content | {"annotations": []}))
+    dataset = calibration_dataset(scenes_config, scenes_config["pipeline"])
+    with pytest.raises(ValueError, match="none of 3 calibration images has a box: are the classes of the config"):
+        calibration_records(dataset, model, 3, 0)
 
 
 def test_wrappers_that_mix_or_repeat_are_taken_off(scenes_config):

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A COCO annotation file, checked row by row before anything is computed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ahcq_plugin.mm.data.images import check_header
+from ahcq_plugin.mm.data.segmentations import problem_of
+
+_PARTS = ("images", "annotations", "categories")
+
+
+def check_coco(ann_file: str, folder: str, masks: bool) -> None:
+    """Ids are known and different, sizes and boxes are numbers, images are there and, with ``masks``, all segmentations
+    can be compared and all images have the headers of such.
+
+    Args:
+        folder: of the images.
+
+    Raises:
+        FileNotFoundError, ValueError: one line that names the first row at fault.
+    """
+    try:
+        content = json.loads(Path(ann_file).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{ann_file} is not JSON ({error})") from error
+    if not isinstance(content, dict) or not set(_PARTS) <= content.keys():
+        raise ValueError(f"{ann_file} is not in COCO format: expected an object with {', '.join(_PARTS)}")
+    for part in _PARTS:
+        if not isinstance(content[part], list):
+            raise ValueError(f"{ann_file}: {part} must be a list, got {type(content[part]).__name__}")
+        if part != "categories" and not content[part]:
+            raise ValueError(f"{ann_file} has no {part}")
+        for problem in _of_rows(part, content[part]):
+            raise ValueError(f"{ann_file}: {problem}")
+    sizes = {row["id"]: (row["height"], row["width"]) for row in content["images"]}
+    categories = {row["id"] for row in content["categories"]}
+    for row in content["images"]:
+        image = os.path.join(folder, row["file_name"])
+        if not os.path.isfile(image):
+            raise FileNotFoundError(f"{ann_file} lists {image}, which is not there")
+        if not os.path.getsize(image):
+            raise ValueError(f"{ann_file} lists {image}, which is empty")
+        if masks:
+            check_header(image, sizes[row["id"]])
+    bare = [row["id"] for row in content["annotations"] if not row.get("segmentation") and not row.get("iscrowd")]
+    if masks and bare:
+        raise ValueError(
+            f"{ann_file}: {len(bare)} annotations have no segmentation (first id {bare[0]}); masks are compared"
+        )
+    for row in content["annotations"]:
+        for key, known in (("image_id", sizes), ("category_id", categories)):
+            if row[key] not in known:
+                raise ValueError(f"{ann_file}: annotation {row['id']} has the unknown {key} {row[key]!r}")
+        problem = problem_of(row["segmentation"], sizes[row["image_id"]]) if masks and row.get("segmentation") else None
+        if problem:
+            raise ValueError(f"{ann_file}: the segmentation of annotation {row['id']} cannot be used: {problem}")
+
+
+def _of_rows(part: str, rows: Sequence[Any]) -> Iterator[str]:
+    """What is wrong with the rows of a part, each by itself, in words."""
+    seen = set()
+    for index, row in enumerate(rows):
+        where = f"{part}[{index}]"
+        if not isinstance(row, dict):
+            yield f"{where} must be an object, got {row!r:.60}"
+        for key, (fits, expected) in _KEYS[part].items():
+            if key not in row:
+                yield f"{where} has no {key}"
+            elif not fits(row[key]):
+                yield f"{where} has {key} {row[key]!r:.60}, expected {expected}"
+        if row["id"] in seen:
+            yield f"{where} has the id {row['id']!r} of another row"
+        seen.add(row["id"])
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+_ID = (lambda value: _is_whole(value) or isinstance(value, str)), "a whole number or a name"
+_NAME = (lambda value: isinstance(value, str) and bool(value)), "a name"
+_SIZE = (lambda value: _is_whole(value) and value >= 1), "a whole number of pixels from 1 on"
+_NUMBER = _is_number, "a finite number"
+_BOX = (
+    (lambda value: isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))),
+    "x, y, width, height: four finite numbers",
+)
+#: Part -> key of its rows -> what fits, and that in words.
+_KEYS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "images": {"id": _ID, "file_name": _NAME, "height": _SIZE, "width": _SIZE},
+    "annotations": {"id": _ID, "image_id": _ID, "category_id": _ID, "bbox": _BOX, "area": _NUMBER},
+    "categories": {"id": _ID, "name": _NAME},
+}

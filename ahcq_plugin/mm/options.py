@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Groups of options in ``test_cfg``, as frozen dataclasses that say what is wrong with a config."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+
+@dataclass(frozen=True)
+class Options:
+    """Base of the frozen dataclasses for a key of ``test_cfg``, named ``KEY``; the fields named in ``COUNTS`` are
+    positive integers."""
+
+    KEY: ClassVar[str]
+    COUNTS: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for key in self.COUNTS:
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{self.KEY}: `{key}` must be a positive integer, got {value!r}")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | None) -> Self:
+        """From the value of the key. Raises ValueError on an unknown key or a bad value."""
+        if config is not None and not isinstance(config, Mapping):
+            raise ValueError(f"{cls.KEY} must be a dict, got {config!r}")
+        config = dict(config or {})
+        allowed = [field.name for field in fields(cls)]
+        unknown = sorted(map(str, set(config) - set(allowed)))
+        if unknown:
+            raise ValueError(f"{cls.KEY}: unknown key {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed)}")
+        return cls(**config)
+
+
+@dataclass(frozen=True)
+class BoxOptions(Options):
+    """Which boxes become prompts, and how many are decoded at once; see ``BoxPromptedSAM``."""
+
+    KEY: ClassVar[str] = "test_cfg"
+    COUNTS: ClassVar[tuple[str, ...]] = ("max_boxes", "box_chunk")
+
+    score_thr: float = 0.05
+    max_boxes: int = 100
+    box_chunk: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        value = self.score_thr
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"test_cfg: `score_thr` must be a finite number, got {value!r}")
+
+
+@dataclass(frozen=True)
+class CalibrationOptions(Options):
+    """Base of the options of ``test_cfg.calib``."""
+
+    KEY: ClassVar[str] = "calib"
