@@ -237,11 +237,10 @@ def _versions(family: Family) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    folder, *sources = sys.argv[1:]
+    folder, *chosen = sys.argv[1:]
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)  # what is outside of units and what no spec has is in the results
     for (source, name), family in FAMILIES.items():
-        if source in sources or f"{source}:{name}" in sources:
-            result = measure(family)
-            print(f"{source}: {name}: {'passes' if result.passes else result.installed or result.problems}", flush=True)
-            write_json(asdict(result), Path(folder) / f"{re.sub('[^A-Za-z0-9.]+', '_', f'{source} {name}')}.json")
+        if source in chosen or f"{source}:{name}" in chosen:
+            file_name = re.sub("[^A-Za-z0-9.]+", "_", f"{source} {name}").strip("_")
+            write_json(asdict(measure(family)), Path(folder) / f"{file_name}.json")
