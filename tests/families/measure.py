@@ -82,6 +82,11 @@ class Result:
         good = all(error is not None and error <= most for error, most in errors)
         return not self.problems and good and bool(self.keys_kept) and bool(self.reloads)
 
+    @property
+    def fails(self) -> bool:
+        """It could be tried, and something is amiss."""
+        return not self.installed and not self.passes
+
 
 def measure(family: Family) -> Result:
     """Every stage of ``family`` in this environment."""
