@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/models.md is made of results as they are: what failed is named, what is not installed too, no machine's paths."""
+"""docs/models.md is made of results as they are: what failed and what is not installed is named, no machine's paths."""
 
 from __future__ import annotations
 
