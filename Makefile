@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help deps install demo demo-video demo-hls results test test-hw test-slow test-mqbench lint format bench clean
+.PHONY: help deps install demo demo-video demo-hls results test test-hw test-slow test-mqbench test-families lint format bench clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -33,7 +33,7 @@ $(DEPS):
 	$(PIP) torch torchvision
 	$(PY) tools/build_mmcv.py
 	$(PY) -c 'import setuptools; from distutils.core import run_setup; d = run_setup("setup.py", stop_after="init"); \
-	extras = [line for name, lines in d.extras_require.items() if name != "mqbench" for line in lines]; \
+	extras = [line for name, lines in d.extras_require.items() if name not in ("mqbench", "hf") for line in lines]; \
 	print(*d.install_requires, *extras, sep="\n")' > $(VENV)/requirements.txt
 	SAM2_BUILD_CUDA=0 $(PIP) --no-build-isolation -r $(VENV)/requirements.txt
 	touch $@
@@ -76,6 +76,12 @@ test-mqbench: deps  ## the tests against the real MQBench (docs/mqbench.md: how 
 	@$(PY) -c 'import mqbench.prepare_by_platform, mqbench.convert_deploy, mqbench.advanced_ptq, onnxsim' || \
 	{ echo "make: MQBench does not import in $(VENV): see docs/mqbench.md, or name its folder in PYTHONPATH"; exit 1; }
 	OMP_NUM_THREADS=1 $(PY) -m pytest -W ignore --durations=10 $$(find tests -name 'test_mqbench_*.py' | sort)
+
+# Interpreters of further environments, with packages that cannot be installed together.
+PYTHONS ?= $(PY)
+
+test-families: deps  ## other people's models, where their packages are installed: measure them, write docs/models.md
+	OMP_NUM_THREADS=1 $(PY) -m tests.families --pythons $(PYTHONS)
 
 lint: deps  ## check format and style with ruff, types with mypy
 	$(PY) -m ruff format --check .

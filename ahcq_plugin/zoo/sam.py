@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segment Anything models: the packaged ``sam_tiny``, the published sizes, and any size given as a dict.
+"""Segment Anything models: the packaged ``sam_tiny``, the published sizes, any size given as a dict, and relatives.
 
-Only classes of the ``segment_anything`` package are used, so a model built here has the module names and the
-``state_dict`` layout of the published code.
+SAMs are of the classes of the ``segment_anything`` package, relatives of those of their own, so a model built here has
+the module names and the ``state_dict`` layout of the published code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 
 from ahcq_plugin.zoo.checkpoints import default_checkpoint, load_weights, packaged_config, require_file
-from ahcq_plugin.zoo.published import PUBLISHED_FILES
+from ahcq_plugin.zoo.hugging_face import PREFIX, build_hugging_face
+from ahcq_plugin.zoo.published import PUBLISHED_FILES, of_model
+from ahcq_plugin.zoo.relatives import RELATIVES, build_relative
 
 _KEYS = frozenset(
     (
@@ -50,18 +52,23 @@ CHECKPOINTS = {entry.model: entry for entry in PUBLISHED_FILES.values() if entry
 PROMPTS = ("boxes", "points", "labels", "masks")
 
 
-def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | bool | None = None) -> Sam:
+def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | bool | None = None) -> nn.Module:
     """Build a Sam in evaluation mode, parameters in float32 on the CPU.
 
     Args:
-        name_or_cfg: ``"sam_tiny"``, ``"vit_b"``, ``"vit_l"``, ``"vit_h"``, or a mapping with the keys of
+        name_or_cfg: ``"sam_tiny"``, ``"vit_b"``, ``"vit_l"``, ``"vit_h"``, a name of
+            :data:`~ahcq_plugin.zoo.relatives.RELATIVES`, ``"hf:"`` and a folder or name for
+            :func:`~ahcq_plugin.zoo.hugging_face.build_hugging_face`, or a mapping with the keys of
             :func:`~ahcq_plugin.zoo.checkpoints.packaged_config`.
-        checkpoint: path of a ``state_dict``; ``None``: the packaged weights of ``sam_tiny``, or the published file
-            in :data:`~ahcq_plugin.zoo.checkpoints.CHECKPOINT_DIR`; ``False``: random weights.
+        checkpoint: path of a ``state_dict``; ``None``: the packaged weights of ``sam_tiny``, the published file in
+            :data:`~ahcq_plugin.zoo.checkpoints.CHECKPOINT_DIR`, or what is in the folder behind ``hf:``; ``False``:
+            random weights.
+
+    Returns: a ``Sam``, or what is called as one.
 
     Raises:
         FileNotFoundError: the weight file is missing; the message says where to get it and where to put it.
-        ValueError: unknown name or key, damaged file, or weights of another model.
+        ValueError: unknown name or key, a package that is not installed, damaged file, or weights of another model.
     """
     if checkpoint is True:
         raise ValueError("`checkpoint` must be a path, None or False, got True")
@@ -70,19 +77,28 @@ def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | boo
         if checkpoint is None:
             raise ValueError("`checkpoint` is needed with a config: give a path, or False for random weights")
         source = None
+    elif str(name_or_cfg).startswith(PREFIX):
+        if checkpoint not in (None, False):
+            raise ValueError(f"{name_or_cfg!r} names its weights itself: `checkpoint` must be None or False")
+        return build_hugging_face(name_or_cfg.removeprefix(PREFIX), random=checkpoint is False).float().eval()
     elif name_or_cfg == "sam_tiny":
         sam, source = _from_config(packaged_config()), None
         checkpoint = default_checkpoint(name_or_cfg) if checkpoint is None else checkpoint
-    elif name_or_cfg in CHECKPOINTS:
-        source = CHECKPOINTS[name_or_cfg]
+    elif name_or_cfg in CHECKPOINTS or name_or_cfg in RELATIVES:
+        source = of_model(name_or_cfg)
         checkpoint = default_checkpoint(name_or_cfg) if checkpoint is None else checkpoint
         if checkpoint is not False:  # a ViT-H takes seconds to build: complain about its file first
             require_file(Path(checkpoint), source)
-        sam = sam_model_registry[name_or_cfg](checkpoint=None)
+        relative = name_or_cfg in RELATIVES
+        sam = build_relative(name_or_cfg) if relative else sam_model_registry[name_or_cfg](checkpoint=None)
     elif str(name_or_cfg).startswith("sam2"):
         raise ValueError(f"{name_or_cfg!r} is a SAM 2: build it with ahcq_plugin.zoo.sam2.build_sam2")
     else:
-        raise ValueError(f"unknown model {name_or_cfg!r}, allowed: sam_tiny, {', '.join(CHECKPOINTS)}, or a mapping")
+        known = ("sam_tiny", *CHECKPOINTS, *RELATIVES)
+        raise ValueError(
+            f"unknown model {name_or_cfg!r}, allowed: {', '.join(known)}, {PREFIX} and a folder or a name on Hugging "
+            "Face's hub, or a mapping"
+        )
     if checkpoint is not False:
         load_weights(sam, checkpoint, source)
     return sam.float().eval()
@@ -96,11 +112,14 @@ def name_of_state(state: Mapping[str, Any]) -> str:
     packaged = packaged_config()
     known = {(packaged["image_size"] // packaged["patch_size"], packaged["embed_dim"]): "sam_tiny"}
     known |= {(64, 768): "vit_b", (64, 1024): "vit_l", (64, 1280): "vit_h"}
+    if "image_encoder.patch_embed.seq.0.c.weight" in state:
+        return "mobile_sam"
     table = state.get("image_encoder.pos_embed")
     size = (table.shape[1], table.shape[3]) if isinstance(table, Tensor) and table.ndim == 4 else None
     if size not in known:
         raise ValueError(f"these weights belong to none of {', '.join(known.values())}: (grid, width) is {size}")
-    return known[size]
+    of_hq = "mask_decoder.hf_token.weight" in state
+    return f"hq_{known[size]}" if of_hq else known[size]
 
 
 def box_forward(sam: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

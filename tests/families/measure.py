@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What works of one family: quantization, file, spec and ONNX, each measured or with the message that it ends in.
+
+python -m tests.families.measure results timm "transformers:SAM 2"
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ahcq_plugin import quantize
+from ahcq_plugin.api import load_quantized
+from ahcq_plugin.export import export_spec
+from ahcq_plugin.export.onnx_graphs import OPSET, onnx_model
+from ahcq_plugin.graph import prepared_units
+from ahcq_plugin.ptq import Recipe, prepare
+from ahcq_plugin.ptq.coverage import IN_UNITS, INTEGERS, OUTSIDE
+from ahcq_plugin.support.files import write_json
+from tests.families import hugging_face, sams, timm_models
+from tests.families.case import Case, Family, equal, relative_error
+
+FAMILIES = {(f.source, f.name): f for f in (*sams.FAMILIES, *hugging_face.FAMILIES, *timm_models.FAMILIES)}
+#: Steps of reconstruction: shows that it runs, not how well.
+ITERATIONS = 4
+SAME, W8A8_GOAL = 1e-5, 0.05
+
+
+@dataclass
+class Result:
+    """A row: None is not measured; ``problems`` has what a stage ended in, by the stage's name.
+
+    Attributes:
+        installed: '' or why the family's source cannot be imported.
+        coverage: kind of ``ptq/coverage.py`` -> share of the weights.
+        outside: the parts outside units, largest first.
+        off: relative difference with quantizers off: 0 is the same bits; fused attention, written out, differs in the
+            last ones.
+        keys_kept: the floating-point ``state_dict``'s names are all there.
+        reloads: a loaded file gives the same bits.
+        matmuls, left_out: of the spec.
+        onnx: units that export, and ``units_of_a_kind``: that were tried, one of every class.
+    """
+
+    source: str
+    name: str
+    versions: dict[str, str]
+    installed: str = ""
+    parameters: int | None = None
+    units: int | None = None
+    coverage: dict[str, float] = field(default_factory=dict)
+    outside: list[str] = field(default_factory=list)
+    w8a8: float | None = None
+    w4a4: float | None = None
+    off: float | None = None
+    keys_kept: bool | None = None
+    reloads: bool | None = None
+    matmuls: int | None = None
+    left_out: list[str] = field(default_factory=list)
+    onnx: int | None = None
+    units_of_a_kind: int | None = None
+    problems: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def passes(self) -> bool:
+        """Everything that is asked of a family."""
+        errors = ((self.off, SAME), (self.w8a8, W8A8_GOAL))
+        good = all(error is not None and error <= most for error, most in errors)
+        return not self.problems and good and bool(self.keys_kept) and bool(self.reloads)
+
+    @property
+    def fails(self) -> bool:
+        """It could be tried, and something is amiss."""
+        return not self.installed and not self.passes
+
+
+def measure(family: Family) -> Result:
+    """Every stage of ``family`` in this environment."""
+    result = Result(family.source, family.name, _versions(family))
+    try:
+        case = family.case()
+    except ImportError as error:
+        result.installed = str(error)
+        return result
+    result.parameters = sum(p.numel() for p in case.model.parameters())
+    with torch.no_grad():
+        expected = case.forward(case.model, case.items[0])
+    stages = _Stages(result, family, case, expected)
+    stages.run("off", stages.off)
+    quantized = stages.run("W8A8", stages.rtn)
+    if quantized is not None:
+        stages.run("spec", lambda: stages.spec(quantized))
+        stages.run("ONNX", lambda: stages.onnx(quantized))
+    stages.run("W4A4", stages.ahcq)
+    return result
+
+
+@dataclass
+class _Stages:
+    result: Result
+    family: Family
+    case: Case
+    expected: Any
+
+    def run(self, name: str, stage: Callable[[], Any]) -> Any:
+        """What the stage returns; None, and the message noted, when it raises."""
+        try:
+            return stage()
+        except Exception as error:  # noqa: BLE001  (whatever it is, it is the finding)
+            text = (str(error).strip() or "no message").splitlines()[0]
+            self.result.problems[name] = f"{type(error).__name__}: {text}"
+            return None
+
+    def output(self, model: nn.Module) -> Any:
+        with torch.no_grad():
+            return self.case.forward(model, self.case.items[0])
+
+    def off(self) -> None:
+        """Prepared, nothing quantized: what the model computed before."""
+        model = self.family.case().model
+        keys = set(model.state_dict())
+        prepare(model, Recipe.from_config("ahcq"), leave=self.case.leave)
+        self.result.keys_kept = keys <= set(model.state_dict())
+        got = self.output(model)
+        self.result.off = 0.0 if equal(got, self.expected) else relative_error(got, self.expected)
+
+    def rtn(self) -> nn.Module:
+        with tempfile.TemporaryDirectory() as folder:
+            model, report = quantize(
+                self.case.model,
+                self.case.items,
+                "rtn",
+                w_bits=8,
+                a_bits=8,
+                forward=self.case.forward,
+                work_dir=folder,
+                leave=self.case.leave,
+                progress=False,
+            )
+            self.result.units = len(prepared_units(model))
+            shares = {kind: report.coverage.share(kind) for kind in (INTEGERS, IN_UNITS, OUTSIDE)}
+            self.result.coverage = {kind: share or 0.0 for kind, share in shares.items()}
+            self.result.outside = [part.name for part in report.coverage.parts if part.kind == OUTSIDE]
+            got = self.output(model)
+            self.result.w8a8 = relative_error(got, self.expected)
+            loaded = self.run(
+                "reload", lambda: load_quantized(Path(folder) / "quantized.pth", lambda _: self.family.case().model)
+            )
+        self.result.reloads = loaded is not None and equal(self.output(loaded), got)
+        return model
+
+    def ahcq(self) -> None:
+        model, _ = quantize(
+            self.case.model,
+            self.case.items,
+            "ahcq",
+            w_bits=4,
+            a_bits=4,
+            iterations=ITERATIONS,
+            forward=self.case.forward,
+            leave=self.case.leave,
+            progress=False,
+        )
+        self.result.w4a4 = relative_error(self.output(model), self.expected)
+
+    def spec(self, model: nn.Module) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            spec = export_spec(model, folder, self.case.items[0], self.case.forward)
+        self.result.matmuls = sum(len(unit.matmuls) for unit in spec.units)
+        self.result.left_out = list(spec.left_out)
+
+    def onnx(self, model: nn.Module) -> None:
+        """One unit of every class, with the inputs that it gets."""
+        exported = onnx_model(model)
+        kinds = {type(self.case.model.get_submodule(name)).__name__: name for name in prepared_units(model)}
+        calls: dict[str, tuple[tuple, dict[str, Any]]] = {}
+
+        def remember(kind: str) -> Callable[..., None]:
+            return lambda unit, args, kwargs: calls.setdefault(kind, (args, kwargs)) and None
+
+        hooks = [
+            exported.get_submodule(name).register_forward_pre_hook(remember(kind), with_kwargs=True)
+            for kind, name in kinds.items()
+        ]
+        self.output(exported)
+        for hook in hooks:
+            hook.remove()
+        self.result.units_of_a_kind, self.result.onnx = len(calls), 0
+        for kind, call in calls.items():
+            one = _OneCall(exported.get_submodule(kinds[kind]), *call)
+            self.result.onnx += bool(self.run(f"ONNX of {kind}", partial(_to_onnx, one)))
+
+
+class _OneCall(nn.Module):
+    """A unit as a function of the tensors of one call; all else is as in that call."""
+
+    def __init__(self, unit: nn.Module, args: tuple, kwargs: dict[str, Any]):
+        super().__init__()
+        self.unit = unit
+        self.leaves, self.structure = tree_flatten((args, kwargs))
+
+    def forward(self, *given: Tensor) -> Any:
+        rest = iter(given)
+        leaves = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        args, kwargs = tree_unflatten(leaves, self.structure)
+        return self.unit(*args, **kwargs)
+
+
+@torch.no_grad()
+def _to_onnx(one: _OneCall) -> bool:
+    given = tuple(leaf for leaf in one.leaves if isinstance(leaf, Tensor))
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        options = {"opset_version": OPSET, "do_constant_folding": False, "dynamo": False}
+        torch.onnx.export(one, given, f"{folder}/unit.onnx", **options)
+    return True
+
+
+def _versions(family: Family) -> dict[str, str]:
+    packages = ("torch", "torchvision", family.source)
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # a repository
+    return found
+
+
+if __name__ == "__main__":
+    folder, *chosen = sys.argv[1:]
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)  # what is outside of units and what no spec has is in the results
+    for (source, name), family in FAMILIES.items():
+        if source in chosen or f"{source}:{name}" in chosen:
+            file_name = re.sub("[^A-Za-z0-9.]+", "_", f"{source} {name}").strip("_")
+            write_json(asdict(measure(family)), Path(folder) / f"{file_name}.json")

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/models.md from the results of ``measure``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ahcq_plugin.ptq.coverage import INTEGERS, OUTSIDE
+from tests.families.measure import FAMILIES, SAME, W8A8_GOAL, Result
+
+HEAD = f"""# Models
+
+Cut-down models of each family's own classes with random weights, quantized from end to end. Made by
+`make test-families`, not by hand; with `PYTHONS="a/bin/python b/bin/python"` it measures in several environments.
+
+- **units**: parts that are quantized; **integers**, **outside**: share of the weights in quantized layers, and outside
+  of units. Cut-down models have more outside than published sizes: heads and embeddings do not shrink with the depth.
+- **off**: relative difference of the outputs with quantizers off. 0: the same bits; fused attention, written out,
+  differs in the last ones (at most {SAME:.0e} passes).
+- **W8A8**: relative error, rounding to nearest, the largest of all outputs (at most {W8A8_GOAL:.0%} passes). **W4A4**:
+  the same after a few steps of `ahcq`, audited; a random model says little there.
+- **file**: `state_dict` keeps the model's names, and a loaded `quantized.pth` gives the same bits.
+- **spec**: matmuls exported, and how many are left out. **ONNX**: kinds of units that export, of all kinds.
+
+| model | source | tested with | units | integers | outside | off | W8A8 | W4A4 | file | spec | ONNX |
+|---|---|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def read(folder: Path) -> list[Result]:
+    """All results below ``folder``: installed ones of every environment, of the others one."""
+    found = [Result(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*/*.json"))]
+    order = list(FAMILIES)
+    rows = {}
+    for result in found:
+        key = (result.source, result.name)
+        if key in order and not result.installed:
+            rows[order.index(key), json.dumps(result.versions)] = result
+    seen = {place for place, _ in rows}
+    for result in found:
+        place = order.index((result.source, result.name)) if (result.source, result.name) in order else None
+        if place is not None and place not in seen:
+            rows[place, ""] = result
+            seen.add(place)
+    return [rows[key] for key in sorted(rows)]
+
+
+def page(results: Sequence[Result]) -> str:
+    """The markdown."""
+    installed = [result for result in results if not result.installed]
+    lines = [_row(result) for result in installed]
+    notes = [note for result in installed for note in _notes(result)]
+    missing = [f"- {r.source}: {r.name}: {_without_folders(r.installed)}" for r in results if r.installed]
+    text = HEAD + "\n".join(lines) + "\n"
+    if notes:
+        text += "\n## What does not work, and what has no spec\n\n" + "\n".join(notes) + "\n"
+    if missing:
+        text += "\n## Not installed where this was made\n\n" + "\n".join(missing) + "\n"
+    return text
+
+
+def _row(r: Result) -> str:
+    cells = [
+        r.name,
+        r.source,
+        ", ".join(f"{name} {version}" for name, version in r.versions.items() if name != "python"),
+        "–" if r.units is None else str(r.units),
+        _share(r.coverage.get(INTEGERS)),
+        _share(r.coverage.get(OUTSIDE)),
+        "–" if r.off is None else "0" if r.off == 0 else f"{r.off:.0e}",
+        _error(r.w8a8),
+        _error(r.w4a4),
+        "yes" if r.keys_kept and r.reloads else "–" if r.reloads is None else "no",
+        "–" if r.matmuls is None else f"{r.matmuls}" + (f", {len(r.left_out)} left out" if r.left_out else ""),
+        "–" if r.onnx is None else f"{r.onnx} of {r.units_of_a_kind}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _notes(r: Result) -> list[str]:
+    """One line for each different message, with the stages that it ended."""
+    stages: dict[str, list[str]] = {}
+    for stage, message in r.problems.items():
+        stages.setdefault(_without_folders(message), []).append(stage)
+    if r.w8a8 is not None and r.w8a8 > W8A8_GOAL:
+        stages.setdefault(f"more than {W8A8_GOAL:.0%} off", []).append("W8A8")
+    if r.left_out:
+        reasons = sorted({line.partition(": ")[2] for line in r.left_out})
+        stages.setdefault("; ".join(reasons), []).append("left out of the spec")
+    source = f"{r.source} {r.versions.get(r.source, '')}".strip()
+    return [f"- {source}: {r.name}: {', '.join(s)}: {_escaped(text)}" for text, s in stages.items()]
+
+
+def _without_folders(message: str) -> str:
+    """Paths of a machine cut down to the package and below it."""
+    words = []
+    for word in message.split(" "):
+        before, slash, rest = word.partition("/")
+        if slash and ".py" in rest and not before.strip("('\""):
+            parts = rest.split("/")
+            start = parts.index("site-packages") + 1 if "site-packages" in parts else max(len(parts) - 3, 0)
+            word = before + "/".join(parts[start:])
+        words.append(word)
+    return " ".join(words)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
+def _error(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
