@@ -27,7 +27,8 @@ from ahcq_plugin.export.packing import pack, unpack
 from ahcq_plugin.export.spec import Spec, Step, UnitSpec
 from ahcq_plugin.support.files import replacing
 
-FORMAT = "ahcq_plugin.spec/1"
+FORMAT = "ahcq_plugin.spec/2"
+FORMER_FORMAT = "ahcq_plugin.spec/1"  # the same without operands per head; still read
 SPEC_FILE = "spec.json"
 _TENSOR_FILES = "tensors-*.safetensors"
 _HEAD = ("format", "tensors", "sha256", "units", "left_out")
@@ -73,8 +74,11 @@ def load_spec(path: str | Path) -> Spec:
     except ValueError as error:
         raise SpecError(f"{file} is not valid JSON (truncated?): {error}") from error
     version = content.get("format") if isinstance(content, dict) else None
-    if version != FORMAT:
-        raise SpecError(f"{file} has the format {version!r}, this version reads {FORMAT!r}; export the model again")
+    if version not in (FORMAT, FORMER_FORMAT):
+        raise SpecError(
+            f"{file} has the format {version!r}, this version reads {FORMAT!r} and {FORMER_FORMAT!r}; export the model "
+            "again"
+        )
     try:
         _check_keys("spec", content, _HEAD)
         tensors = _read_tensors(file.parent, content["tensors"], content["sha256"])
