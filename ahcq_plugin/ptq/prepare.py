@@ -90,6 +90,8 @@ def prepare(
     traced = {name: trace_unit(model.get_submodule(name), name, leave) for name in names}
     _check_leave(traced, leave)
     prepared = {name: prepare_unit(unit, recipe) for name, unit in traced.items()}
+    for unit in prepared.values():
+        unit.meta[UNIT_KEY]["recipe"] = recipe.to_dict()
     problems = [f"{name}.{problem}" for name, unit in prepared.items() for problem in unquantized(unit)]
     if problems:
         raise UncoveredError(
@@ -123,6 +125,20 @@ def left_in(model: nn.Module) -> list[str]:
     return list(
         dict.fromkeys(e for unit in prepared_units(model).values() for e in unit.meta[UNIT_KEY].get("leave", ()))
     )
+
+
+def recipe_in(model: nn.Module) -> Recipe:
+    """The recipe that the units of ``model`` were prepared with.
+
+    Raises:
+        ValueError: there is no unit, or units were prepared with different recipes.
+    """
+    recipes = [unit.meta[UNIT_KEY].get("recipe") for unit in prepared_units(model).values()]
+    if not recipes or any(recipe is None or recipe != recipes[0] for recipe in recipes):
+        raise ValueError(
+            f"a prepared model has units of one recipe; here {len(recipes)} units have none or different ones"
+        )
+    return Recipe.from_config(recipes[0])
 
 
 def _check_leave(units: Mapping[str, fx.GraphModule], leave: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ahcq_plugin.zoo.checkpoints import default_checkpoint, load_weights, packaged_config, require_file
 from ahcq_plugin.zoo.published import PUBLISHED_FILES
+from ahcq_plugin.zoo.rebuild import remember
 
 _KEYS = frozenset(
     (
@@ -82,6 +83,7 @@ def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | boo
         raise ValueError(f"unknown model {name_or_cfg!r}, allowed: sam_tiny, {', '.join(CHECKPOINTS)}, or a mapping")
     if checkpoint is not False:
         load_weights(sam, checkpoint, source)
+    remember(sam, "sam", name_or_cfg)
     return sam.float().eval()
 
 

@@ -75,6 +75,8 @@ def test_a_run_reports_every_sequence_and_its_checkpoint_is_what_was_measured(co
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/gif;base64,") == 2 and "clip001" in page
     model = load_quantized(tmp_path / "out" / "quantized.pth", lambda _: build_sam2(SMALL, str(weights)))
+    packed = load_quantized(tmp_path / "out" / "quantized.safetensors").state_dict()
+    assert all(torch.equal(value, packed[name]) for name, value in model.state_dict().items())
     cfg = read_config(str(config)).test_dataloader.dataset
     videos = GeneratedClips(**{k: v for k, v in cfg.items() if k != "type"}).videos
     found = evaluate_videos(model, videos, JFMetric()).metrics

@@ -5,10 +5,11 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
-from ahcq_plugin import load_quantized, quantize
+from ahcq_plugin import load_quantized, quantize, save_quantized
 from ahcq_plugin.export import export_spec
 from ahcq_plugin.export.compare import compare
 from ahcq_plugin.ptq import Recipe, audit, prepare, set_quantization
@@ -115,6 +116,11 @@ def test_equal_with_quantizers_off_and_near_with_8_bit(name, tmp_path):
 
     loaded = load_quantized(tmp_path / "quantized.pth", lambda _: build(name, seed=1))
     assert torch.equal(loaded(batches[0]), quantized(batches[0]))
+    save_quantized(quantized, tmp_path / "packed")
+    packed = load_quantized(tmp_path / "packed", lambda _: build(name, seed=1)).state_dict()
+    assert all(torch.equal(value, packed[key]) for key, value in quantized.state_dict().items())
+    codes = {f"{name}.weight_fake_quant.codes" for name in weight_layers(quantized)}
+    assert codes <= set(load_file(tmp_path / "packed")), "no weight of a layer is kept in floating point"
     assert audit(loaded, batches[0]).passed
 
 

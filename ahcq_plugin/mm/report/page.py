@@ -17,7 +17,7 @@ from ahcq_plugin.metrics.mask_iou import mask_iou
 from ahcq_plugin.mm.report import images as report_images
 from ahcq_plugin.mm.report import plots as report_plots
 from ahcq_plugin.mm.report.data import ReportData, SampleImage
-from ahcq_plugin.mm.report.summary import ROWS, coverage_lines
+from ahcq_plugin.mm.report.summary import ROWS, coverage_lines, size_line
 from ahcq_plugin.mm.report.videos import SampleVideo
 from ahcq_plugin.ptq.distributions import Distribution
 from ahcq_plugin.support.files import write_text
@@ -60,6 +60,7 @@ def render_report(data: ReportData) -> str:
         audit=data.audit,
         coverage=data.metrics["coverage"]["parts"],
         covered=coverage_lines(data.metrics["coverage"]),
+        sizes=size_line(data.metrics.get("files", {})),
         config_text=data.config_text,
     )
 
