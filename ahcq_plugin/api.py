@@ -176,13 +176,17 @@ def save_quantized(
     Args:
         model: what ``quantize`` returned or ``freeze`` froze.
         outside: floats outside of the units as ``float32``, bit for bit, or ``float16``, rounded.
-        report: of ``quantize``, kept in the file with ``notes``, plain values.
+        report: of ``quantize``, kept in the file with ``notes``, plain values; without its roles, which ``describe``
+            gives of the loaded model.
     Raises:
         ValueError: the model is not frozen, a weight is off its grid, a float that float16 cannot hold.
     """
     from ahcq_plugin.zoo.rebuild import built_as
 
-    extra = {"report": None if report is None else report.to_dict(), "notes": dict(notes or {})}
+    kept = None if report is None else report.to_dict()
+    for key in ("roles", "recipe") if kept else ():  # the file holds the model and its recipe anyway
+        kept.pop(key)
+    extra = {"report": kept, "notes": dict(notes or {})}
     save_packed(path, model, extra, outside, built_as(model))
 
 

@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.ptq.freeze import unfrozen
+from ahcq_plugin.ptq.freeze import switch_on, unfrozen
 from ahcq_plugin.ptq.packed import is_packed, plain, read_packed, write_packed
+from ahcq_plugin.ptq.packed_state import calibration_state
 from ahcq_plugin.ptq.prepare import left_in, prepare, recipe_in
 from ahcq_plugin.ptq.prepared import quantizers
 from ahcq_plugin.ptq.recipe import Recipe, current_names
@@ -80,6 +81,7 @@ class Checkpoint:
         leave: what of them stays in floating point, as given to ``prepare``.
         state: its ``state_dict``, tensors on the CPU.
         extra: plain values that were saved with it.
+        packed: whether the file is packed: its model is frozen, ``state`` lacks what only calibration needs.
         built: what ``zoo.rebuild`` builds the floating-point model from; None: the file does not say.
     """
 
@@ -89,6 +91,7 @@ class Checkpoint:
     leave: Sequence[str]
     state: dict[str, Tensor]
     extra: dict[str, Any]
+    packed: bool = False
     built: Mapping[str, Any] | None = None
 
     def load_into(self, model: nn.Module) -> nn.Module:
@@ -98,7 +101,10 @@ class Checkpoint:
             ValueError: made for another model, or ``model`` is prepared already.
         """
         prepare(model, self.recipe, self.units, leave=self.leave)
-        load_state(model, self.state, str(self.path), "this model", _resizing(model))
+        state = {**calibration_state(model), **self.state} if self.packed else self.state
+        load_state(model, state, str(self.path), "this model", _resizing(model))
+        if self.packed:
+            switch_on(model)
         return model
 
 
@@ -115,7 +121,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
         state, units, leave = content["state_dict"], content["units"], content["leave"]
-        return Checkpoint(Path(path), recipe, units, leave, state, content["extra"], content["model"])
+        return Checkpoint(Path(path), recipe, units, leave, state, content["extra"], True, content["model"])
     content = safe_load(path)
     written = content.get("format") if isinstance(content, dict) else None
     if written != FORMAT:

@@ -9,17 +9,21 @@ format      ``ahcq_plugin.packed/1``
 model       what builds the floating-point model: ``{"builder": "sam", "config": ...}``, or null
 outside     ``float32`` or ``float16``: how floats outside of the units are stored
 recipe      keys and values of the Recipe; ``units``, ``leave``, ``extra`` as in ``quantized.pth``
-state       name in the ``state_dict``, in its order -> how it is stored (below)
+state       name in the ``state_dict`` -> how it is stored (below); the other tensors are stored under their names
 =========== ======================================================================================================
 
 ========================== =======================================================================================
-``[dtype]``                the tensor of that name, in this or a smaller type; restored to ``dtype``
+``dtype``                  the tensor of that name, to be converted to this type
 ``[dtype, shape, value]``  one number
+``{"bits": b, ...}``       small integers at b bits (``support.packing``), with their dtype and shape
 ``{"same": name}``         the tensor of another name: a module that is reached by two names
-``{"codes": ...}``         a weight: its dtype, shape, and parts: layer, rows, bits. The codes of a part are the tensor
-                           ``<layer>.weight_fake_quant.codes``, packed (``support.packing``), rows first; they decode to
-                           ``(code - zero_point) * scale`` of the row, in float32
+``{"codes": parts, ...}``  a weight, with its dtype and shape. A part is layer, first and last row, bits; the tensor
+                           ``<layer>.weight_fake_quant.codes`` has the codes of these rows and then their zero points,
+                           packed. A weight is ``(code - zero_point) * scale`` of its row, in float32
 ========================== =======================================================================================
+
+A frozen quantizer computes nothing with its modes and with what calibration collected (``calibration_state``): the file
+has neither. A model that is loaded from it is frozen, its observers are fresh.
 """
 
 from __future__ import annotations
@@ -53,8 +57,8 @@ def write_packed(path: str | Path, model: nn.Module, content: Mapping[str, Any],
 
     Args:
         content: plain values of ``model``, ``recipe``, ``units``, ``leave``, ``extra``.
-        outside: one of ``OUTSIDE``. With ``float32`` the state is read back bit for bit; with ``float16`` all but the
-            floats outside of the units, which are rounded to it (tensors of one number are not).
+        outside: one of ``OUTSIDE``. With ``float32`` all that is stored is read back bit for bit; with ``float16`` all
+            but the floats outside of the units, which are rounded to it (tensors of one number are not).
     Raises:
         ValueError: a weight that its codes do not give bit for bit, or a float that float16 cannot hold.
     """
@@ -77,7 +81,8 @@ def is_packed(path: str | Path) -> bool:
 
 
 def read_packed(path: str | Path) -> dict[str, Any]:
-    """What ``write_packed`` wrote: the values of its ``content``, and ``state_dict``, tensors on the CPU.
+    """What ``write_packed`` wrote: the values of its ``content``, and ``state_dict``, tensors on the CPU, without the
+    ``calibration_state`` of quantizers.
 
     Raises:
         ValueError: damage, another format, or content that cannot be right; one line that begins with the path.

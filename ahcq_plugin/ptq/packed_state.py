@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 from ahcq_plugin.functional import uniform
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq.prepared import weight_layers
+from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.quantizers.base import per_channel
 from ahcq_plugin.quantizers.layers import held_weight
 from ahcq_plugin.support.packing import MAX_BITS, pack, unpack
 
-_NARROW = (torch.uint8, torch.int16, torch.int32)  # what integers are stored in when they fit
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -28,36 +29,65 @@ _DTYPES = {
 
 
 def store(model: nn.Module, outside: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """How each tensor of a frozen model's state is stored, and the tensors to store.
+    """How the tensors of a frozen model's state are stored, and the tensors to store.
 
     Raises:
         ValueError: as ``write_packed``.
     """
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    left_out = calibration_state(model)
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in left_out}
     units = tuple(f"{name}." for name in prepared_units(model))
-    weights = _weights(model)
-    kept: dict[str, Any] = {}
+    kept: dict[str, Any] = {name: {"same": original} for name, original in _same(state).items()}
     tensors: dict[str, Tensor] = {}
+    done = set(kept)
+    for name, layers in _weights(model).items():
+        if name not in done and (parts := _packed_parts(layers, state[name].cpu(), state, tensors)):
+            kept[name] = {"codes": parts, "dtype": _name(state[name].dtype), "shape": list(state[name].shape)}
+            done |= {name, *(_grid(layer)[1] for layer, *_ in parts)}
+    for name, tensor in state.items():
+        if name in done:
+            continue
+        dtype, whole = _name(tensor.dtype), tensor.cpu().contiguous()
+        if outside == "float16" and tensor.dtype == torch.float32 and tensor.numel() > 1 and not name.startswith(units):
+            kept[name], tensors[name] = dtype, _half(name, whole)
+        elif tensor.numel() == 1 and bool(torch.isfinite(tensor)):
+            kept[name] = [dtype, list(tensor.shape), tensor.item()]
+        elif bits := _bits_of_integers(whole):
+            kept[name] = {"bits": bits, "dtype": dtype, "shape": list(tensor.shape)}
+            tensors[name] = torch.from_numpy(pack(whole.numpy(), bits))
+        else:
+            tensors[name] = whole.clone()  # the file's library refuses two names of one memory
+    return kept, tensors
+
+
+def calibration_state(model: nn.Module) -> dict[str, Tensor]:
+    """What of a prepared model's state its quantizers compute nothing with once they are frozen."""
+    starts = {
+        f"{name}.{part}"
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, FakeQuantize)
+        for part in module.calibration_state
+    }
+    return {
+        name: value for name, value in model.state_dict().items() if name in starts or name.rpartition(".")[0] in starts
+    }
+
+
+def _same(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names of tensors that stand under an earlier name too -> that name."""
     first: dict[tuple, str] = {}
+    same = {}
     for name, tensor in state.items():
         place = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-        original = first.setdefault(place, name) if tensor.numel() else name
-        if original != name:
-            kept[name] = {"same": original}
-            continue
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if dtype not in _DTYPES:
-            raise ValueError(f"{name} is of dtype {dtype}; a packed file holds {', '.join(_DTYPES)}")
-        whole = tensor.cpu().contiguous()
-        if name in weights and (parts := _packed_parts(weights[name], whole, state, tensors)):
-            kept[name] = {"codes": parts, "dtype": dtype, "shape": list(tensor.shape)}
-        elif tensor.numel() == 1 and bool(torch.isfinite(tensor)) and name not in weights:
-            kept[name] = [dtype, list(tensor.shape), tensor.item()]
-        else:
-            kept[name] = [dtype]
-            half = outside == "float16" and not name.startswith(units) and tensor.dtype == torch.float32
-            tensors[name] = _half(name, whole) if half else _narrow(whole)
-    return kept, tensors
+        if tensor.numel() and (original := first.setdefault(place, name)) != name:
+            same[name] = original
+    return same
+
+
+def _name(dtype: torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    _dtype(name)
+    return name
 
 
 def _weights(model: nn.Module) -> dict[str, list[tuple[str, nn.Module, slice]]]:
@@ -81,12 +111,13 @@ def _packed_parts(
         return []
     parts = []
     for (start, stop, _), name, layer in spans:
-        bits = layer.weight_fake_quant.bits
-        codes = layer.weight_fake_quant.encode(layer.weight.detach()).cpu().numpy()
-        data = torch.from_numpy(pack(codes, bits))
-        found = _decoded(data, bits, weight[start:stop].shape, *_grid(name, state), weight.dtype)
-        off = int((_bits(found) != _bits(weight[start:stop])).sum())
-        if off:
+        bits, part = layer.weight_fake_quant.bits, weight[start:stop]
+        scale, zero_point = (state[key].cpu() for key in _grid(name))
+        codes = layer.weight_fake_quant.encode(layer.weight.detach()).cpu()
+        data = torch.from_numpy(pack(torch.cat([codes.flatten(), zero_point.long()]).numpy(), bits))
+        found, zeros = _decoded(data, bits, tuple(part.shape), scale, weight.dtype)
+        off = int((_as_integers(found) != _as_integers(part)).sum())
+        if off or zeros.dtype != zero_point.dtype or not torch.equal(zeros, zero_point):
             raise ValueError(
                 f"{off} of {found.numel()} weights of {name} are not what their codes decode to; freeze the model first"
             )
@@ -95,21 +126,24 @@ def _packed_parts(
     return parts
 
 
-def _grid(layer: str, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    quantizer = f"{layer}.weight_fake_quant"
-    return state[f"{quantizer}.scale"].cpu(), state[f"{quantizer}.zero_point"].cpu()
+def _grid(layer: str) -> tuple[str, str]:
+    """Names of a layer's scales and zero points in the state."""
+    return f"{layer}.weight_fake_quant.scale", f"{layer}.weight_fake_quant.zero_point"
 
 
 def _decoded(
-    data: Tensor, bits: int, shape: tuple[int, ...], scale: Tensor, zero_point: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """Rows of a weight from their codes, as the fake quantizer computes them."""
+    data: Tensor, bits: int, shape: tuple[int, ...], scale: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Rows of a weight from their codes, as the fake quantizer computes them, and their zero points (int32)."""
+    count = math.prod(shape)
+    codes = torch.from_numpy(unpack(data.numpy(), bits, (count + scale.numel(),)))
+    zeros = codes[count:].int()
     axis = -1 if scale.numel() == 1 else 0
-    params = uniform.UniformParams(*(per_channel(values, axis, len(shape)) for values in (scale, zero_point)))
-    return uniform.decode(torch.from_numpy(unpack(data.numpy(), bits, tuple(shape))), params, bits).to(dtype)
+    params = uniform.UniformParams(*(per_channel(values, axis, len(shape)) for values in (scale, zeros)))
+    return uniform.decode(codes[:count].view(shape), params, bits).to(dtype), zeros
 
 
-def _bits(tensor: Tensor) -> Tensor:
+def _as_integers(tensor: Tensor) -> Tensor:
     """Floats as the integers of their bits, so that no two zeros are equal that differ."""
     return tensor.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
@@ -121,59 +155,64 @@ def _half(name: str, tensor: Tensor) -> Tensor:
     return half
 
 
-def _narrow(tensor: Tensor) -> Tensor:
-    """Integers in the smallest type that holds them all."""
+def _bits_of_integers(tensor: Tensor) -> int:
+    """How many bits the integers of a tensor take, up to 8; 0: they are negative, larger, or no integers."""
     if tensor.is_floating_point() or tensor.dtype == torch.bool or not tensor.numel():
-        return tensor.clone()  # clones: the file's library refuses two names of one memory
-    lo, hi = int(tensor.min()), int(tensor.max())
-    fits = (t for t in _NARROW if torch.iinfo(t).min <= lo and hi <= torch.iinfo(t).max)
-    return tensor.to(next(fits, tensor.dtype), copy=True)
+        return 0
+    bits = max(int(tensor.max()).bit_length(), 1)
+    return bits if int(tensor.min()) >= 0 and bits <= MAX_BITS else 0
 
 
 def restore(stored: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state that ``store`` stored; ``tensors`` is empty afterwards.
 
     Raises:
-        ValueError, KeyError, TypeError: what is stored cannot be right.
+        ValueError, KeyError, TypeError, AttributeError: what is stored cannot be right.
     """
     state: dict[str, Tensor] = {}
+    later: dict[str, Mapping[str, Any]] = {}
     for name, how in stored.items():
-        if isinstance(how, list):
-            state[name] = _plain_tensor(how, tensors.pop(name) if len(how) == 1 else None)
-    for name, how in stored.items():
-        if isinstance(how, Mapping) and "codes" in how:
-            state[name] = _weight(how, state, tensors)
-    for name, how in stored.items():
-        if name not in state:
-            state[name] = state[how["same"]]
-    if tensors:
-        raise ValueError(f"it holds tensors that nothing uses: {', '.join(sorted(tensors)[:4])}")
-    return {name: state[name] for name in stored}
+        if isinstance(how, str):
+            state[name] = tensors.pop(name).to(_dtype(how))
+        elif isinstance(how, list):
+            state[name] = _number(*how)
+        elif "bits" in how:
+            codes = unpack(tensors.pop(name).numpy(), how["bits"], tuple(how["shape"]))
+            state[name] = torch.from_numpy(codes).to(_dtype(how["dtype"]))
+        else:
+            later[name] = how
+    packed = {name: tensors.pop(name) for name in list(tensors) if name.endswith(".weight_fake_quant.codes")}
+    state |= tensors
+    tensors.clear()
+    for name, how in later.items():
+        if "codes" in how:
+            state[name] = _weight(how, state, packed)
+    if packed:
+        raise ValueError(f"it holds codes that no weight uses: {', '.join(sorted(packed)[:4])}")
+    return state | {name: state[how["same"]] for name, how in later.items() if "codes" not in how}
 
 
-def _plain_tensor(how: list[Any], tensor: Tensor | None) -> Tensor:
-    dtype = _dtype(how[0])
-    if tensor is not None:
-        return tensor.to(dtype)
-    _, shape, value = how
+def _number(dtype: str, shape: list[int], value: float) -> Tensor:
     if any(size != 1 for size in shape) or not isinstance(value, int | float):
         raise ValueError(f"one number of shape {shape} cannot be {value!r}")
-    return torch.full(shape, value, dtype=dtype)
+    return torch.full(shape, value, dtype=_dtype(dtype))
 
 
-def _weight(how: Mapping[str, Any], state: Mapping[str, Tensor], tensors: dict[str, Tensor]) -> Tensor:
-    shape, rows = how["shape"], []
+def _weight(how: Mapping[str, Any], state: dict[str, Tensor], packed: dict[str, Tensor]) -> Tensor:
+    """A weight from the codes of its parts; their zero points go into ``state``."""
+    shape, rows, done = how["shape"], [], 0
     for layer, start, stop, bits in how["codes"]:
-        size = (stop - start, *shape[1:])
-        codes = tensors.pop(f"{layer}.weight_fake_quant.codes")
-        scale, zero_point = _grid(layer, state)
-        if not 2 <= bits <= MAX_BITS or scale.numel() not in (1, size[0]) or start != sum(len(part) for part in rows):
-            raise ValueError(f"the weight of {layer}: rows {start} to {stop}, {bits} bits and {scale.numel()} scales")
-        rows.append(_decoded(codes, bits, size, scale, zero_point, _dtype(how["dtype"])))
-    weight = torch.cat(rows)
-    if list(weight.shape) != shape:
-        raise ValueError(f"a weight of shape {shape} has codes of {list(weight.shape)}")
-    return weight
+        scale, zero_point = _grid(layer)
+        count = state[scale].numel()
+        if start != done or not 2 <= bits <= MAX_BITS or count not in (1, stop - start):
+            raise ValueError(f"the weight of {layer} has rows {start} to {stop} of {bits} bits with {count} scales")
+        codes, size = packed.pop(f"{layer}.weight_fake_quant.codes"), (stop - start, *shape[1:])
+        part, state[zero_point] = _decoded(codes, bits, size, state[scale], _dtype(how["dtype"]))
+        rows.append(part)
+        done = stop
+    if done != shape[0]:
+        raise ValueError(f"a weight of shape {shape} has codes of {done} rows")
+    return torch.cat(rows)
 
 
 def _dtype(name: str) -> torch.dtype:

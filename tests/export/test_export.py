@@ -156,7 +156,7 @@ def test_what_is_left_out_says_why(caplog):
     reasons = "\n".join(spec.left_out)
     assert "0.conv: a convolution with groups 2" in reasons
     assert "attention probabilities are its right operand" in reasons
-    assert "the left operand of kind qk must be one of uniform, got hluq" in reasons
+    assert "the left operand of kind qk must be one of uniform, per_head, got hluq" in reasons
     assert "not exported: 0.conv" in caplog.text
 
 

@@ -24,6 +24,7 @@ from ahcq_plugin.mm.evaluation.image_evaluation import evaluate
 from ahcq_plugin.mm.launch import launch, read_config
 from ahcq_plugin.ptq import AuditError, AuditReport, Recipe
 from ahcq_plugin.zoo.sam import build_sam
+from tests.conftest import computing_state
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("quantized.pth", "quantized.safetensors")
@@ -91,7 +92,7 @@ def test_the_checkpoint_is_the_model_that_was_measured(run, ptq_config, tmp_path
     _, _, metrics = run()
     sam = load_quantized(tmp_path / "out" / "quantized.pth", lambda _: build_sam(**rename(sam_config)))
     packed = load_quantized(tmp_path / "out" / "quantized.safetensors").state_dict()
-    assert all(torch.equal(value, packed[name]) for name, value in sam.state_dict().items())
+    assert all(torch.equal(value, packed[name]) for name, value in computing_state(sam).items())
     cfg = read_config(str(ptq_config))
     loader = Runner.build_dataloader(cfg.test_dataloader)
     model = BoxPromptedSAM(sam).eval()
