@@ -174,7 +174,7 @@ def _measure(row: MatmulRow, call: Call, out: Tensor, unit: nn.Module) -> None:
     bias = np.zeros(1)
     if call.right is None:
         layer = call.site.layer
-        right = layer.weight.detach().flatten(1).T.double().cpu().numpy()
+        right = _whole_weight(layer.weight.detach().flatten(1).double().cpu().numpy(), matmul.groups).T
         bias = bias if layer.bias is None else layer.bias.detach().double().cpu().numpy()
     else:
         right = _values(unit, call.site.right, call.right, call.right_params).double().cpu().numpy()
@@ -189,6 +189,14 @@ def _measure(row: MatmulRow, call: Call, out: Tensor, unit: nn.Module) -> None:
         error = np.abs(values.cpu().double().numpy().reshape(exact.shape) - exact * factor) - granted * abs(factor)
         bound = np.maximum(limit * abs(factor) * UNIT_ROUNDOFF, np.finfo(np.float32).tiny)
         setattr(row, name, max(getattr(row, name), float((error / bound).max(initial=0))))
+
+
+def _whole_weight(weight: np.ndarray, groups: int) -> np.ndarray:
+    """(n, groups * k): the weight (n, k) of a convolution with groups, zeros where an output reads nothing."""
+    n, k = weight.shape
+    whole = np.zeros((groups, n // groups, groups, k))
+    whole[range(groups), :, range(groups)] = weight.reshape(groups, n // groups, k)
+    return whole.reshape(n, groups * k)
 
 
 def _values(unit: nn.Module, operand: OperandSource, codes: Tensor, params: UniformParams | None) -> Tensor:

@@ -119,7 +119,8 @@ def _matmul(gm: fx.GraphModule, call: Call, out: Tensor) -> Matmul:
 def _patches(layer: nn.Module) -> Patches | None:
     if isinstance(layer, nn.Linear):
         return None
-    return Patches(layer.in_channels, tuple(layer.kernel_size), tuple(layer.stride), tuple(layer.padding))
+    kernel, stride, padding = (tuple(size) for size in (layer.kernel_size, layer.stride, layer.padding))
+    return Patches(layer.in_channels, kernel, stride, padding, layer.groups)
 
 
 def _steps(gm: fx.GraphModule, sites: Mapping[fx.Node, Site], matmuls: set[str]) -> tuple[Step, ...]:

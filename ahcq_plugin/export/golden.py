@@ -13,6 +13,8 @@ hluq        lane ``multiply``: ``(code - L) * w`` for code > L; lane ``shift``: 
 table       ``table[code] * w``
 =========== ======================================================================================
 
+In a convolution with groups the k of an output are those of its group (``Patches``).
+
 ``qk`` and ``av`` have two run-time operands a (codes, or ``table[code]`` with zero point 0) and b (codes). Four sums
 over k: ``P = sum a*b``, ``A = sum a`` of the left row, ``B = sum b`` of the right row (qk) or column (av); then
 ``acc = ((P - zero_b * A) - zero_a * B) + k * zero_a * zero_b``. Of operands that are per head, product i of the leading
@@ -75,7 +77,8 @@ def run(matmul: Matmul, left_codes: np.ndarray, right_codes: np.ndarray | None =
     """Execute one matmul.
 
     Args:
-        left_codes: integers (..., m, k), any number of rows; grouped channels in the layer's own order.
+        left_codes: integers (..., m, k), any number of rows; grouped channels in the layer's own order; of a
+            convolution with groups (..., m, groups * k).
         right_codes: None for ``linear``; (..., n, k) for ``qk``; (..., k, n) for ``av``.
     Raises:
         SpecError: a shape or dtype that does not fit, or a code outside [0, 2^bits - 1].
@@ -94,7 +97,7 @@ def checked_codes(
     matmul: Matmul, left_codes: np.ndarray, right_codes: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Both operands of ``run`` as int64, same shapes; raises what ``run`` does."""
-    left_codes = _checked(matmul, "left", left_codes, matmul.left.bits, (None, matmul.k))
+    left_codes = _checked(matmul, "left", left_codes, matmul.left.bits, (None, matmul.row_length))
     if matmul.kind == "linear":
         if right_codes is not None:
             raise SpecError(f"matmul '{matmul.name}' has a constant weight: `right_codes` must be None")
@@ -149,6 +152,8 @@ def _scale(operand: Activation) -> np.float32 | np.ndarray:
 
 
 def _linear_accumulators(matmul: Matmul, codes: np.ndarray) -> np.ndarray:
+    if matmul.groups > 1:
+        return _grouped_convolution(matmul, codes)
     operands = lane_operands(matmul.left, codes)
     weights = lane_slices(matmul.left, matmul.right.signed())
     starts = lane_starts(matmul.left, matmul.right)
@@ -157,6 +162,14 @@ def _linear_accumulators(matmul: Matmul, codes: np.ndarray) -> np.ndarray:
         for lane, (operand, weight) in enumerate(zip(operands, weights, strict=True))
     ]
     return np.stack(lanes, axis=-1)
+
+
+def _grouped_convolution(matmul: Matmul, codes: np.ndarray) -> np.ndarray:
+    """Every group's part of a row times the weights of its outputs; the left operand is uniform."""
+    parts = codes.reshape(*codes.shape[:-1], matmul.groups, 1, matmul.k)
+    weights = matmul.right.signed().reshape(matmul.groups, -1, matmul.k)
+    sums = _exact(parts, weights.swapaxes(1, 2), matmul.accumulator_bits).reshape(*codes.shape[:-1], matmul.n)
+    return (sums + lane_starts(matmul.left, matmul.right)[:, 0])[..., None]
 
 
 def _two_sided(matmul: Matmul, left_codes: np.ndarray, right: np.ndarray) -> np.ndarray:

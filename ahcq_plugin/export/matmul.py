@@ -38,20 +38,27 @@ class Unsupported(SpecError):
 
 @dataclass(frozen=True)
 class Patches:
-    """How the rows of a convolution's matmul are made: ``k = channels * kernel[0] * kernel[1]`` in this order.
+    """How the rows of a convolution's matmul are made: ``channels * kernel[0] * kernel[1]`` values in this order.
+
+    With groups a row is as many parts of ``k`` values; output n reads part ``n // (N / groups)``.
 
     Attributes:
         channels: input channels.
         kernel, stride, padding: (vertical, horizontal); padding is filled with the left zero point.
+        groups: 1, or a divisor of the channels and of the outputs; as many as channels in a depthwise convolution.
     """
 
     channels: int
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
+    groups: int = 1
 
     def __post_init__(self) -> None:
         check_int("channels", self.channels, 1, 2**20)
+        check_int("groups", self.groups, 1, self.channels)
+        if self.channels % self.groups:
+            raise SpecError(f"`groups` must divide the {self.channels} channels, got {self.groups}")
         for name, least in (("kernel", 1), ("stride", 1), ("padding", 0)):
             pair = getattr(self, name)
             if not isinstance(pair, tuple) or len(pair) != 2:
@@ -71,7 +78,8 @@ class Matmul:
         name: of the node in the unit's graph; unique in the unit.
         kind: ``linear``, ``qk`` or ``av``.
         layer: name of the Linear or Conv2d in the unit, "" for qk and av.
-        batch, m, k, n: shape with one image and one prompt; k and n are fixed, more data means more batch or m.
+        batch, m, k, n: shape with one image and one prompt; k and n are fixed, more data means more batch or m. k
+            counts the products of one output: of a convolution with groups a row has ``row_length`` = groups * k codes.
         left, right: operands.
         bias: float32 (n,), zeros for a layer without bias; None for qk and av.
         accumulator_bits: width (signed) that every integer register of the matmul fits in, see ``accumulator_range``.
@@ -90,6 +98,16 @@ class Matmul:
     bias: np.ndarray | None
     accumulator_bits: int
     patches: Patches | None = None
+
+    @property
+    def groups(self) -> int:
+        """Of a convolution, else 1."""
+        return 1 if self.patches is None else self.patches.groups
+
+    @property
+    def row_length(self) -> int:
+        """Codes of a row of the left operand."""
+        return self.groups * self.k
 
     def __post_init__(self) -> None:
         try:
@@ -130,8 +148,11 @@ class Matmul:
         if self.patches is None:
             return
         wanted = self.patches.channels * self.patches.kernel[0] * self.patches.kernel[1]
-        if wanted != self.k:
-            raise SpecError(f"`patches` make rows of {wanted}, `k` is {self.k}")
+        if wanted != self.row_length:
+            groups = "" if self.groups == 1 else f" in {self.groups} groups"
+            raise SpecError(f"`patches` make rows of {wanted}{groups}, `k` is {self.k}")
+        if self.n % self.groups:
+            raise SpecError(f"`groups` must divide the {self.n} outputs, got {self.groups}")
 
 
 def heads_of(left: Activation, right: Right) -> int:

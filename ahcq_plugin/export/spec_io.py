@@ -28,7 +28,7 @@ from ahcq_plugin.export.spec import Spec, Step, UnitSpec
 from ahcq_plugin.support.files import replacing
 
 FORMAT = "ahcq_plugin.spec/2"
-FORMER_FORMAT = "ahcq_plugin.spec/1"  # the same without operands per head; still read
+FORMER_FORMAT = "ahcq_plugin.spec/1"  # no operands per head, no groups of convolutions; still read
 SPEC_FILE = "spec.json"
 _TENSOR_FILES = "tensors-*.safetensors"
 _HEAD = ("format", "tensors", "sha256", "units", "left_out")
@@ -181,7 +181,8 @@ def _value(name: str, value: Any, allowed: tuple[type, ...], prefix: str, tensor
         rest = {key: item for key, item in value.items() if key != "family"}
         return _from_plain(OPERANDS[family], rest, prefix, tensors)
     if Patches in allowed:
-        return _from_plain(Patches, value, "", tensors)
+        # files of the former format have no groups
+        return _from_plain(Patches, {"groups": 1, **value} if isinstance(value, Mapping) else value, "", tensors)
     if np.float32 in allowed:
         if type(value) not in (int, float) or float(np.float32(value)) != value:
             raise SpecError(f"`{name}` must be a float32 number, got {value!r}")

@@ -67,7 +67,14 @@ class Layout:
 
 
 def lay_out(matmul: Matmul, options: HLSOptions) -> Layout:
-    """The layout of ``matmul``; SpecError if its weights do not fit the words of memory."""
+    """The layout of ``matmul``; SpecError if its weights do not fit the words of memory, or it is a convolution with
+    groups, for which there is no kernel.
+    """
+    if matmul.groups > 1:
+        raise SpecError(
+            f"matmul '{matmul.name}' is a convolution with {matmul.groups} groups: no kernel computes those, choose "
+            "other layers"
+        )
     if matmul.kind == "linear" and options.simd * matmul.right.bits > MAX_WORD_BITS:
         raise SpecError(
             f"matmul '{matmul.name}': `simd` {options.simd} times {matmul.right.bits}-bit weights is more than "
