@@ -118,7 +118,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         content = read_packed(path)
         try:
             recipe = Recipe.from_config(current_names(content["recipe"]))
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
         state, units, leave = content["state_dict"], content["units"], content["leave"]
         return Checkpoint(Path(path), recipe, units, leave, state, content["extra"], True, content["model"])

@@ -49,6 +49,16 @@ OUTSIDE = ("float32", "float16")
 _METADATA = "ahcq_plugin"
 _HEAD = {"sha256", "format", "model", "outside", "recipe", "units", "leave", "extra", "state"}
 _NO_DIGEST = "0" * 64
+# what JSON, torch and the file's library raise for values that are not what was written
+_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    safetensors.SafetensorError,
+)
 _DIGEST = re.compile(rb'\\"sha256\\": ?\\"([0-9a-f]{64})\\"')
 
 
@@ -99,9 +109,12 @@ def read_packed(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"format {head.get('format')!r}, this version reads {FORMAT!r}")
         if set(head) != _HEAD:
             raise ValueError(f"missing keys {sorted(_HEAD - set(head))}, unknown keys {sorted(set(head) - _HEAD)}")
+        for key, kind in (("recipe", dict), ("units", list), ("leave", list), ("extra", dict), ("state", dict)):
+            if not isinstance(head[key], kind):
+                raise ValueError(f"`{key}` must be of type {kind.__name__}, got {head[key]!r:.60}")
         head["state_dict"] = restore(head.pop("state"), safetensors.torch.load(data))
         return head
-    except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+    except _DAMAGE as error:
         reason = f"nothing under {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise ValueError(f"checkpoint {path} cannot be read: {reason}") from error
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ahcq_plugin import load_quantized, quantize, save_quantized
+from ahcq_plugin.functional import uniform
 from ahcq_plugin.graph import describe, prepared_units
 from ahcq_plugin.ptq import Recipe, calibrate, freeze, packed, prepare, read_checkpoint, save_checkpoint, save_packed
 from ahcq_plugin.ptq.freeze import unfrozen
@@ -24,13 +25,23 @@ from tests.conftest import computing_state, make_clips, make_sam2, make_tiny_ite
 
 RECIPES = {
     "w3a8": {"name": "rtn", "w_bits": 3, "a_bits": 8, "agq": True},
-    "w8a5": {"name": "rtn", "w_bits": 8, "a_bits": 5, "families": {"post_act": "power_of_two", "q": "cag"}},
+    "w2a4": {"name": "rtn", "w_bits": 2, "families": {"post_act": "power_of_two", "q": "cag"}},
 }
 
 
 def frozen(recipe="rtn"):
     model, report = quantize(make_tiny_sam(), make_tiny_items()[:1], recipe, forward=box_forward, progress=False)
     return model, report
+
+
+def rounded(model, bits):
+    """``model``, prepared and frozen: weights to nearest between the ends of their row, activations not calibrated."""
+    prepare(model, Recipe.from_config("rtn", w_bits=bits))
+    for layer in weight_layers(model).values():
+        rows, quantizer = layer.weight.detach().flatten(1), layer.weight_fake_quant
+        params = uniform.qparams_from_range(rows.amin(1), rows.amax(1), bits)
+        quantizer.scale, quantizer.zero_point = params.scale, params.zero_point
+    return freeze(model)
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +92,26 @@ def test_the_file_says_everything(saved):
     assert load_quantized(path, lambda state: fresh if "image_encoder.pos_embed" in state else None) is fresh
 
 
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_every_width_of_weights(bits, tmp_path):
+    model = rounded(make_tiny_sam(), bits)
+    save_quantized(model, tmp_path / "q.safetensors")
+    assert_equal_state(load_quantized(tmp_path / "q.safetensors"), model)
+
+
+@pytest.mark.slow
+def test_sam_b_in_four_bits(tmp_path):
+    """With floats outside of the units in float32 and in float16."""
+    model = rounded(build_sam("vit_b", checkpoint=False), 4)
+    for outside, most in (("float32", 66_000_000), ("float16", 55_000_000)):
+        save_quantized(model, tmp_path / outside, outside)
+        assert (tmp_path / outside).stat().st_size <= most
+    assert_equal_state(load_quantized(tmp_path / "float32"), model)
+
+
 def test_weights_take_their_bits(tmp_path):
     """Of the packaged SAM: four bits a weight, four bytes a float outside of the units, little else."""
-    model = prepare(build_sam("sam_tiny"), Recipe.from_config("rtn"))
-    for layer in weight_layers(model).values():
-        layer.weight_fake_quant.observe(layer.weight)
-        layer.weight_fake_quant.commit()
-    freeze(model)
+    model = rounded(build_sam("sam_tiny"), 4)
     sizes = {}
     for outside in packed.OUTSIDE:
         save_quantized(model, tmp_path / "q.safetensors", outside)
@@ -265,7 +289,10 @@ CODES = f"{QKV}.weight_fake_quant.codes"
         (lambda h, t: h.pop("units"), r"missing keys \['units'\], unknown keys \[\]"),
         (lambda h, t: h.update(more=1), r"missing keys \[\], unknown keys \['more'\]"),
         (lambda h, t: h["recipe"].update(w_bits=9), r"`w_bits` must be in \[2, 8\], got 9"),
-        (lambda h, t: h.update(recipe=[1]), "cannot be read"),
+        (lambda h, t: h.update(recipe=[1]), r"`recipe` must be of type dict, got \[1\]"),
+        (lambda h, t: h.update(units=5), "`units` must be of type list, got 5"),
+        (lambda h, t: h["state"][f"{QKV}.weight"].update(shape=[]), "cannot be read"),
+        (lambda h, t: h["state"][f"{QKV}.weight"].update(codes=[]), "has codes of 0 rows"),
         (lambda h, t: t.pop(CODES), f"nothing under '{CODES}'"),
         (lambda h, t: t.update({CODES: t[CODES][:-1]}), r"3168 codes of 4 bits take 1584 bytes .* got uint8 \(1583,\)"),
         (lambda h, t: t.update(other=torch.zeros(2)), "does not fit this model: .*other is not in the model"),
@@ -278,7 +305,7 @@ CODES = f"{QKV}.weight_fake_quant.codes"
         (lambda h, t: h["state"].__setitem__("x", ["uint8", [3], 1]), r"one number of shape \[3\] cannot be 1"),
         (lambda h, t: h["state"].__setitem__("x", 5), "cannot be read"),
         (lambda h, t: h["state"].pop(f"{QKV}.weight"), f"it holds codes that no weight uses: {CODES}"),
-        (lambda h, t: h.update(state=[]), "cannot be read"),
+        (lambda h, t: h.update(state=[]), "`state` must be of type dict"),
         (lambda h, t: h.update(model={"builder": "os"}), r"has a `builder` \(sam, sam2\).*give `build`"),
         (lambda h, t: h["model"]["config"].update(depth=3), "does not fit this model"),
         (lambda h, t: h["model"]["config"].pop("depth"), r"missing keys \['depth'\].*give `build`"),
