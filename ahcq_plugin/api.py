@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one-call API: ``quantize``, and ``load_quantized`` for what it wrote."""
+"""The one-call API: ``quantize``, ``save_quantized`` for its result, ``load_quantized`` for what they wrote."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ahcq_plugin.ptq.checkpoint import (
     Checkpoint,
     read_checkpoint,
     save_checkpoint,
+    save_packed,
 )
 from ahcq_plugin.ptq.coverage import Coverage
 from ahcq_plugin.ptq.precondition import ConditionReport, original_tensors, restore_originals
@@ -159,32 +160,61 @@ def quantize(
     return model, report
 
 
-def load_quantized(path: str | Path, build: Builder | None = None) -> nn.Module:
-    """The quantized model of a file that ``quantize`` wrote, on the CPU; the file is read once.
+def save_quantized(
+    model: nn.Module,
+    path: str | Path,
+    outside: str = "float32",
+    report: QuantReport | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a frozen model at the size that its bits promise, ``quantized.safetensors``; :mod:`ahcq_plugin.ptq.packed`
+    has the layout.
+
+    Weights of quantized layers are codes of 2 to 8 bits without gaps and are read back bit for bit, as are all floats
+    inside units and all quantizers. The file is written atomically, has a digest, and holds no code.
 
     Args:
-        path: ``quantized.pth``.
+        model: what ``quantize`` returned or ``freeze`` froze.
+        outside: floats outside of the units as ``float32``, bit for bit, or ``float16``, rounded.
+        report: of ``quantize``, kept in the file with ``notes``, plain values; without its roles, which ``describe``
+            gives of the loaded model.
+    Raises:
+        ValueError: the model is not frozen, a weight is off its grid, a float that float16 cannot hold.
+    """
+    from ahcq_plugin.zoo.rebuild import built_as
+
+    kept = None if report is None else report.to_dict()
+    for key in ("roles", "recipe") if kept else ():  # the file holds the model and its recipe anyway
+        kept.pop(key)
+    extra = {"report": kept, "notes": dict(notes or {})}
+    save_packed(path, model, extra, outside, built_as(model))
+
+
+def load_quantized(path: str | Path, build: Builder | None = None) -> nn.Module:
+    """The quantized model of a file that ``save_quantized`` or ``quantize`` wrote, on the CPU; the file is read once.
+
+    Args:
+        path: ``quantized.safetensors`` or ``quantized.pth``; the content says which, not the name.
         build: gets the file's ``state_dict`` and returns the floating-point model that was quantized, freshly built,
-            with any weights: ``lambda state: build_sam("vit_b", checkpoint=False)``. None: the SAM of
-            ``ahcq_plugin.zoo`` whose shapes these are.
+            with any weights: ``lambda state: build_sam("vit_b", checkpoint=False)``. None: the model of
+            ``ahcq_plugin.zoo`` that the packed file names, else the SAM or SAM 2 of the zoo whose shapes these are.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a quantized checkpoint, of none of the zoo's SAMs (then give ``build``), or of another model
-            than ``build`` returned.
+        ValueError: not a quantized checkpoint, of no model of the zoo (then give ``build``), or of another model than
+            ``build`` returned.
     """
     checkpoint = read_checkpoint(path)
-    model = build(checkpoint.state) if build is not None else _sam_of_the_zoo(checkpoint)
+    model = build(checkpoint.state) if build is not None else _of_the_zoo(checkpoint)
     return checkpoint.load_into(model)
 
 
-def _sam_of_the_zoo(checkpoint: Checkpoint) -> nn.Module:
-    from ahcq_plugin.zoo.sam import build_sam, name_of_state  # here, so that the engine alone needs no SAM
+def _of_the_zoo(checkpoint: Checkpoint) -> nn.Module:
+    from ahcq_plugin.zoo.rebuild import rebuild, rebuild_from_state  # here, so that the engine alone needs no SAM
 
     try:
-        name = name_of_state(checkpoint.state)
+        return rebuild_from_state(checkpoint.state) if checkpoint.built is None else rebuild(checkpoint.built)
     except ValueError as error:
         raise ValueError(f"{checkpoint.path}: {error}; give `build`, which builds the model that it is of") from error
-    return build_sam(name, checkpoint=False)
 
 
 def _unrounded_weights(model: nn.Module) -> dict[str, Tensor]:

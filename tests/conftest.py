@@ -85,6 +85,14 @@ def make_tiny_sam():
     return sam.eval()
 
 
+def computing_state(model) -> dict[str, torch.Tensor]:
+    """What of a frozen model's state it computes with: all but modes of quantizers and what calibration collected."""
+    from ahcq_plugin.ptq.packed_state import calibration_state
+
+    left_out = calibration_state(model)
+    return {name: value for name, value in model.state_dict().items() if name not in left_out}
+
+
 def make_tiny_items() -> list[dict[str, torch.Tensor]]:
     """Three box-prompt items of the small SAM, with 1, 2 and 3 boxes."""
     generator = torch.Generator().manual_seed(1)

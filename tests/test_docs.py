@@ -17,7 +17,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 MARKDOWN = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {"docs/mqbench.md": "tests/mqbench/test_mqbench_docs.py"}  # needs the real MQBench
-PYTHON = ("README.md", "docs/export.md", "docs/hls.md", "docs/sam2.md")
+PYTHON = ("README.md", "docs/checkpoints.md", "docs/export.md", "docs/hls.md", "docs/sam2.md")
 CONFIGS = ("README.md", "docs/mmdet.md")
 # of configs: the small SAM and a small detector, rounding to nearest
 SMALLER = {
@@ -87,6 +87,9 @@ def test_export_and_hls(tiny_sam, tiny_items, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     source = replaced(code("docs/export.md"), {'"ahcq", w_bits': '"ahcq", iterations=2, w_bits'})
     codes = torch.zeros(3, 32, dtype=torch.long).numpy()
+    packed = replaced(code("docs/checkpoints.md"), {'"ahcq", w_bits': '"rtn", w_bits', 'build_sam("sam_tiny")': "sam"})
+    names = run(packed, sam=tiny_sam, batches=tiny_items[:1])
+    assert names["qsam"] is not tiny_sam and (tmp_path / "quantized.safetensors").is_file()
     names = run(source, sam=tiny_sam, batches=tiny_items, box_forward=box_forward, codes=codes)
     assert names["result"].output.shape == (3, 96) and sorted(tmp_path.glob("onnx/*.onnx"))
     x = torch.rand(1, 64).numpy()

@@ -40,7 +40,7 @@ FOREIGN = {
     "quantizers": {"torch"},
     "graph": {"torch"},
     "prequant": {"torch", "numpy", "scipy"},
-    "ptq": {"torch", "numpy", "tqdm"},
+    "ptq": {"torch", "numpy", "tqdm", "safetensors"},
     "zoo": {"torch", "numpy", "segment_anything", "sam2", "cv2", "pycocotools", "PIL", "transformers"},
 }
 # host -> the only layer that may import it

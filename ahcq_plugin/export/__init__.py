@@ -7,6 +7,7 @@ from ahcq_plugin.export.onnx_graphs import OnnxSam, export_onnx
 from ahcq_plugin.export.operands import (
     GroupedOperand,
     HLUQOperand,
+    PerHeadOperand,
     SpecError,
     TableOperand,
     UniformOperand,
@@ -21,6 +22,7 @@ __all__ = [
     "Matmul",
     "OnnxSam",
     "Patches",
+    "PerHeadOperand",
     "Spec",
     "SpecError",
     "Step",

@@ -10,23 +10,27 @@ from ahcq_plugin.export.operands import (
     GroupedOperand,
     HLUQOperand,
     Operand,
+    PerHeadOperand,
     SpecError,
     TableOperand,
     UniformOperand,
     WeightOperand,
     check_range,
+    of_products,
     top,
 )
 
 
 def encode(operand: Activation, x: np.ndarray) -> np.ndarray:
-    """int64 codes of float32 x, same shape; grouped operands have their channels on the last axis.
+    """int64 codes of float32 x, same shape; grouped operands have their channels on the last axis, operands per head
+    their products on all but the last two.
 
-    uniform, grouped: ``clip(rint(x / scale) + zero_point, 0, 2^bits - 1)``: true division, half to even, each step
-    rounded to float32. hluq, table: the number of boundaries <= x is the rank, ``rank_codes`` has its code.
+    uniform, per_head, grouped: ``clip(rint(x / scale) + zero_point, 0, 2^bits - 1)``: true division, half to even, each
+    step rounded to float32. hluq, table: the number of boundaries <= x is the rank, ``rank_codes`` has its code.
 
     Raises:
-        SpecError: x is not float32, has a NaN, or another number of channels than a grouped operand.
+        SpecError: x is not float32, has a NaN, or another number of channels than a grouped operand, or a number of
+            products that is no multiple of the heads.
     """
     x = np.asarray(x)
     if x.dtype != np.float32 or np.isnan(x).any():
@@ -42,8 +46,8 @@ def encode(operand: Activation, x: np.ndarray) -> np.ndarray:
 def decode(operand: Operand, codes: np.ndarray) -> np.ndarray:
     """float32 values of the codes, same shape (the table in ``operands``).
 
-    Weights (N, K) and grouped operands (..., K) are bit-equal to their fake quantizers, so are uniform ones; hluq and
-    table are within float32 rounding of theirs, whose levels were rounded once.
+    Weights (N, K) and grouped operands (..., K) are bit-equal to their fake quantizers, so are uniform ones, also per
+    head (..., rows, columns); hluq and table are within float32 rounding of theirs, whose levels were rounded once.
 
     Raises:
         SpecError: a code outside [0, 2^bits - 1].
@@ -63,9 +67,13 @@ def decode(operand: Operand, codes: np.ndarray) -> np.ndarray:
     return (codes - zero_point).astype(np.float32) * scale
 
 
-def _uniform(operand: UniformOperand | GroupedOperand, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _uniform(
+    operand: UniformOperand | PerHeadOperand | GroupedOperand, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(operand, UniformOperand):
         return np.asarray(operand.scale), np.asarray(operand.zero_point)
+    if isinstance(operand, PerHeadOperand):
+        return of_products(operand.scales, shape[:-2]), of_products(operand.zero_points, shape[:-2])
     if shape[-1:] != (operand.channels,):
         raise SpecError(f"the last axis must have {operand.channels} channels, got shape {shape}")
     labels = operand.labels()

@@ -15,7 +15,10 @@ from ahcq_plugin.export.codes import decode
 from ahcq_plugin.export.interpret import Call, cut_patches, golden_output, interpreted
 from ahcq_plugin.export.matmul import Matmul, lane_names
 from ahcq_plugin.export.operands import TableOperand
+from ahcq_plugin.export.sites import OperandSource
 from ahcq_plugin.export.spec import Spec
+from ahcq_plugin.functional import uniform
+from ahcq_plugin.functional.uniform import UniformParams
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.metrics.mask_iou import mask_iou
 from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
@@ -162,7 +165,7 @@ def _count(row: MatmulRow, before: tuple[Tensor | None, ...], now: tuple[Tensor 
 
 def _measure(row: MatmulRow, call: Call, out: Tensor, unit: nn.Module) -> None:
     matmul = row.matmul
-    left = _values(unit, call.site.left, call.left).cpu().numpy()
+    left = _values(unit, call.site.left, call.left, call.left_params).cpu().numpy()
     levels = decode(matmul.left, call.left.cpu().numpy())
     size = np.abs(levels).astype(np.float64) + 2 * abs(float(getattr(matmul.left, "offset", 0)))
     rounded = np.zeros_like(size)
@@ -171,10 +174,10 @@ def _measure(row: MatmulRow, call: Call, out: Tensor, unit: nn.Module) -> None:
     bias = np.zeros(1)
     if call.right is None:
         layer = call.site.layer
-        right = layer.weight.detach().flatten(1).T.double().cpu().numpy()
+        right = _whole_weight(layer.weight.detach().flatten(1).double().cpu().numpy(), matmul.groups).T
         bias = bias if layer.bias is None else layer.bias.detach().double().cpu().numpy()
     else:
-        right = _values(unit, call.site.right, call.right).double().cpu().numpy()
+        right = _values(unit, call.site.right, call.right, call.right_params).double().cpu().numpy()
     if matmul.patches is not None:
         left, size, rounded = (cut_patches(x, matmul.patches, 0) for x in (left, size, rounded))
     exact, limit = left.astype(np.float64) @ right + bias, size @ np.abs(right) + np.abs(bias)
@@ -188,9 +191,17 @@ def _measure(row: MatmulRow, call: Call, out: Tensor, unit: nn.Module) -> None:
         setattr(row, name, max(getattr(row, name), float((error / bound).max(initial=0))))
 
 
-def _values(unit: nn.Module, operand: Any, codes: Tensor) -> Tensor:
+def _whole_weight(weight: np.ndarray, groups: int) -> np.ndarray:
+    """(n, groups * k): the weight (n, k) of a convolution with groups, zeros where an output reads nothing."""
+    n, k = weight.shape
+    whole = np.zeros((groups, n // groups, groups, k))
+    whole[range(groups), :, range(groups)] = weight.reshape(groups, n // groups, k)
+    return whole.reshape(n, groups * k)
+
+
+def _values(unit: nn.Module, operand: OperandSource, codes: Tensor, params: UniformParams | None) -> Tensor:
     quantizer = unit.get_submodule(operand.quantizer.target)
-    return quantizer.decode(codes)
+    return quantizer.decode(codes) if params is None else uniform.decode(codes, params, quantizer.bits)
 
 
 def _difference(a: Any, b: Any) -> float:

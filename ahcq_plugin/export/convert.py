@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ahcq_plugin.export.matmul import Unsupported
 from ahcq_plugin.export.operands import (
     MAX_TABLE_ENTRY,
     Activation,
     GroupedOperand,
     HLUQOperand,
+    PerHeadOperand,
     SpecError,
     TableOperand,
     UniformOperand,
@@ -22,6 +25,7 @@ from ahcq_plugin.export.operands import (
 )
 from ahcq_plugin.functional import lnq
 from ahcq_plugin.functional.tables import Table
+from ahcq_plugin.functional.uniform import UniformParams
 from ahcq_plugin.ptq.freeze import unfrozen
 from ahcq_plugin.quantizers import (
     AGQFakeQuantize,
@@ -45,6 +49,48 @@ def activation_operand(quantizer: FakeQuantize) -> Activation:
         if isinstance(quantizer, kind):
             return convert(quantizer)
     raise SpecError(f"no spec can hold the family {quantizer.family!r}; it can hold {', '.join(_FAMILIES)}")
+
+
+@torch.no_grad()
+def product_operand(quantizer: FakeQuantize, params: UniformParams | None) -> Activation:
+    """The operand of a product of two activations.
+
+    Args:
+        quantizer: frozen.
+        params: scale and zero point of every value of the operand, (..., m, k), where they differ; else None.
+    Returns:
+        As ``activation_operand``, or a PerHeadOperand with as few heads as repeat over the products.
+    Raises:
+        Unsupported: scales or zero points differ within a product.
+        SpecError: as ``activation_operand``.
+    """
+    if params is None:
+        return activation_operand(quantizer)
+    check_frozen(quantizer)
+    m, k = params.scale.shape[-2:]
+    grids = torch.stack([params.scale.double(), params.zero_point.double()], -1).reshape(-1, m * k, 2)
+    if not bool((grids == grids[:, :1]).all()):
+        raise Unsupported("scale or zero point of a product of activations differ within a head")
+    grids = grids[:, 0]
+    count = len(grids)
+    divisors = (h for h in range(1, count + 1) if count % h == 0)
+    heads = next(h for h in divisors if torch.equal(grids, grids[:h].repeat(count // h, 1)))
+    scales, zero_points = grids[:heads, 0].float().cpu().numpy(), _int64(grids[:heads, 1])
+    if heads == 1:
+        return UniformOperand(quantizer.bits, scales[0], int(zero_points[0]))
+    return PerHeadOperand(quantizer.bits, scales, zero_points)
+
+
+def with_equal_heads(left: Activation, right: Activation) -> tuple[Activation, Activation]:
+    """Both operands; those per head repeated to the least common multiple of their heads."""
+    operands = (left, right)
+    heads = math.lcm(*(operand.heads for operand in operands if isinstance(operand, PerHeadOperand)))
+    left, right = (_repeated(o, heads // o.heads) if isinstance(o, PerHeadOperand) else o for o in operands)
+    return left, right
+
+
+def _repeated(operand: PerHeadOperand, times: int) -> PerHeadOperand:
+    return PerHeadOperand(operand.bits, np.tile(operand.scales, times), np.tile(operand.zero_points, times))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ahcq_plugin.export.convert import activation_operand, weight_operand
+from ahcq_plugin.export.convert import activation_operand, product_operand, weight_operand, with_equal_heads
 from ahcq_plugin.export.interpret import Call, interpreted
 from ahcq_plugin.export.matmul import Matmul, Patches, Unsupported, accumulator_range, check_supported, signed_bits
 from ahcq_plugin.export.operands import SpecError
@@ -93,15 +93,18 @@ def _sam_item(model: nn.Module) -> dict[str, Tensor]:
 
 def _matmul(gm: fx.GraphModule, call: Call, out: Tensor) -> Matmul:
     site, layer = call.site, call.site.layer
-    left = activation_operand(gm.get_submodule(site.left.quantizer.target))
     bias, patches = None, None
     if layer is None:
-        right = activation_operand(gm.get_submodule(site.right.quantizer.target))
         if call.left.shape[:-2] != call.right.shape[:-2]:
             raise Unsupported(f"its operands {tuple(call.left.shape)} and {tuple(call.right.shape)} are broadcast")
         batch, m, n = int(np.prod(call.left.shape[:-2])), call.left.shape[-2], call.right.shape[-1]
         k = call.left.shape[-1]
+        left, right = with_equal_heads(
+            product_operand(gm.get_submodule(site.left.quantizer.target), call.left_params),
+            product_operand(gm.get_submodule(site.right.quantizer.target), call.right_params),
+        )
     else:
+        left = activation_operand(gm.get_submodule(site.left.quantizer.target))
         right, patches = weight_operand(layer), _patches(layer)
         bias = np.zeros(len(right.codes), np.float32)
         if layer.bias is not None:
@@ -116,7 +119,8 @@ def _matmul(gm: fx.GraphModule, call: Call, out: Tensor) -> Matmul:
 def _patches(layer: nn.Module) -> Patches | None:
     if isinstance(layer, nn.Linear):
         return None
-    return Patches(layer.in_channels, tuple(layer.kernel_size), tuple(layer.stride), tuple(layer.padding))
+    kernel, stride, padding = (tuple(size) for size in (layer.kernel_size, layer.stride, layer.padding))
+    return Patches(layer.in_channels, kernel, stride, padding, layer.groups)
 
 
 def _steps(gm: fx.GraphModule, sites: Mapping[fx.Node, Site], matmuls: set[str]) -> tuple[Step, ...]:

@@ -13,9 +13,12 @@ hluq        lane ``multiply``: ``(code - L) * w`` for code > L; lane ``shift``: 
 table       ``table[code] * w``
 =========== ======================================================================================
 
+In a convolution with groups the k of an output are those of its group (``Patches``).
+
 ``qk`` and ``av`` have two run-time operands a (codes, or ``table[code]`` with zero point 0) and b (codes). Four sums
 over k: ``P = sum a*b``, ``A = sum a`` of the left row, ``B = sum b`` of the right row (qk) or column (av); then
-``acc = ((P - zero_b * A) - zero_a * B) + k * zero_a * zero_b``.
+``acc = ((P - zero_b * A) - zero_a * B) + k * zero_a * zero_b``. Of operands that are per head, product i of the leading
+axes (in C order) has the zero point and the scale of head ``i % H``.
 
 Floats. f(i) is the float32 nearest to the integer i (half to even; exact up to 2^24). Every operation below is
 float32, rounded (half to even) by itself, left to right as written; no fused multiply-add.
@@ -39,8 +42,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ahcq_plugin.export.matmul import Matmul, lane_names, lane_slices, lane_starts
-from ahcq_plugin.export.operands import GroupedOperand, HLUQOperand, SpecError, TableOperand, UniformOperand, top
+from ahcq_plugin.export.matmul import Matmul, heads_of, lane_names, lane_slices, lane_starts, zeros_of
+from ahcq_plugin.export.operands import (
+    Activation,
+    GroupedOperand,
+    HLUQOperand,
+    PerHeadOperand,
+    SpecError,
+    TableOperand,
+    of_products,
+    top,
+)
 
 _EXACT_FLOAT64 = 53
 
@@ -65,7 +77,8 @@ def run(matmul: Matmul, left_codes: np.ndarray, right_codes: np.ndarray | None =
     """Execute one matmul.
 
     Args:
-        left_codes: integers (..., m, k), any number of rows; grouped channels in the layer's own order.
+        left_codes: integers (..., m, k), any number of rows; grouped channels in the layer's own order; of a
+            convolution with groups (..., m, groups * k).
         right_codes: None for ``linear``; (..., n, k) for ``qk``; (..., k, n) for ``av``.
     Raises:
         SpecError: a shape or dtype that does not fit, or a code outside [0, 2^bits - 1].
@@ -76,7 +89,7 @@ def run(matmul: Matmul, left_codes: np.ndarray, right_codes: np.ndarray | None =
         return GoldenResult(accumulators, _dequantize_linear(matmul, accumulators), lane_names(matmul.left))
     right = np.swapaxes(right_codes, -1, -2) if matmul.kind == "qk" else right_codes
     accumulators = _two_sided(matmul, left_codes, right)
-    output = accumulators.astype(np.float32) * product_scale(matmul)
+    output = accumulators.astype(np.float32) * of_products(product_scale(matmul), left_codes.shape[:-2])
     return GoldenResult(accumulators[..., None], output, ("sum",))
 
 
@@ -84,7 +97,7 @@ def checked_codes(
     matmul: Matmul, left_codes: np.ndarray, right_codes: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Both operands of ``run`` as int64, same shapes; raises what ``run`` does."""
-    left_codes = _checked(matmul, "left", left_codes, matmul.left.bits, (None, matmul.k))
+    left_codes = _checked(matmul, "left", left_codes, matmul.left.bits, (None, matmul.row_length))
     if matmul.kind == "linear":
         if right_codes is not None:
             raise SpecError(f"matmul '{matmul.name}' has a constant weight: `right_codes` must be None")
@@ -95,10 +108,16 @@ def checked_codes(
         raise SpecError(
             f"matmul '{matmul.name}': the leading axes of the codes differ: {left_codes.shape}, {right_codes.shape}"
         )
+    products, heads = int(np.prod(left_codes.shape[:-2], dtype=np.int64)), heads_of(matmul.left, matmul.right)
+    if products % heads:
+        raise SpecError(
+            f"matmul '{matmul.name}': the leading axes of the codes {left_codes.shape} hold {products} products, "
+            f"which must be a multiple of the {heads} heads"
+        )
     return left_codes, right_codes
 
 
-def lane_operands(left: UniformOperand | GroupedOperand | HLUQOperand | TableOperand, codes: np.ndarray) -> list:
+def lane_operands(left: Activation, codes: np.ndarray) -> list:
     """The non-negative int64 operands (..., k of the lane) that enter each lane, zero points not subtracted."""
     if isinstance(left, HLUQOperand):
         split = left.log_levels
@@ -121,13 +140,20 @@ def dequant_constants(matmul: Matmul) -> np.ndarray:
     return matmul.left.offset * matmul.right.signed().sum(1).astype(np.float32)
 
 
-def product_scale(matmul: Matmul) -> np.float32:
-    """float32 ``s`` of ``qk`` and ``av``."""
-    left = matmul.left.unit if isinstance(matmul.left, TableOperand) else matmul.left.scale
-    return left * matmul.right.scale
+def product_scale(matmul: Matmul) -> np.float32 | np.ndarray:
+    """float32 ``s`` of ``qk`` and ``av``; (H,) where an operand is per head."""
+    return _scale(matmul.left) * _scale(matmul.right)
+
+
+def _scale(operand: Activation) -> np.float32 | np.ndarray:
+    if isinstance(operand, PerHeadOperand):
+        return operand.scales
+    return operand.unit if isinstance(operand, TableOperand) else operand.scale
 
 
 def _linear_accumulators(matmul: Matmul, codes: np.ndarray) -> np.ndarray:
+    if matmul.groups > 1:
+        return _grouped_convolution(matmul, codes)
     operands = lane_operands(matmul.left, codes)
     weights = lane_slices(matmul.left, matmul.right.signed())
     starts = lane_starts(matmul.left, matmul.right)
@@ -138,10 +164,17 @@ def _linear_accumulators(matmul: Matmul, codes: np.ndarray) -> np.ndarray:
     return np.stack(lanes, axis=-1)
 
 
+def _grouped_convolution(matmul: Matmul, codes: np.ndarray) -> np.ndarray:
+    """Every group's part of a row times the weights of its outputs; the left operand is uniform."""
+    parts = codes.reshape(*codes.shape[:-1], matmul.groups, 1, matmul.k)
+    weights = matmul.right.signed().reshape(matmul.groups, -1, matmul.k)
+    sums = _exact(parts, weights.swapaxes(1, 2), matmul.accumulator_bits).reshape(*codes.shape[:-1], matmul.n)
+    return (sums + lane_starts(matmul.left, matmul.right)[:, 0])[..., None]
+
+
 def _two_sided(matmul: Matmul, left_codes: np.ndarray, right: np.ndarray) -> np.ndarray:
     (left,) = lane_operands(matmul.left, left_codes)
-    left_zero = getattr(matmul.left, "zero_point", 0)
-    right_zero = matmul.right.zero_point
+    left_zero, right_zero = (of_products(zeros_of(o), left_codes.shape[:-2]) for o in (matmul.left, matmul.right))
     product = _exact(left, right, matmul.accumulator_bits)
     row_sums, column_sums = left.sum(-1)[..., :, None], right.sum(-2)[..., None, :]
     return ((product - right_zero * row_sums) - left_zero * column_sums) + matmul.k * left_zero * right_zero

@@ -17,6 +17,8 @@ from torch.fx.node import map_arg
 from ahcq_plugin.export import golden
 from ahcq_plugin.export.matmul import Matmul, Patches
 from ahcq_plugin.export.sites import OperandSource, Site, find_sites
+from ahcq_plugin.functional.uniform import UniformParams
+from ahcq_plugin.quantizers import UniformFakeQuantize
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Call:
         site: which one.
         left: int64 codes of the left operand as the node reads it (a convolution's: (B, C, H, W)).
         right: int64 codes of the right operand as the node reads it, (..., k, n); None with a constant weight.
+        left_params, right_params: of an operand whose uniform quantizer has several scales, scale and zero point of
+            every code, its shape; else None.
         float_output: computes what PyTorch gives.
         rescale: applies the scalar factors between quantizers and operands to the product of the operands.
     """
@@ -34,6 +38,8 @@ class Call:
     site: Site
     left: Tensor
     right: Tensor | None
+    left_params: UniformParams | None
+    right_params: UniformParams | None
     float_output: Callable[[], Tensor]
     rescale: Callable[[Tensor], Tensor]
 
@@ -57,11 +63,13 @@ class UnitInterpreter(fx.Interpreter):
         self.quantizers = {operand.quantizer for operand in operands}
         self.steps = {node: operand for operand in operands for node in operand.path}
         self.codes: dict[fx.Node, Any] = {}
+        self.params: dict[fx.Node, UniformParams] = {}
         self.scalings: dict[fx.Node, Callable[[Any], Any]] = {}
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """What ``unit(*args, **kwargs)`` returns."""
         self.codes.clear()
+        self.params.clear()
         self.env.clear()
         names = [node.target for node in self.module.graph.nodes if node.op == "placeholder"]
         left = dict(zip(names, args, strict=False)) | kwargs
@@ -75,28 +83,43 @@ class UnitInterpreter(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """One node; codes are carried along beside the values."""
         if n in self.quantizers:
-            self.codes[n] = self.submodules[n.target].encode(self.env[n.all_input_nodes[0]])
+            quantizer, x = self.submodules[n.target], self.env[n.all_input_nodes[0]]
+            self.codes[n] = quantizer.encode(x)
+            if isinstance(quantizer, UniformFakeQuantize) and quantizer.scale.numel() > 1:
+                params = quantizer.params(x.ndim)
+                self.params[n] = UniformParams(*(t.expand(x.shape) for t in (params.scale, params.zero_point)))
         elif n in self.steps:
             self._carry(n, self.steps[n])
         if n not in self.sites:
             return super().run_node(n)
         site = self.sites[n]
-        right = None if site.right is None else self._codes(site.right)
         plain = super().run_node
+        left, right = _end(site.left), None if site.right is None else _end(site.right)
         return self.on_matmul(
-            Call(site, self._codes(site.left), right, lambda: plain(n), lambda out: self._rescale(site, out))
+            Call(
+                site,
+                self.codes[left].long(),
+                None if right is None else self.codes[right].long(),
+                self.params.get(left),
+                None if right is None else self.params.get(right),
+                lambda: plain(n),
+                lambda out: self._rescale(site, out),
+            )
         )
 
-    def _codes(self, operand: OperandSource) -> Tensor:
-        return self.codes[operand.path[-1] if operand.path else operand.quantizer].long()
-
     def _carry(self, node: fx.Node, operand: OperandSource) -> None:
-        """Codes behind ``node``; of a scaling the operation is kept, for the product (its scalar may be freed soon)."""
+        """Codes behind ``node``, and parameters that differ among them; of a scaling the operation is kept, for the
+        product (its scalar may be freed soon)."""
         before = operand.path[operand.path.index(node) - 1] if node is not operand.path[0] else operand.quantizer
         if node in operand.scalings:
             self.codes[node], self.scalings[node] = self.codes[before], self._bound(node, before)
-        else:
-            self.codes[node] = self._bound(node, before)(self.codes[before])
+            if before in self.params:
+                self.params[node] = self.params[before]
+            return
+        move = self._bound(node, before)
+        self.codes[node] = move(self.codes[before])
+        if before in self.params:
+            self.params[node] = UniformParams(move(self.params[before].scale), move(self.params[before].zero_point))
 
     def _rescale(self, site: Site, out: Tensor) -> Tensor:
         for operand in (site.left, site.right):
@@ -113,6 +136,11 @@ class UnitInterpreter(fx.Interpreter):
             return getattr(self, node.op)(node.target, args, kwargs)
 
         return apply
+
+
+def _end(operand: OperandSource) -> fx.Node:
+    """The node that a matmul reads."""
+    return operand.path[-1] if operand.path else operand.quantizer
 
 
 def row_codes(matmul: Matmul, left: Tensor) -> np.ndarray:

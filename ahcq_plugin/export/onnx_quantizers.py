@@ -22,7 +22,8 @@ def onnx_quantizer(quantizer: FakeQuantize) -> nn.Module:
         return UniformQDQ(quantizer.params(), quantizer.bits, -1)
     if isinstance(quantizer, TableFakeQuantize):
         return TableLookup(quantizer.table())
-    return UniformQDQ(quantizer.params(), quantizer.bits, quantizer.ch_axis)
+    params = uniform.UniformParams(quantizer.scale, quantizer.zero_point)
+    return UniformQDQ(params, quantizer.bits, quantizer.ch_axis)
 
 
 class UniformQDQ(nn.Module):

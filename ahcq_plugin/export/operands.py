@@ -5,6 +5,7 @@ Codes are integers in [0, 2^bits - 1]. What a code stands for (float32, one roun
 
 =========== ==================================================================================================
 uniform     ``(code - zero_point) * scale``
+per_head    the same with the scale and zero point of the head (operands of attention)
 grouped     the same with the scale and zero point of the channel's group (CAG)
 hluq        ``offset + scale_log * 2^-code`` below L, ``offset`` at L, ``offset + scale_log + (code - L) *
             scale_uniform`` above
@@ -50,6 +51,36 @@ class UniformOperand:
         check_bits(self.bits)
         check_scalar("scale", self.scale, positive=True)
         check_int("zero_point", self.zero_point, 0, top(self.bits))
+
+
+@dataclass(frozen=True, eq=False)
+class PerHeadOperand:
+    """Uniform per head of attention: q, k, v or attention weights.
+
+    The products of a matmul are counted over all leading axes in C order, heads last: product i is of head ``i % H``.
+
+    Attributes:
+        bits: 2..8.
+        scales: float32 (H,) > 0.
+        zero_points: int64 (H,) in [0, 2^bits - 1].
+    """
+
+    bits: int
+    scales: np.ndarray
+    zero_points: np.ndarray
+
+    family = "per_head"
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        if check_array("scales", self.scales, np.float32) == 0:
+            raise SpecError("`scales` must have one value for each head, got none")
+        check_grids(self, self.heads)
+
+    @property
+    def heads(self) -> int:
+        """H."""
+        return len(self.scales)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,11 +245,27 @@ class WeightOperand:
         return self.codes - self.zero_points[:, None]
 
 
-Activation = UniformOperand | GroupedOperand | HLUQOperand | TableOperand
+Activation = UniformOperand | PerHeadOperand | GroupedOperand | HLUQOperand | TableOperand
 Operand = Activation | WeightOperand
 OPERANDS: dict[str, type] = {
-    kind.family: kind for kind in (UniformOperand, GroupedOperand, HLUQOperand, TableOperand, WeightOperand)
+    kind.family: kind
+    for kind in (UniformOperand, GroupedOperand, HLUQOperand, TableOperand, PerHeadOperand, WeightOperand)
 }
+
+
+def of_products(values: np.ndarray | np.float32 | int, leading: tuple[int, ...]) -> np.ndarray:
+    """One value, or one for each head (H,), shaped to broadcast against (*leading, m, k): a value for each product.
+
+    Raises:
+        SpecError: the number of products is no multiple of the number of heads.
+    """
+    values = np.asarray(values)
+    if values.ndim == 0:
+        return values
+    products = int(np.prod(leading, dtype=np.int64))
+    if products % len(values):
+        raise SpecError(f"{products} products (leading axes {leading}) cannot be shared out to {len(values)} heads")
+    return np.tile(values, products // len(values)).reshape(*leading, 1, 1)
 
 
 def top(bits: int) -> int:
@@ -237,7 +284,7 @@ def check_int(name: str, value: int, least: int, most: int) -> None:
         raise SpecError(f"`{name}` must be an integer in [{least}, {most}], got {value!r}")
 
 
-def check_grids(operand: GroupedOperand | WeightOperand, count: int) -> None:
+def check_grids(operand: PerHeadOperand | GroupedOperand | WeightOperand, count: int) -> None:
     """Raise SpecError unless ``scales`` and ``zero_points`` are those of ``count`` uniform grids."""
     check_array("scales", operand.scales, np.float32, (count,))
     check_positive("scales", operand.scales)

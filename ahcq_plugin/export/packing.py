@@ -1,28 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Codes of b bits packed into bytes without gaps, the lowest bit first."""
+"""Packed codes of weights in specs: ``support.packing`` for 2 to 8 bits, with the errors of a spec."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ahcq_plugin.export.operands import SpecError, check_bits, check_range, top
+from ahcq_plugin.export.operands import SpecError, check_bits
+from ahcq_plugin.support import packing
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Pack integers of any shape in C order.
+    """uint8 (ceil(codes.size * bits / 8),), as ``support.packing.pack`` packs them.
 
-    Code i takes the bits ``i * bits`` to ``(i + 1) * bits - 1`` of the stream, its lowest bit first; bit j of the
-    stream is bit ``j % 8`` of byte ``j // 8``. The last byte is filled up with zeros.
-
-    Returns:
-        uint8 (ceil(codes.size * bits / 8),).
     Raises:
         SpecError: bits outside 2..8, or a code that does not fit in them.
     """
     check_bits(bits)
-    check_range("codes", codes, 0, top(bits))
-    planes = np.ascontiguousarray(codes).reshape(-1, 1) >> np.arange(bits) & 1
-    return np.packbits(planes.astype(np.uint8).reshape(-1), bitorder="little")
+    try:
+        return packing.pack(codes, bits)
+    except ValueError as error:
+        raise SpecError(str(error)) from None
 
 
 def unpack(data: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -32,13 +29,7 @@ def unpack(data: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
         SpecError: ``data`` is not uint8 of just the right length, or its filling is not zero.
     """
     check_bits(bits)
-    count = int(np.prod(shape, dtype=np.int64))
-    length = -(-count * bits // 8)
-    if data.dtype != np.uint8 or data.shape != (length,):
-        raise SpecError(
-            f"{count} codes of {bits} bits take {length} bytes of dtype uint8, got {data.dtype} {data.shape}"
-        )
-    planes = np.unpackbits(data, bitorder="little")
-    if planes[count * bits :].any():
-        raise SpecError("the bits behind the last packed code must be zero")
-    return (planes[: count * bits].reshape(count, bits).astype(np.int64) << np.arange(bits)).sum(1).reshape(shape)
+    try:
+        return packing.unpack(data, bits, shape).astype(np.int64)
+    except ValueError as error:
+        raise SpecError(str(error)) from None

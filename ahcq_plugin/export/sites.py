@@ -67,8 +67,8 @@ def _layer_site(index: GraphIndex, node: fx.Node) -> Site:
     if not isinstance(layer, QuantLinear | QuantConv2d):
         raise _LeftOut("its weight has no quantizer")
     if isinstance(layer, QuantConv2d):
-        if layer.groups != 1 or layer.dilation != (1, 1):
-            raise _LeftOut(f"a convolution with groups {layer.groups} and dilation {layer.dilation}, not 1 and (1, 1)")
+        if layer.dilation != (1, 1):
+            raise _LeftOut(f"a convolution with dilation {layer.dilation}, not (1, 1)")
         if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
             raise _LeftOut(f"a convolution with padding {layer.padding!r} ({layer.padding_mode})")
     source = node.args[0] if node.args else node.kwargs["input"]

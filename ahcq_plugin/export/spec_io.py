@@ -27,7 +27,8 @@ from ahcq_plugin.export.packing import pack, unpack
 from ahcq_plugin.export.spec import Spec, Step, UnitSpec
 from ahcq_plugin.support.files import replacing
 
-FORMAT = "ahcq_plugin.spec/1"
+FORMAT = "ahcq_plugin.spec/2"
+FORMER_FORMAT = "ahcq_plugin.spec/1"  # no operands per head, no groups of convolutions; still read
 SPEC_FILE = "spec.json"
 _TENSOR_FILES = "tensors-*.safetensors"
 _HEAD = ("format", "tensors", "sha256", "units", "left_out")
@@ -73,8 +74,11 @@ def load_spec(path: str | Path) -> Spec:
     except ValueError as error:
         raise SpecError(f"{file} is not valid JSON (truncated?): {error}") from error
     version = content.get("format") if isinstance(content, dict) else None
-    if version != FORMAT:
-        raise SpecError(f"{file} has the format {version!r}, this version reads {FORMAT!r}; export the model again")
+    if version not in (FORMAT, FORMER_FORMAT):
+        raise SpecError(
+            f"{file} has the format {version!r}, this version reads {FORMAT!r} and {FORMER_FORMAT!r}; export the model "
+            "again"
+        )
     try:
         _check_keys("spec", content, _HEAD)
         tensors = _read_tensors(file.parent, content["tensors"], content["sha256"])
@@ -177,7 +181,8 @@ def _value(name: str, value: Any, allowed: tuple[type, ...], prefix: str, tensor
         rest = {key: item for key, item in value.items() if key != "family"}
         return _from_plain(OPERANDS[family], rest, prefix, tensors)
     if Patches in allowed:
-        return _from_plain(Patches, value, "", tensors)
+        # files of the former format have no groups
+        return _from_plain(Patches, {"groups": 1, **value} if isinstance(value, Mapping) else value, "", tensors)
     if np.float32 in allowed:
         if type(value) not in (int, float) or float(np.float32(value)) != value:
             raise SpecError(f"`{name}` must be a float32 number, got {value!r}")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ahcq_plugin.export import golden
 from ahcq_plugin.export.interpret import Call, interpreted, row_codes
+from ahcq_plugin.export.matmul import heads_of
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.hls.csim import CompiledLayer
 from ahcq_plugin.hls.layer import Layer
@@ -72,7 +73,9 @@ def check_on_model(
         if function is not None:
             vectors, row = layer_vectors(function.layer, call), rows[function.layer.top]
             _compare(row, function, vectors, accumulators=False)
-            part = Vectors(vectors.left[:, :accumulator_rows][:2], None if vectors.right is None else vectors.right[:2])
+            some = 2 * heads_of(function.layer.matmul.left, function.layer.matmul.right)
+            right = None if vectors.right is None else vectors.right[:some]
+            part = Vectors(vectors.left[:some, :accumulator_rows], right)
             _compare(row, function, part, accumulators=True)
         return call.float_output()
 

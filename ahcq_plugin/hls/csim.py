@@ -107,19 +107,22 @@ class CompiledLayer:
         return GoldenResult(sums, output, lanes)
 
     def quantize(self, name: str, values: np.ndarray) -> np.ndarray:
-        """int64 codes of float32 (rows, length) by the generated quantizer ``name``.
+        """int64 codes of float32 (rows, length) by the generated quantizer ``name``; of (batch, rows, length) where the
+        operand is per head, products head after head.
 
         Raises:
             SpecError: another shape.
             RuntimeError: the quantizer read or wrote another number of beats than it should.
         """
         values = np.ascontiguousarray(values, np.float32)
-        length = {given.quantizer: given.length for given in self.layer.inputs}[name]
-        if values.ndim != 2 or values.shape[1] != length:
-            raise self._wrong_shape(f"values for the {name}", values, f"(rows, {length})")
+        given = {given.quantizer: given for given in self.layer.inputs}[name]
+        if values.ndim != 2 + given.is_per_head or values.shape[-1] != given.length:
+            axes = "batch, rows" if given.is_per_head else "rows"
+            raise self._wrong_shape(f"values for the {name}", values, f"({axes}, {given.length})")
+        batch, rows = values.shape[:2] if given.is_per_head else (1, len(values))
         codes = np.zeros(values.shape, np.uint8)
         top = f"{self.layer.top}_{name}"
-        if not getattr(self._library, f"{top}_run")(_pointer(values), len(values), _pointer(codes)):
+        if not getattr(self._library, f"{top}_run")(_pointer(values), batch, rows, _pointer(codes)):
             raise RuntimeError(f"{top}: its streams did not hold exactly what they should")
         return codes.astype(np.int64)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ahcq_plugin.export import Matmul, SpecError, golden
 from ahcq_plugin.export.codes import encode
+from ahcq_plugin.export.matmul import heads_of
 from ahcq_plugin.hls.layer import Layer
 from ahcq_plugin.hls.options import HLSOptions
 from ahcq_plugin.hls.resources import sources
@@ -45,6 +46,9 @@ class QuantizedMatmul(HLS4MLModule):
         super().__init__()
         if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
             raise SpecError(f"`rows` must be an integer >= 1, got {rows!r}")
+        heads = heads_of(matmul.left, matmul.right)
+        if heads > 1:
+            raise SpecError(f"matmul '{matmul.name}' has operands of {heads} heads; a module here is one product")
         self.matmul, self.rows, self.options = matmul, rows, options or HLSOptions()
 
     def input_shapes(self) -> list[tuple[int, ...]]:

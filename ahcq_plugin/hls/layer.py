@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ahcq_plugin.export import Matmul, Spec, SpecError, UnitSpec
+from ahcq_plugin.export import Matmul, PerHeadOperand, Spec, SpecError, UnitSpec
 from ahcq_plugin.export.operands import Activation
 from ahcq_plugin.hls.layout import Layout, lay_out
 from ahcq_plugin.hls.options import HLSOptions
@@ -36,6 +36,11 @@ class CodeInput:
     def quantizer(self) -> str:
         """Name of the generated quantizer that makes these codes."""
         return f"{self.side}_quantizer"
+
+    @property
+    def is_per_head(self) -> bool:
+        """Whether the quantizer has parameters for each head, and so has to know where products begin."""
+        return isinstance(self.operand, PerHeadOperand)
 
 
 @dataclass(frozen=True, eq=False)

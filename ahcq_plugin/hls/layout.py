@@ -30,8 +30,9 @@ class Layout:
         group_folds: folds of each group (one group unless the channels are grouped).
         read_beats: beats of a row that are read before its first fold leaves: all of them where channels are put in
             the order of their groups, else 0, for they are read while the first tile's folds leave.
-        scales: float32, what the host writes through AXI4-Lite: left scales, then for ``linear`` the weight scales,
-            biases and, with hluq and table, the offsets of the N outputs.
+        scales: float32, what the host writes through AXI4-Lite: left scales (of qk and av the product of both, for each
+            head where they are per head), then for ``linear`` the weight scales, biases and, with hluq and table, the
+            offsets of the N outputs.
         left_scales: how many of them belong to the left operand.
         has_offset: whether every output has an offset of its own, made of the left operand's offset.
     """
@@ -66,7 +67,14 @@ class Layout:
 
 
 def lay_out(matmul: Matmul, options: HLSOptions) -> Layout:
-    """The layout of ``matmul``; SpecError if its weights do not fit the words of memory."""
+    """The layout of ``matmul``; SpecError if its weights do not fit the words of memory, or it is a convolution with
+    groups, for which there is no kernel.
+    """
+    if matmul.groups > 1:
+        raise SpecError(
+            f"matmul '{matmul.name}' is a convolution with {matmul.groups} groups: no kernel computes those, choose "
+            "other layers"
+        )
     if matmul.kind == "linear" and options.simd * matmul.right.bits > MAX_WORD_BITS:
         raise SpecError(
             f"matmul '{matmul.name}': `simd` {options.simd} times {matmul.right.bits}-bit weights is more than "
@@ -107,7 +115,7 @@ def _slots(matmul: Matmul, simd: int) -> tuple[np.ndarray, tuple[int, ...]]:
 def _left_scales(matmul: Matmul) -> np.ndarray:
     left = matmul.left
     if matmul.kind != "linear":
-        values = [product_scale(matmul)]
+        values = np.atleast_1d(product_scale(matmul))
     elif isinstance(left, GroupedOperand):
         values = left.scales
     elif isinstance(left, HLUQOperand):

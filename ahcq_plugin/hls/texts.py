@@ -7,8 +7,9 @@ import json
 
 import numpy as np
 
-from ahcq_plugin.export import GroupedOperand, HLUQOperand, TableOperand, UniformOperand, golden
+from ahcq_plugin.export import GroupedOperand, HLUQOperand, PerHeadOperand, TableOperand, UniformOperand, golden
 from ahcq_plugin.export.codes import encode
+from ahcq_plugin.export.matmul import heads_of, zeros_of
 from ahcq_plugin.hls import registers
 from ahcq_plugin.hls.layer import CodeInput, Layer
 from ahcq_plugin.hls.render import array, literal, render
@@ -26,13 +27,14 @@ def layer_files(layer: Layer, vectors: Vectors) -> dict[str, str]:
     """
     top, scales = layer.top, len(layer.layout.scales)
     quantizers = [given.quantizer for given in layer.inputs]
+    per_head = [given.quantizer for given in layer.inputs if given.is_per_head]
     common = dict(top=top, is_product=layer.is_product)
     right = layer.inputs[1] if layer.is_product else None
     shape = dict(right_rows=right.rows if right else 0, right_length=right.length if right else 0)
     files = {
         "parameters.h": _parameters(layer),
-        f"{top}.h": render("top.h.j2", dict(common, quantizers=quantizers)),
-        f"{top}.cpp": render("top.cpp.j2", dict(common, quantizers=quantizers)),
+        f"{top}.h": render("top.h.j2", dict(common, quantizers=quantizers, per_head=per_head)),
+        f"{top}.cpp": render("top.cpp.j2", dict(common, quantizers=quantizers, per_head=per_head)),
         "host.h": render("host.h.j2", dict(common, **shape)),
         f"{top}_tb.cpp": render("tb.cpp.j2", dict(top=top, quantizers=quantizers)),
         "run_hls.tcl": _script(layer),
@@ -65,7 +67,7 @@ def _parameters(layer: Layer) -> str:
     values = dict(
         top=layer.top,
         kind={"linear": "constant weight", "qk": "Q.K^T", "av": "A.V"}[matmul.kind],
-        family=left.family,
+        family="uniform" if isinstance(left, PerHeadOperand) else left.family,
         n=matmul.n,
         k=matmul.k,
         bits=left.bits,
@@ -101,22 +103,24 @@ def _linear_members(layer: Layer) -> str:
 
 def _product_members(layer: Layer) -> str:
     matmul = layer.matmul
-    left_zero = getattr(matmul.left, "zero_point", 0)
-    values = dict(
-        right_bits=matmul.right.bits,
-        left_zero=left_zero,
-        right_zero=matmul.right.zero_point,
-        zero_product=literal(matmul.k * left_zero * matmul.right.zero_point),
-        right_is_kn=str(matmul.kind == "av").lower(),
-    )
-    return render("product_members.j2", values)
+    heads = heads_of(matmul.left, matmul.right)
+    lefts, rights = (np.broadcast_to(zeros_of(o), heads).astype(np.int64) for o in (matmul.left, matmul.right))
+    products = matmul.k * lefts * rights
+    common = dict(right_bits=matmul.right.bits, right_is_kn=str(matmul.kind == "av").lower())
+    if not any(given.is_per_head for given in layer.inputs):
+        (left,), (right,), (product,) = lefts.tolist(), rights.tolist(), products.tolist()
+        values = dict(left_zero=left, right_zero=right, zero_product=literal(product))
+        return render("product_members.j2", common | values)
+    arrays = dict(left_zeros=lefts, right_zeros=rights, zero_products=products)
+    values = {name: array(numbers, INDENT) for name, numbers in arrays.items()}
+    return render("per_head_product_members.j2", common | values | dict(heads=heads))
 
 
 def _family_members(layer: Layer) -> str:
     left, layout = layer.matmul.left, layer.layout
-    if isinstance(left, UniformOperand):
-        values = {}
-    elif isinstance(left, GroupedOperand):
+    if isinstance(left, UniformOperand | PerHeadOperand):
+        return render("uniform_members.j2", {})
+    if isinstance(left, GroupedOperand):
         values = dict(
             groups=left.groups,
             group_folds=array(np.asarray(layout.group_folds, np.int64), INDENT),
@@ -135,6 +139,13 @@ def _quantizer(layer: Layer, given: CodeInput) -> str:
     values = dict(name=given.quantizer, length=given.length, bits=operand.bits, simd=layout.simd, out=layout.out)
     if isinstance(operand, UniformOperand):
         return render("uniform_quantizer.j2", dict(values, scale=literal(operand.scale), zero_point=operand.zero_point))
+    if isinstance(operand, PerHeadOperand):
+        values |= dict(
+            heads=operand.heads,
+            scales=array(operand.scales, INDENT),
+            zero_points=array(operand.zero_points, INDENT),
+        )
+        return render("per_head_quantizer.j2", values)
     if isinstance(operand, GroupedOperand):
         values |= dict(
             groups=operand.groups,
@@ -197,11 +208,14 @@ def _golden_text(layer: Layer, vectors: Vectors) -> str:
         "accumulators": result.accumulators,
         "out": result.output.view(np.uint32),
     }
+    heads = heads_of(layer.matmul.left, layer.matmul.right)
     for given in layer.inputs:
         count = min(4096, 2 * (-(-4 * 2**given.operand.bits // given.length)))
+        count = -(-count // (2 * heads)) * 2 * heads if given.is_per_head else count
         values = quantizer_values(given.operand, count, given.length, seed=0)
         arrays[f"{given.quantizer}_values"] = values.view(np.uint32)
-        arrays[f"{given.quantizer}_codes"] = encode(given.operand, values)
+        # two rows a product; operands without heads do not mind
+        arrays[f"{given.quantizer}_codes"] = encode(given.operand, values.reshape(-1, 2, given.length))
     return "".join(
         f"{name} {data.size}\n{' '.join(map(str, data.ravel().tolist()))}\n" for name, data in arrays.items()
     )

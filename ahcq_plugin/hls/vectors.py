@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ahcq_plugin.export import GroupedOperand, HLUQOperand, Matmul, TableOperand, UniformOperand
-from ahcq_plugin.export.operands import Activation, top
+from ahcq_plugin.export import GroupedOperand, HLUQOperand, Matmul, PerHeadOperand, TableOperand, UniformOperand
+from ahcq_plugin.export.matmul import heads_of
+from ahcq_plugin.export.operands import Activation, of_products, top
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +26,13 @@ class Vectors:
 
 
 def make_vectors(matmul: Matmul, batch: int, rows: int, seed: int) -> Vectors:
-    """``batch`` products (1 for ``linear``) of ``rows`` rows; every second row (and right operand) is directed."""
+    """``batch`` products (1 for ``linear``) of ``rows`` rows; every second row (and right operand) is directed.
+
+    Of operands that are per head ``batch`` is rounded up to a multiple of the heads.
+    """
     rng = np.random.default_rng(seed)
-    batch = 1 if matmul.kind == "linear" else batch
+    heads = heads_of(matmul.left, matmul.right)
+    batch = 1 if matmul.kind == "linear" else -(-batch // heads) * heads
     left = rng.integers(0, top(matmul.left.bits), (batch * rows, matmul.k), endpoint=True)
     directed = directed_rows(matmul, -(-len(left) // 2), rng)
     left[::2] = directed
@@ -71,7 +76,17 @@ def directed_rows(matmul: Matmul, count: int, rng: np.random.Generator) -> np.nd
 
 
 def quantizer_values(operand: Activation, rows: int, length: int, seed: int) -> np.ndarray:
-    """float32 (rows, length): every boundary or tie between codes, its neighbours, far values, and random ones."""
+    """float32 (rows, length): every boundary or tie between codes, its neighbours, far values, and random ones.
+
+    Of an operand that is per head two rows each are a product, head after head; ``rows`` is a multiple of both.
+    """
+    if isinstance(operand, PerHeadOperand):
+        shape = (rows // 2, 2, length)
+        scales, zeros = (of_products(v, shape[:1]) for v in (operand.scales, operand.zero_points))
+        plain = UniformOperand(operand.bits, np.float32(1), 0)
+        values = quantizer_values(plain, rows, length, seed).reshape(shape)
+        with np.errstate(over="ignore"):  # far values become infinite, which saturate too
+            return ((values - zeros.astype(np.float32)) * scales).reshape(rows, length)
     rng = np.random.default_rng(seed)
     values = rng.standard_normal((rows, length)).astype(np.float32)
     if isinstance(operand, HLUQOperand | TableOperand):
@@ -104,17 +119,21 @@ def _special_codes(operand: Activation) -> np.ndarray:
     elif isinstance(operand, TableOperand):
         middle = list(range(1, min(last, 16)))
     else:
-        zeros = operand.zero_points.tolist() if isinstance(operand, GroupedOperand) else [operand.zero_point]
+        uniform = isinstance(operand, UniformOperand)
+        zeros = [operand.zero_point] if uniform else operand.zero_points.tolist()
         middle = [zero + step for zero in zeros for step in (-1, 0, 1)]
     return np.asarray(sorted({0, last, 1, last - 1, *(code for code in middle if 0 <= code <= last)}))
 
 
 def _zero_codes(left: Activation) -> np.ndarray | int:
-    """The code of the value 0 (of a table: of its smallest entry), for each channel where they differ."""
+    """The code of the value 0 (of a table: of its smallest entry; of heads: of the first), for each channel where they
+    differ."""
     if isinstance(left, GroupedOperand):
         return left.zero_points[left.labels()]
     if isinstance(left, HLUQOperand):
         return left.log_levels
+    if isinstance(left, PerHeadOperand):
+        return int(left.zero_points[0])
     return left.zero_point if isinstance(left, UniformOperand) else int(np.argmin(left.table))
 
 

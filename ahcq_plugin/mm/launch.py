@@ -24,7 +24,7 @@ from ahcq_plugin.mm.dry_run import initialise, make_dry_run
 from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.preflight import check_keys, preflight
 from ahcq_plugin.mm.quantization_loop import PTQResult
-from ahcq_plugin.mm.report.summary import coverage_lines, everything_lines, result_table, stage_table
+from ahcq_plugin.mm.report.summary import coverage_lines, everything_lines, result_table, size_line, stage_table
 from ahcq_plugin.ptq import AuditError, ResumeError
 from ahcq_plugin.support.files import write_text
 from ahcq_plugin.support.lock import LockedError
@@ -236,3 +236,5 @@ def print_result(result: PTQResult, console: Console) -> None:
         console.print(line, highlight=False)
     for path in result.files.values():
         console.print(f"written: {path}", soft_wrap=True)
+    if "files" in result.metrics:  # the process that wrote them has their sizes
+        console.print(size_line(result.metrics["files"]), highlight=False)

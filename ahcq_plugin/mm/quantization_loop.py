@@ -15,7 +15,7 @@ from mmengine.device import get_device
 from mmengine.runner import BaseLoop
 from torch import nn
 
-from ahcq_plugin import QuantReport, quantize
+from ahcq_plugin import QuantReport, quantize, save_quantized
 from ahcq_plugin.graph import find_units
 from ahcq_plugin.mm.box_prompted_sam import build_sam_from_config
 from ahcq_plugin.mm.checks import check_device
@@ -25,6 +25,7 @@ from ahcq_plugin.mm.toolkits import unit_preparer
 from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.ptq.checkpoint import QUANTIZED_FILE
 from ahcq_plugin.ptq.distributions import collect_distributions
+from ahcq_plugin.ptq.packed import PACKED_FILE
 from ahcq_plugin.support.batches import Forward
 from ahcq_plugin.support.cache import Cache
 from ahcq_plugin.support.digest import digest
@@ -35,7 +36,7 @@ from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.workers import Workers
 
 #: Files written into the work dir.
-OUTPUTS = ("metrics.json", "report.html", QUANTIZED_FILE)
+OUTPUTS = ("metrics.json", "report.html", QUANTIZED_FILE, PACKED_FILE)
 #: In the order of the run.
 STAGES = (
     "detect",
@@ -74,7 +75,8 @@ class QuantizationLoop(BaseLoop):
     """Floating-point evaluation, quantization, audit, quantized evaluation, report.
 
     Runs in ``run()``, after the Runner has loaded its checkpoint; what :meth:`wrap` returns then replaces
-    ``runner.model``. Writes ``metrics.json``, ``report.html`` and ``quantized.pth`` into the Runner's work dir.
+    ``runner.model``. Writes ``metrics.json``, ``report.html``, ``quantized.pth`` and ``quantized.safetensors`` into the
+    Runner's work dir.
 
     The config says at its top level what is quantized and how: ``sam = dict(name=..., checkpoint=...)`` and ``recipe``,
     a name or a dict, see :class:`ahcq_plugin.ptq.Recipe`.
@@ -205,7 +207,7 @@ class QuantizationLoop(BaseLoop):
         with stages("detect", model.device):
             records = self.read(model)
             batches = self.calibration(model)
-        self.computing = True
+        notes, self.computing = self.notes(batches), True
         with stages("fp_eval", model.device):
             floating = self._floating_point(model, records)
         model.sam, report = quantize(
@@ -219,14 +221,14 @@ class QuantizationLoop(BaseLoop):
             inplace=True,
             prepare_unit=self.prepare_unit,
             workers=workers,
-            notes=self.notes(batches),
+            notes=notes,
             leave=self.leave,
             checkpoint=fresh(QUANTIZED_FILE).name,
         )
         stages.records.update(report.stages)
         with stages("quantized_eval", model.device):
             quantized = self.evaluate(model, records, floating, desc="quantized evaluation")
-        self.result = self._report(records, floating, quantized, report, stages.records, batches[0])
+        self.result = self._report(records, floating, quantized, report, stages.records, batches[0], notes)
         flat = {
             f"{part}/{name}": value for part in ("fp", "quantized") for name, value in self.result.metrics[part].items()
         }
@@ -243,7 +245,9 @@ class QuantizationLoop(BaseLoop):
 
         return self.measured.from_json(self.cache.fetch(f"floating_point_{self.measured.__name__}", key, compute))
 
-    def _report(self, records, floating: Measured, quantized: Measured, report: QuantReport, stages, item) -> PTQResult:
+    def _report(
+        self, records, floating: Measured, quantized: Measured, report: QuantReport, stages, item, notes
+    ) -> PTQResult:
         folder = Path(self.runner.work_dir)
         files = {name: folder / name for name in OUTPUTS}
         content = report.to_dict()
@@ -259,6 +263,8 @@ class QuantizationLoop(BaseLoop):
         }
         if not self.workers.is_first:
             return PTQResult(metrics, report, files)
+        save_quantized(self.runner.model.sam, fresh(files[PACKED_FILE]), report=report, notes=notes)
+        metrics["files"] = {name: fresh(files[name]).stat().st_size for name in (QUANTIZED_FILE, PACKED_FILE)}
         write_json(metrics, fresh(files["metrics.json"]))
         data = ReportData(
             metrics,

@@ -3,7 +3,7 @@
 
 from ahcq_plugin.ptq.audit import AuditError, AuditReport, audit
 from ahcq_plugin.ptq.calibrate import calibrate
-from ahcq_plugin.ptq.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from ahcq_plugin.ptq.checkpoint import Checkpoint, read_checkpoint, save_checkpoint, save_packed
 from ahcq_plugin.ptq.freeze import freeze
 from ahcq_plugin.ptq.precondition import precondition
 from ahcq_plugin.ptq.prepare import prepare, prepare_unit
@@ -29,5 +29,6 @@ __all__ = [
     "read_checkpoint",
     "reconstruct",
     "save_checkpoint",
+    "save_packed",
     "set_quantization",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file of a quantized model, written atomically with a digest and read back."""
+"""The files of a quantized model, written atomically with a digest and read back by one reader."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from torch import Tensor, nn
 
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.graph.calls import Call
-from ahcq_plugin.ptq.prepare import calls_of, left_in, prepare
+from ahcq_plugin.ptq.freeze import switch_on, unfrozen
+from ahcq_plugin.ptq.packed import is_packed, plain, read_packed, write_packed
+from ahcq_plugin.ptq.packed_state import calibration_state
+from ahcq_plugin.ptq.prepare import calls_of, left_in, prepare, recipe_in
+from ahcq_plugin.ptq.prepared import quantizers
 from ahcq_plugin.ptq.recipe import Recipe, current_names
 from ahcq_plugin.quantizers.base import ResizingStateMixin
 from ahcq_plugin.support.checked import save_checked
@@ -38,6 +42,37 @@ def save_checkpoint(path: str | Path, model: nn.Module, recipe: Recipe, extra: d
     save_checked(content, path)
 
 
+def save_packed(
+    path: str | Path,
+    model: nn.Module,
+    extra: Mapping[str, Any] | None = None,
+    outside: str = "float32",
+    built: Mapping[str, Any] | None = None,
+) -> None:
+    """Save a frozen model packed (``ptq.packed``).
+
+    Args:
+        extra: plain values; numbers that are not finite become None.
+        outside: how floats outside of the units are stored: ``float32``, or ``float16``, rounded.
+        built: what ``zoo.rebuild`` needs to build the floating-point model.
+    Raises:
+        ValueError: the model is not frozen, a weight is off its grid, or a float does not fit float16.
+    """
+    recipe = recipe_in(model)
+    problems = [f"{name}: {', '.join(wrong)}" for name, q in quantizers(model) if (wrong := unfrozen(q))]
+    if problems:
+        raise ValueError(f"the model is not frozen, first {problems[0]}; save what `quantize` or `freeze` returned")
+    content = {
+        "model": built,
+        "recipe": recipe.to_dict(),
+        "units": list(prepared_units(model)),
+        "leave": left_in(model),
+        "calls": plain({name: call.to_dict() for name, call in calls_of(model).items()}),
+        "extra": plain(extra or {}),
+    }
+    write_packed(path, model, content, outside)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A quantized checkpoint, read.
@@ -50,6 +85,8 @@ class Checkpoint:
         calls: how they were called when they were traced.
         state: its ``state_dict``, tensors on the CPU.
         extra: plain values that were saved with it.
+        packed: whether the file is packed: its model is frozen, ``state`` lacks what only calibration needs.
+        built: what ``zoo.rebuild`` builds the floating-point model from; None: the file does not say.
     """
 
     path: Path
@@ -59,6 +96,8 @@ class Checkpoint:
     calls: Mapping[str, Call]
     state: dict[str, Tensor]
     extra: dict[str, Any]
+    packed: bool = False
+    built: Mapping[str, Any] | None = None
 
     def load_into(self, model: nn.Module) -> nn.Module:
         """Prepare a freshly built floating-point ``model`` as the checkpoint says and load its state, in place.
@@ -67,16 +106,28 @@ class Checkpoint:
             ValueError: made for another model, or ``model`` is prepared already.
         """
         prepare(model, self.recipe, self.units, leave=self.leave, calls=self.calls)
-        load_state(model, self.state, str(self.path), "this model", _resizing(model))
+        state = {**calibration_state(model), **self.state} if self.packed else self.state
+        load_state(model, state, str(self.path), "this model", _resizing(model))
+        if self.packed:
+            switch_on(model)
         return model
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read what ``save_checkpoint`` wrote.
+    """Read what ``save_checkpoint`` or ``save_packed`` wrote; which of them is told from the content.
 
     Raises:
         FileNotFoundError, ValueError: no such file, unreadable, or of another format.
     """
+    if Path(path).is_file() and is_packed(path):
+        content = read_packed(path)
+        try:
+            recipe = Recipe.from_config(current_names(content["recipe"]))
+            calls = {name: Call.from_dict(call) for name, call in content["calls"].items()}
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
+        state, units, leave = content["state_dict"], content["units"], content["leave"]
+        return Checkpoint(Path(path), recipe, units, leave, calls, state, content["extra"], True, content["model"])
     content = safe_load(path)
     written = content.get("format") if isinstance(content, dict) else None
     if written != FORMAT:
@@ -89,5 +140,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 def _resizing(model: nn.Module) -> set[str]:
     """Names of the tensors whose shape is known only after calibration."""
-    own = {name for name, module in model.named_modules() if isinstance(module, ResizingStateMixin)}
+    every = model.named_modules(remove_duplicate=False)  # the state names a module by every path to it
+    own = {name for name, module in every if isinstance(module, ResizingStateMixin)}
     return {name for name in model.state_dict() if name.rpartition(".")[0] in own}

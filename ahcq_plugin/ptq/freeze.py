@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ahcq_plugin.ptq.prepared import is_weight, quantizers, weight_layers
-from ahcq_plugin.quantizers import FakeQuantize
+from ahcq_plugin.quantizers import AdaRoundFakeQuantize, FakeQuantize
 
 
 @torch.no_grad()
@@ -26,10 +26,18 @@ def freeze(model: nn.Module) -> nn.Module:
     harden(model)
     for _, quantizer in quantizers(model):
         quantizer.finish()
+    switch_on(model)
+    return model
+
+
+def switch_on(model: nn.Module) -> None:
+    """Every quantizer in the mode that a frozen one has: it quantizes everything and observes nothing."""
+    for _, quantizer in quantizers(model):
         quantizer.enable_observer(False)
         quantizer.enable_fake_quant()
         quantizer.prob = 1.0
-    return model
+        if isinstance(quantizer, AdaRoundFakeQuantize):
+            quantizer.adaround = False
 
 
 def unfrozen(quantizer: FakeQuantize) -> list[str]:

@@ -105,6 +105,8 @@ def prepare(
         check_traced(model, traced, run)
     _check_leave(traced, leave)
     prepared = {name: prepare_unit(unit, recipe) for name, unit in traced.items()}
+    for unit in prepared.values():
+        unit.meta[UNIT_KEY]["recipe"] = recipe.to_dict()
     problems = [f"{name}.{problem}" for name, unit in prepared.items() for problem in unquantized(unit)]
     if problems:
         raise UncoveredError(
@@ -144,6 +146,20 @@ def calls_of(model: nn.Module) -> dict[str, Call]:
     """How the units of a prepared model were called when they were traced; those traced without a call are missing."""
     found = {name: unit.meta[UNIT_KEY].get("call") for name, unit in prepared_units(model).items()}
     return {name: call for name, call in found.items() if call is not None}
+
+
+def recipe_in(model: nn.Module) -> Recipe:
+    """The recipe that the units of ``model`` were prepared with.
+
+    Raises:
+        ValueError: there is no unit, or units were prepared with different recipes.
+    """
+    recipes = [unit.meta[UNIT_KEY].get("recipe") for unit in prepared_units(model).values()]
+    if not recipes or any(recipe is None or recipe != recipes[0] for recipe in recipes):
+        raise ValueError(
+            f"a prepared model has units of one recipe; here {len(recipes)} units have none or different ones"
+        )
+    return Recipe.from_config(recipes[0])
 
 
 def _check_leave(units: Mapping[str, fx.GraphModule], leave: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ class AdaRoundFakeQuantize(FakeQuantize):
     """
 
     family = "adaround"
+    calibration_state = (*FakeQuantize.calibration_state, "soft")
     alpha: nn.Parameter | None  # while the rounding is learned
 
     def __init__(

@@ -53,6 +53,13 @@ class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
     """
 
     family = ""
+    #: Of its state what nothing computes with once it is frozen: modes, and what calibration collects.
+    calibration_state: tuple[str, ...] = (
+        "observer_enabled",
+        "fake_quant_enabled",
+        "drop_keep",
+        "activation_post_process",
+    )
     #: The Linear and Conv2d layers fed by this quantizer; set by ``prepare``, not part of the state.
     consumers: tuple[nn.Module, ...] = ()
 

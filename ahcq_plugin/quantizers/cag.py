@@ -38,6 +38,7 @@ class CAGFakeQuantize(LearnedScaleMixin, FakeQuantize):
     """
 
     family = "cag"
+    calibration_state = (*FakeQuantize.calibration_state, "points", "per_scale")
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class CAGFakeQuantize(LearnedScaleMixin, FakeQuantize):
 
     def quantize(self, x: Tensor, drop: Drop | None = None) -> Tensor:
         # LSQ's factor of the gradient, from the number of values that share a scale.
-        channels = torch.zeros_like(self.scale).index_add_(0, self.labels, torch.ones_like(self.per_scale))
+        channels = torch.zeros_like(self.scale).index_add_(0, self.labels, self.scale.new_ones(self.labels.shape))
         values = (channels * (x.numel() // len(self.labels))).clamp(min=1)
         grad_factor = (values * self.quant_max).rsqrt()[self.labels]
         return uniform.fake_quantize(x, self.params(), self.bits, grad_factor, drop)

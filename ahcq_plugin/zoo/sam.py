@@ -20,6 +20,7 @@ from ahcq_plugin.zoo.checkpoints import default_checkpoint, load_weights, packag
 from ahcq_plugin.zoo.hugging_face import PREFIX, build_hugging_face
 from ahcq_plugin.zoo.published import PUBLISHED_FILES, of_model
 from ahcq_plugin.zoo.relatives import RELATIVES, build_relative
+from ahcq_plugin.zoo.rebuild import remember
 
 _KEYS = frozenset(
     (
@@ -101,6 +102,7 @@ def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | boo
         )
     if checkpoint is not False:
         load_weights(sam, checkpoint, source)
+    remember(sam, "sam", name_or_cfg)
     return sam.float().eval()
 
 

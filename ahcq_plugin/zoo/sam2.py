@@ -7,6 +7,7 @@ of the published code.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,11 @@ from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, Memory
 from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam.transformer import RoPEAttention
 from sam2.sam2_video_predictor import SAM2VideoPredictor
+from torch import Tensor
 
 from ahcq_plugin.zoo.checkpoints import default_checkpoint, load_weights, packaged_config, require_file
 from ahcq_plugin.zoo.published import PUBLISHED_FILES, PublishedFile
+from ahcq_plugin.zoo.rebuild import remember
 
 _KEYS = frozenset(
     (
@@ -87,7 +90,27 @@ def build_sam2(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | bo
     model = _from_config(cfg)
     if checkpoint is not False:
         load_weights(model, checkpoint)
+    remember(model, "sam2", cfg)
     return model.float().eval()
+
+
+def name_of_state(state: Mapping[str, Any]) -> str:
+    """Name of the SAM 2, as :func:`build_sam2` takes it, that a ``state_dict`` belongs to, quantized or not.
+
+    Raises ValueError when it is none of the named ones.
+    """
+    packaged = packaged_config("sam2_tiny")
+    known = {(96, 12): "t", (96, 16): "s", (112, 24): "bp", (144, 48): "l"}
+    patches = state.get("image_encoder.trunk.patch_embed.proj.weight")
+    blocks = {match[1] for name in state if (match := re.match(r"image_encoder\.trunk\.blocks\.(\d+)\.", name))}
+    size = (len(patches) if isinstance(patches, Tensor) and patches.ndim else 0, len(blocks))
+    if size == (packaged["embed_dim"], sum(packaged["stages"])):
+        return "sam2_tiny"
+    if size not in known:
+        raise ValueError(
+            f"these weights belong to none of sam2_tiny, {', '.join(PUBLISHED)}: (width, blocks) is {size}"
+        )
+    return f"{'sam2.1' if 'no_obj_embed_spatial' in state else 'sam2'}_{known[size]}"
 
 
 def _build_published(cfg: Mapping[str, Any], checkpoint: str | Path | Literal[False] | None) -> SAM2VideoPredictor:
@@ -111,6 +134,7 @@ def _build_published(cfg: Mapping[str, Any], checkpoint: str | Path | Literal[Fa
     )
     if path is not False:
         load_weights(model, path, published.checkpoint)
+    remember(model, "sam2", cfg)
     return model.float().eval()
 
 

@@ -7,10 +7,27 @@ from fractions import Fraction
 
 import numpy as np
 
-from ahcq_plugin.export.matmul import Matmul, accumulator_range, signed_bits
-from ahcq_plugin.export.operands import GroupedOperand, HLUQOperand, TableOperand, UniformOperand, WeightOperand
+from ahcq_plugin.export.matmul import Matmul, accumulator_range, heads_of, signed_bits
+from ahcq_plugin.export.operands import (
+    GroupedOperand,
+    HLUQOperand,
+    PerHeadOperand,
+    TableOperand,
+    UniformOperand,
+    WeightOperand,
+)
 
 LEFT_FAMILIES = ("uniform", "grouped", "hluq", "table")
+#: (kind, family of the left operand, of the right one) of products of two activations; the first two without heads.
+PRODUCTS = (
+    ("qk", "uniform", "uniform"),
+    ("av", "table", "uniform"),
+    ("qk", "per_head", "per_head"),
+    ("qk", "uniform", "per_head"),
+    ("av", "table", "per_head"),
+    ("av", "per_head", "uniform"),
+)
+HEADS = 3
 
 
 def make_scale(rng: np.random.Generator) -> np.float32:
@@ -23,6 +40,9 @@ def make_left(family: str, bits: int, k: int, rng: np.random.Generator, offset: 
     thresholds = np.sort(rng.normal(size=top)).astype(np.float32)
     if family == "uniform":
         return UniformOperand(bits, make_scale(rng), int(rng.integers(top + 1)))
+    if family == "per_head":
+        scales = np.array([make_scale(rng) for _ in range(HEADS)], np.float32)
+        return PerHeadOperand(bits, scales, rng.integers(0, top + 1, HEADS))
     if family == "grouped":
         groups = int(rng.integers(1, min(k, 5) + 1))
         cuts = np.sort(rng.choice(np.arange(1, k), groups - 1, replace=False)) if groups > 1 else np.empty(0, np.int64)
@@ -51,14 +71,19 @@ def make_linear(family: str, bits: int, k: int, n: int, rng: np.random.Generator
     return Matmul("matmul_1", "linear", "fc", 1, 4, k, n, left, right, bias, width)
 
 
-def make_product(kind: str, family: str, bits: int, k: int, n: int, rng: np.random.Generator) -> Matmul:
-    left, right = make_left(family, bits, k, rng, offset=False), make_left("uniform", bits, k, rng)
+def make_product(
+    kind: str, family: str, bits: int, k: int, n: int, rng: np.random.Generator, right_family: str = "uniform"
+) -> Matmul:
+    left, right = make_left(family, bits, k, rng, offset=False), make_left(right_family, bits, k, rng)
     width = signed_bits(*accumulator_range(left, right, k))
-    return Matmul("matmul_1", kind, "", 2, 4, k, n, left, right, None, width)
+    return Matmul("matmul_1", kind, "", 2 * heads_of(left, right), 4, k, n, left, right, None, width)
 
 
-def exact_value(operand, code: int, channel: int = 0) -> Fraction:
+def exact_value(operand, code: int, channel: int = 0, product: int = 0) -> Fraction:
     """What a code of an activation stands for, as an exact rational number."""
+    if isinstance(operand, PerHeadOperand):
+        head = product % operand.heads
+        return (code - int(operand.zero_points[head])) * Fraction(float(operand.scales[head]))
     if isinstance(operand, UniformOperand):
         return (code - operand.zero_point) * Fraction(float(operand.scale))
     if isinstance(operand, GroupedOperand):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 from torch import nn
 
 from ahcq_plugin import quantize
-from ahcq_plugin.export import make_spec
+from ahcq_plugin.export import load_spec, make_spec, save_spec
 from ahcq_plugin.export.compare import compare, golden_forward, mask_overlap
 from ahcq_plugin.export.interpret import golden_output, interpreted
 from ahcq_plugin.graph import prepared_units
+from ahcq_plugin.ptq.prepared import activation_quantizers, watched
 from ahcq_plugin.zoo.sam import box_forward
 
 
@@ -169,6 +171,61 @@ def test_every_family_and_width(recipe, tiny_sam, tiny_items):
     rows, units = compare(qmodel, spec, tiny_items[:1], box_forward)
     check_rows(rows)
     assert sum(unit.differing for unit in units) <= 0.001 * sum(unit.codes for unit in units)
+
+
+HEADS = 2  # of the small SAM's encoder and decoder
+
+
+def make_per_head(qmodel, batch):
+    """Give the frozen quantizers of q, k and v a scale and a zero point for each head, in place, all different.
+
+    In the encoder windows and heads share the first axis, heads innermost; in the decoder heads share the last axis
+    with their channels.
+    """
+    shapes = {}
+    chosen = {name: q for name, q in activation_quantizers(qmodel) if q.role in ("q", "k", "v")}
+    with torch.no_grad(), watched(chosen, lambda name, _, x, out: shapes.setdefault(name, x.shape)):
+        box_forward(qmodel, batch)
+    for name, quantizer in chosen.items():
+        scale = quantizer.scale.data * torch.tensor([0.8, 1.1])
+        zero = (quantizer.zero_point + torch.tensor([0, 1])).clamp(0, quantizer.quant_max).int()
+        if name.startswith("image_encoder"):
+            quantizer.ch_axis, repeat = 0, lambda t, name=name: t.repeat(shapes[name][0] // HEADS)
+        else:
+            quantizer.ch_axis, repeat = 2, lambda t, name=name: t.repeat_interleave(shapes[name][2] // HEADS)
+        quantizer.scale.data, quantizer.zero_point = repeat(scale), repeat(zero)
+    return qmodel
+
+
+def test_heads_with_scales_of_their_own(tiny_sam, tiny_items, tmp_path):
+    qmodel, _ = quantize(tiny_sam, tiny_items, "rtn", 4, 4, forward=box_forward, progress=False)
+    make_per_head(qmodel, tiny_items[0])
+    spec = make_spec(qmodel, tiny_items[0], box_forward)
+    assert spec.left_out == ()
+    save_spec(spec, tmp_path)
+    assert json.loads((tmp_path / "spec.json").read_text())["format"] == "ahcq_plugin.spec/2"
+    spec = load_spec(tmp_path)
+    sides = {(m.kind, side): getattr(m, side) for _, m in spec.matmuls() for side in ("left", "right")}
+    for side in (("qk", "left"), ("qk", "right"), ("av", "right")):
+        operand = sides[side]
+        assert operand.family == "per_head" and operand.heads == HEADS and len(set(operand.scales)) == HEADS
+    rows, units = compare(qmodel, spec, tiny_items[:1], box_forward)
+    check_rows(rows)
+    assert sum(unit.differing for unit in units) <= 0.001 * sum(unit.codes for unit in units)
+    swapped = [  # one head's scale in the place of another is noticed
+        dataclasses.replace(
+            unit,
+            matmuls=tuple(
+                dataclasses.replace(m, right=dataclasses.replace(m.right, scales=m.right.scales[::-1].copy()))
+                if m.right.family == "per_head"
+                else m
+                for m in unit.matmuls
+            ),
+        )
+        for unit in spec.units
+    ]
+    rows, _ = compare(qmodel, dataclasses.replace(spec, units=tuple(swapped)), tiny_items[:1], box_forward)
+    assert {r.golden_error > r.golden_limit for r in rows if r.matmul.right.family == "per_head"} == {True}
 
 
 class Scaled(nn.Module):

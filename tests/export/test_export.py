@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +19,19 @@ from torch import nn
 from ahcq_plugin import quantize
 from ahcq_plugin.export import Patches, SpecError, export_spec, load_spec, make_spec, save_spec
 from ahcq_plugin.export.codes import decode, encode
+from ahcq_plugin.export.compare import compare
 from ahcq_plugin.export.convert import activation_operand
-from ahcq_plugin.export.interpret import cut_patches
+from ahcq_plugin.export.interpret import cut_patches, golden_output, interpreted
 from ahcq_plugin.functional import agq
 from ahcq_plugin.graph import prepared_units
+from ahcq_plugin.hls import HLSOptions
+from ahcq_plugin.hls.layout import lay_out
 from ahcq_plugin.ptq import Recipe, calibrate, prepare, save_checkpoint
 from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.quantizers import ACTIVATION_FAMILIES
 from ahcq_plugin.zoo.sam import box_forward
+from tests.export.specs import make_linear
+from tests.export.test_spec_io import same
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = dict(forward=box_forward, progress=False)
@@ -133,11 +139,11 @@ def test_a_vision_transformer_of_timm(tmp_path):
 
 
 class Odd(nn.Module):
-    """A block with a grouped convolution, values on the left, and a q with a non-uniform quantizer."""
+    """A block with a dilated convolution, values on the left, and a q with a non-uniform quantizer."""
 
     def __init__(self):
         super().__init__()
-        self.qkv, self.conv, self.proj = nn.Linear(8, 24), nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.Linear(8, 8)
+        self.qkv, self.conv, self.proj = nn.Linear(8, 24), nn.Conv2d(8, 8, 3, padding=2, dilation=2), nn.Linear(8, 8)
 
     def forward(self, x):
         q, k, v = self.qkv(x).chunk(3, -1)
@@ -154,9 +160,9 @@ def test_what_is_left_out_says_why(caplog):
     spec = make_spec(qmodel, batch)
     assert [m.layer for m in spec["0"].matmuls] == ["qkv", "proj"]
     reasons = "\n".join(spec.left_out)
-    assert "0.conv: a convolution with groups 2" in reasons
+    assert "0.conv: a convolution with dilation (2, 2), not (1, 1)" in reasons
     assert "attention probabilities are its right operand" in reasons
-    assert "the left operand of kind qk must be one of uniform, got hluq" in reasons
+    assert "the left operand of kind qk must be one of uniform, per_head, got hluq" in reasons
     assert "not exported: 0.conv" in caplog.text
 
 
@@ -189,6 +195,58 @@ def test_patches_are_those_of_a_convolution():
     wanted = nn.functional.conv2d(torch.from_numpy(codes - zero).double(), weight, stride=(2, 1), padding=(1, 0))
     found = torch.from_numpy(rows - zero).double() @ weight.flatten(1).T
     assert torch.equal(found.view(2, *wanted.shape[2:], 4).permute(0, 3, 1, 2), wanted)
+
+
+class Convolutions(nn.Module):
+    """Depthwise, in groups, and with as many outputs again, one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.grouped = nn.Conv2d(6, 8, (3, 2), stride=(2, 1), padding=(1, 0), groups=2, bias=False)
+        self.multiplied = nn.Conv2d(8, 16, 1, groups=8)
+
+    def forward(self, x):
+        return self.multiplied(self.grouped(self.depthwise(x).relu()).relu())
+
+
+def test_convolutions_with_groups(tmp_path):
+    torch.manual_seed(0)
+    model, batch = nn.Sequential(Convolutions()).eval(), torch.randn(2, 6, 7, 5)
+    qmodel, _ = quantize(model, [batch], "rtn", 4, 4, units=["0"], progress=False)
+    spec = export_spec(qmodel, tmp_path, batch)
+    assert spec.left_out == () and same(load_spec(tmp_path), spec)
+    found = {m.layer: (m.k, m.n, m.groups, m.row_length) for _, m in spec.matmuls()}
+    assert found == {"depthwise": (9, 6, 6, 54), "grouped": (18, 8, 2, 36), "multiplied": (1, 16, 8, 8)}
+    layers = {m.name: qmodel.get_submodule(f"0.{m.layer}") for _, m in spec.matmuls()}
+
+    def on_matmul(unit, call):  # torch's own convolution, on integers in float64
+        matmul = spec[unit][call.site.node.name]
+        layer, result = layers[matmul.name], golden_output(matmul, call)[0]
+        weight = torch.from_numpy(matmul.right.signed()).double().view_as(layer.weight)
+        codes = (call.left - matmul.left.zero_point).double()
+        wanted = nn.functional.conv2d(codes, weight, None, layer.stride, layer.padding, 1, layer.groups)
+        got = torch.from_numpy(result.accumulators[..., 0]).double()
+        assert torch.equal(got.view(2, *wanted.shape[2:], -1).permute(0, 3, 1, 2), wanted)
+        return call.float_output()
+
+    with torch.no_grad(), interpreted(prepared_units(qmodel), on_matmul):
+        qmodel(batch)
+    rows, units = compare(qmodel, spec, [batch])
+    assert all(r.golden_error <= r.golden_limit and r.torch_error <= r.torch_limit for r in rows) and len(rows) == 3
+    assert units[0].differing == 0
+    with pytest.raises(SpecError, match="'depthwise' is a convolution with 6 groups: no kernel computes those"):
+        lay_out(spec["0"]["depthwise"], HLSOptions())
+
+
+def test_groups_that_do_not_fit_are_refused():
+    with pytest.raises(SpecError, match="`groups` must divide the 6 channels, got 4"):
+        Patches(6, (1, 1), (1, 1), (0, 0), 4)
+    matmul = make_linear("uniform", 4, 6, 3, np.random.default_rng(0))
+    with pytest.raises(SpecError, match="`patches` make rows of 6 in 2 groups, `k` is 6"):
+        dataclasses.replace(matmul, patches=Patches(6, (1, 1), (1, 1), (0, 0), 2))
+    with pytest.raises(SpecError, match="`groups` must divide the 3 outputs, got 2"):
+        dataclasses.replace(matmul, patches=Patches(12, (1, 1), (1, 1), (0, 0), 2))
 
 
 def run_tool(*arguments):

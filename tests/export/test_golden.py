@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from fractions import Fraction
 
 import numpy as np
@@ -14,7 +15,8 @@ from ahcq_plugin.export import SpecError, golden
 from ahcq_plugin.export.codes import decode, encode
 from ahcq_plugin.export.golden import lane_operands
 from ahcq_plugin.export.matmul import accumulator_range, lane_slices, lane_starts
-from tests.export.specs import LEFT_FAMILIES, exact_value, make_left, make_linear, make_product
+from ahcq_plugin.export.operands import PerHeadOperand, UniformOperand
+from tests.export.specs import HEADS, LEFT_FAMILIES, PRODUCTS, exact_value, make_left, make_linear, make_product
 
 CASES = st.tuples(st.integers(2, 8), st.integers(1, 13), st.integers(1, 4), st.integers(0, 2**32 - 1))
 EPS = 2.0**-24
@@ -57,6 +59,67 @@ def test_linear_equals_exact_arithmetic(case, family):
         for j in range(n):
             # at most 12 roundings (5 groups) of values that are no larger than the sum of the magnitudes
             assert abs(Fraction(float(result.output[i, j])) - exact[i][j]) <= 12 * EPS * sizes[i][j]
+
+
+def of_head(operand, head: int):
+    """The operand that one head has by itself."""
+    if not isinstance(operand, PerHeadOperand):
+        return operand
+    return UniformOperand(operand.bits, operand.scales[head], int(operand.zero_points[head]))
+
+
+@settings(max_examples=60)
+@given(CASES, st.sampled_from(PRODUCTS[2:]))
+def test_every_head_computes_with_its_own_scale_and_zero_point(case, kind):
+    """Heads are the innermost of the leading axes; each gives what the matmul of its parameters alone gives."""
+    bits, k, n, seed = case
+    rng = np.random.default_rng(seed)
+    matmul = make_product(*kind[:2], bits, k, n, rng, right_family=kind[2])
+    left = rng.integers(0, 2**bits, (2, HEADS, 3, k))
+    right = rng.integers(0, 2**bits, (2, HEADS, *((n, k) if kind[0] == "qk" else (k, n))))
+    result = golden.run(matmul, left, right)
+    flat = golden.run(matmul, left.reshape(-1, 3, k), right.reshape(-1, *right.shape[2:]))
+    assert np.array_equal(flat.output, result.output.reshape(flat.output.shape))
+    limit = 2 ** (matmul.accumulator_bits - 1)
+    for image, head in np.ndindex(2, HEADS):
+        alone = dataclasses.replace(matmul, batch=1, left=of_head(matmul.left, head), right=of_head(matmul.right, head))
+        wanted = golden.run(alone, left[image, head], right[image, head])
+        assert np.array_equal(result.accumulators[image, head], wanted.accumulators)
+        assert np.array_equal(result.output[image, head].view(np.uint32), wanted.output.view(np.uint32))
+        assert -limit <= wanted.accumulators.min() and wanted.accumulators.max() < limit
+    widest = [accumulator_range(of_head(matmul.left, h), of_head(matmul.right, h), k) for h in range(HEADS)]
+    assert accumulator_range(matmul.left, matmul.right, k) == (min(lo for lo, _ in widest), max(hi for _, hi in widest))
+
+
+@settings(max_examples=40)
+@given(st.integers(2, 8), st.integers(0, 2**32 - 1))
+def test_codes_per_head_are_those_of_the_heads(bits, seed):
+    rng = np.random.default_rng(seed)
+    operand = make_left("per_head", bits, 1, rng)
+    x = (rng.normal(size=(2, HEADS, 4, 5)) * 2 ** rng.uniform(-9, 5)).astype(np.float32)
+    codes = encode(operand, x)
+    values = decode(operand, codes)
+    for head in range(HEADS):
+        one = of_head(operand, head)
+        assert np.array_equal(codes[:, head], encode(one, x[:, head]))
+        assert np.array_equal(values[:, head], decode(one, codes[:, head]))
+    assert np.array_equal(encode(operand, values), codes)
+
+
+def test_products_that_are_no_multiple_of_the_heads_are_refused():
+    matmul = make_product("qk", "per_head", 4, 5, 2, np.random.default_rng(0), right_family="per_head")
+    codes = np.zeros((2, 2, 2, 5), np.int64)
+    with pytest.raises(SpecError, match=r"'matmul_1': the leading axes .* hold 4 products, .* multiple of the 3 heads"):
+        golden.run(matmul, codes, codes)
+    with pytest.raises(SpecError, match=r"4 products .* cannot be shared out to 3 heads"):
+        encode(matmul.left, codes.astype(np.float32))
+    with pytest.raises(SpecError, match="`batch` must be a multiple of the 3 heads, got 4"):
+        dataclasses.replace(matmul, batch=4)
+    right = PerHeadOperand(4, matmul.right.scales[:2], matmul.right.zero_points[:2])
+    with pytest.raises(SpecError, match="the right operand has 2 heads, the other 3"):
+        dataclasses.replace(matmul, right=right)
+    with pytest.raises(SpecError, match="the left operand of kind linear must be one of uniform, grouped, hluq, table"):
+        dataclasses.replace(make_linear("uniform", 4, 5, 2, np.random.default_rng(0)), left=matmul.left)
 
 
 @settings(max_examples=60)

@@ -24,9 +24,10 @@ from ahcq_plugin import quantize
 from ahcq_plugin.export import onnx_graphs
 from ahcq_plugin.export.compare import mask_overlap
 from ahcq_plugin.export.onnx_graphs import DECODER_FILE, ENCODER_FILE, OnnxSam, export_onnx, onnx_model
-from ahcq_plugin.export.onnx_quantizers import StoredWeight, TableLookup, UniformQDQ
+from ahcq_plugin.export.onnx_quantizers import StoredWeight, TableLookup, UniformQDQ, onnx_quantizer
 from ahcq_plugin.ptq import Recipe, calibrate, prepare
 from ahcq_plugin.ptq.prepared import quantizers
+from ahcq_plugin.quantizers import UniformFakeQuantize
 from ahcq_plugin.zoo.items import coco_items
 from ahcq_plugin.zoo.sam import box_forward
 from tests.export.conftest import batches
@@ -37,6 +38,18 @@ def folder(quantized, tmp_path_factory):
     path = tmp_path_factory.mktemp("onnx")
     export_onnx(quantized, path)
     return path
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(0, (4, 3, 5)), (1, (2, 4, 3, 5)), (2, (2, 3, 4))])
+def test_a_scale_for_each_head(axis, shape, tmp_path):
+    quantizer = UniformFakeQuantize(quant_max=15, ch_axis=axis)
+    quantizer.scale.data, quantizer.zero_point = torch.tensor([0.1, 0.3, 0.02, 1.0]), torch.tensor([3, 8, 0, 15]).int()
+    quantizer.enable_fake_quant()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    onnx_graphs._write(onnx_quantizer(quantizer), (x,), tmp_path / "q.onnx", ["x"], ["y"], {})
+    session = onnxruntime.InferenceSession(tmp_path / "q.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": x.numpy()})
+    assert torch.equal(torch.from_numpy(found), quantizer(x).detach())
 
 
 class QuadratureGELU(nn.Module):

@@ -24,6 +24,8 @@ def make_spec(seed: int = 0) -> Spec:
     matmuls += [
         specs.make_product("qk", "uniform", bits, k, n, rng),
         specs.make_product("av", "table", bits, k, n, rng),
+        specs.make_product("qk", "per_head", bits, k, n, rng, right_family="per_head"),
+        specs.make_product("av", "table", bits, k, n, rng, right_family="per_head"),
     ]
     matmuls = [dataclasses.replace(m, name=f"m{i}") for i, m in enumerate(matmuls)]
     conv = dataclasses.replace(
@@ -86,6 +88,22 @@ def test_a_new_spec_replaces_the_old_one_as_a_whole(tmp_path, monkeypatch):
     monkeypatch.undo()
     save_spec(new, tmp_path)
     assert same(load_spec(tmp_path), new) and len(files(tmp_path)) == 2
+
+
+def test_a_spec_of_the_former_format_still_reads(tmp_path):
+    """As the code before operands per head wrote it: another label, no such family, no groups of convolutions."""
+    spec = make_spec(3)
+    old = UnitSpec("enc.0", spec.units[0].matmuls[:6], ())
+    save_spec(Spec((old, spec.units[1])), tmp_path)
+
+    def former(content):
+        content["format"] = "ahcq_plugin.spec/1"
+        assert content["units"][1]["matmuls"][0]["patches"].pop("groups") == 1
+
+    edit(tmp_path, former)
+    assert same(load_spec(tmp_path), Spec((old, spec.units[1])))
+    save_spec(load_spec(tmp_path), tmp_path)
+    assert json.loads((tmp_path / "spec.json").read_text())["format"] == "ahcq_plugin.spec/2"
 
 
 def edit(folder: Path, change) -> None:

@@ -17,7 +17,7 @@ _SPEC = importlib.util.spec_from_file_location("export_specs", Path(__file__).pa
 specs = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(specs)
 
-#: name -> (kind, family of the left operand, bits of left and right, k, n)
+#: name -> (kind, family of the left operand, bits of left and right, k, n, family of the right operand if not uniform)
 SHAPES = {
     "uniform": ("linear", "uniform", 4, 4, 21, 10),
     "grouped": ("linear", "grouped", 4, 4, 22, 9),
@@ -26,6 +26,8 @@ SHAPES = {
     "qk": ("qk", "uniform", 4, 4, 21, 10),
     "av": ("av", "uniform", 4, 4, 18, 9),
     "av_table": ("av", "table", 4, 4, 21, 10),
+    "qk_heads": ("qk", "per_head", 4, 5, 9, 10),
+    "av_table_heads": ("av", "table", 4, 4, 7, 6, "per_head"),
     "uniform_8": ("linear", "uniform", 8, 8, 9, 5),
     "grouped_6": ("linear", "grouped", 6, 3, 25, 6),
     "hluq_8": ("linear", "hluq", 8, 8, 13, 4),
@@ -35,12 +37,21 @@ SHAPES = {
 OPTIONS = HLSOptions(pe=8, simd=4, out=4)
 
 
-def make_matmul(kind: str, family: str, bits: int, right_bits: int, k: int, n: int, rng: np.random.Generator):
+def make_matmul(
+    kind: str,
+    family: str,
+    bits: int,
+    right_bits: int,
+    k: int,
+    n: int,
+    rng: np.random.Generator,
+    right_family: str = "uniform",
+):
     """A random matmul; the accumulators are as narrow as the spec allows."""
     if kind == "linear":
         return specs.make_linear(family, bits, k, n, rng, right_bits)
-    product = specs.make_product(kind, family, bits, k, n, rng)
-    right = specs.make_left("uniform", right_bits, k, rng)
+    product = specs.make_product(kind, family, bits, k, n, rng, right_family)
+    right = specs.make_left(right_family, right_bits, k, rng)
     width = specs.signed_bits(*specs.accumulator_range(product.left, right, k))
     return dataclasses.replace(product, right=right, accumulator_bits=width)
 
@@ -48,8 +59,9 @@ def make_matmul(kind: str, family: str, bits: int, right_bits: int, k: int, n: i
 def make_layer(name: str, shape: tuple | None = None, seed: int = 0) -> Layer:
     """A layer of ``shape`` or SHAPES[name]; hluq with L in the middle, grouped with at least three groups."""
     kind, family, *shape = shape or SHAPES[name]
+    shape, right_family = shape[:4], "".join(shape[4:]) or "uniform"
     for attempt in range(100):
-        matmul = make_matmul(kind, family, *shape, np.random.default_rng([seed, attempt]))
+        matmul = make_matmul(kind, family, *shape, np.random.default_rng([seed, attempt]), right_family)
         if family == "grouped" and matmul.left.groups < 3:
             continue
         if family == "hluq" and not 3 <= matmul.left.log_levels <= 2**matmul.left.bits - 4:

@@ -23,6 +23,8 @@ KINDS = (
     ("qk", "uniform"),
     ("av", "uniform"),
     ("av", "table"),
+    ("qk", "per_head"),
+    ("av", "table", "per_head"),
 )
 # K and N from 1 up to several folds and tiles; random zero points, groups, L, tables, boundaries, scales by the seed
 ONE = st.fixed_dictionaries(
@@ -51,7 +53,8 @@ def test_any_spec_compiles_and_is_equal(cases, drawn: list[dict]) -> None:
     layers = {}
     for index, case in enumerate(drawn):
         rng = np.random.default_rng(case["seed"])
-        matmul = cases.make_matmul(*case["kind"], case["bits"], case["right_bits"], case["k"], case["n"], rng)
+        kind, family, *right = case["kind"]
+        matmul = cases.make_matmul(kind, family, case["bits"], case["right_bits"], case["k"], case["n"], rng, *right)
         options = HLSOptions(pe=case["out"] * case["pe_beats"], simd=case["simd"], out=case["out"])
         layer = Layer("unit", dataclasses.replace(matmul, name=f"layer.{index}"), options)
         layers[layer.top] = layer
@@ -63,6 +66,8 @@ def test_any_spec_compiles_and_is_equal(cases, drawn: list[dict]) -> None:
             result = compiled[top].run(vectors.left, vectors.right)
             wrong = cases.differences(layer, vectors, result.accumulators, result.output)
             assert wrong == (0, 0), f"{wrong} accumulators and floats differ in {case}"
-            values = quantizer_values(layer.matmul.left, 200, layer.matmul.k, case["seed"])
+            values = quantizer_values(layer.matmul.left, 240, layer.matmul.k, case["seed"])
+            if layer.inputs[0].is_per_head:
+                values = values.reshape(-1, 2, layer.matmul.k)
             codes = compiled[top].quantize("left_quantizer", values)
             assert (codes == encode(layer.matmul.left, values)).all(), f"codes differ in {case}"

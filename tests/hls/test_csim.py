@@ -6,13 +6,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ahcq_plugin.export import GroupedOperand, HLUQOperand, SpecError, golden
+from ahcq_plugin.export import GroupedOperand, HLUQOperand, PerHeadOperand, SpecError, golden
 from ahcq_plugin.export.codes import encode
 from ahcq_plugin.export.operands import top
 from ahcq_plugin.hls.vectors import make_vectors, quantizer_values
 
 FAMILIES = ("uniform", "grouped", "hluq", "table", "qk", "av", "av_table")
-OTHERS = ("uniform_8", "grouped_6", "hluq_8", "table_3", "av_table_8")
+OTHERS = ("uniform_8", "grouped_6", "hluq_8", "table_3", "av_table_8", "qk_heads", "av_table_heads")
 
 
 def run_many(cases, compiled, name: str, rows: int, seed: int) -> int:
@@ -74,7 +74,9 @@ def test_quantizers_give_the_same_codes(compiled, name: str) -> None:
     if matmul.kind != "linear":
         sides["right_quantizer"] = (matmul.right, matmul.k if matmul.kind == "qk" else matmul.n)
     for side, (operand, length) in sides.items():
-        values = quantizer_values(operand, 4000, length, seed=5)
+        values = quantizer_values(operand, 6000, length, seed=5)
+        if isinstance(operand, PerHeadOperand):
+            values = values.reshape(-1, 2, length)
         codes = function.quantize(side, values)
         np.testing.assert_array_equal(codes, encode(operand, values))
         assert set(np.unique(codes)) == set(range(2**operand.bits)), "every code must occur"

@@ -23,7 +23,10 @@ KERNELS = {
     "weight_order": ("uniform", "linear.h", "word >> (i * C", "word >> ((C::SIMD - 1 - i) * C"),
     "weight_zero": ("uniform", "linear.h", "int(zero_points[t][pe])", "int(zero_points[t][0])"),
     "start_of_group": ("grouped", "linear.h", "starts[t * C::GROUPS + group][pe]", "starts[t * C::GROUPS][pe]"),
-    "row_sum": ("qk", "attention.h", "row_sum * C::RIGHT_ZERO", "row_sum * C::LEFT_ZERO"),
+    "row_sum": ("qk", "attention.h", "row_sum * zeros<C>::right(head)", "row_sum * zeros<C>::left(head)"),
+    "head_of_zeros": ("qk_heads", "attention.h", "head = next_head<C>(head);", "head = 0;"),
+    "head_of_scale": ("qk_heads", "dequantize.h", "g, scales.left + head);", "g, scales.left);"),
+    "head_of_quantizer": ("qk_heads", "quantize.h", "is_per_head ? head : k", "is_per_head ? 0 : k"),
     "tail_of_right": ("qk", "attention.h", "sum += code;", "sum += codes[i];"),
     "column": ("av", "attention.h", "[n % C::PE][k % C::SIMD] = code", "[n % C::PE][0] = code"),
     "both_zeros": ("av", "attention.h", "- by_left) + both", "- by_left) - both"),
@@ -86,7 +89,9 @@ def disagreement(layer, function) -> int:
 
     vectors = make_vectors(layer.matmul, 4, 250, seed=11)
     result, wanted = function.run(vectors.left, vectors.right), golden.run(layer.matmul, vectors.left, vectors.right)
-    values = quantizer_values(layer.matmul.left, 500, layer.matmul.k, seed=12)
+    values = quantizer_values(layer.matmul.left, 600, layer.matmul.k, seed=12)
+    if layer.inputs[0].is_per_head:
+        values = values.reshape(-1, 2, layer.matmul.k)
     codes = function.quantize("left_quantizer", values)
     return int(
         (result.accumulators != wanted.accumulators).sum()

@@ -26,8 +26,10 @@ from ahcq_plugin.mm.launch import launch, read_config
 from ahcq_plugin.ptq import AuditError, AuditReport, Recipe
 from ahcq_plugin.support.lock import locked
 from ahcq_plugin.zoo.sam import build_sam
+from tests.conftest import computing_state
 
 ROOT = Path(__file__).resolve().parents[2]
+FILES = ("quantized.pth", "quantized.safetensors")
 STAGES = [
     "detect",
     "fp_eval",
@@ -69,7 +71,7 @@ def run(ptq_config, tmp_path):
 def test_a_run_writes_what_the_table_shows(run, tmp_path, real_report):
     code, text, metrics = run()
     assert code == 0
-    assert list(metrics) == ["fp", "quantized", "audit", "coverage", "recipe", "bits", "stages"]
+    assert list(metrics) == ["fp", "quantized", "audit", "coverage", "recipe", "bits", "stages", "files"]
     assert (metrics["recipe"], metrics["bits"]) == ("rtn", [4, 4])
     shares = metrics["coverage"]["shares"]
     assert sum(kind["macs"] for kind in shares.values()) == pytest.approx(1) and "integers: " in text
@@ -80,13 +82,19 @@ def test_a_run_writes_what_the_table_shows(run, tmp_path, real_report):
         assert {"AP", "AP50", "mIoU"} <= metrics[part].keys() and 0 < metrics[part]["mIoU"] < 1
         assert f"{metrics[part]['mIoU']:.4f}" in text
     assert 0 < metrics["quantized"]["IoU_fp"] < 1 and "AP_gt" not in metrics["fp"], "the only prompts are true boxes"
-    assert {path.name for path in (tmp_path / "out").glob("*.*")} >= {"metrics.json", "report.html", "quantized.pth"}
+    assert {path.name for path in (tmp_path / "out").glob("*.*")} >= {"metrics.json", "report.html", *FILES}
     assert not list((tmp_path / "out").glob(".*")), "no temporary file is left"
+    sizes = {name: (tmp_path / "out" / name).stat().st_size for name in FILES}
+    assert metrics["files"] == sizes and sizes["quantized.safetensors"] < sizes["quantized.pth"]
+    shown = f"quantized.safetensors: {sizes['quantized.safetensors'] / 1e6:.2f} MB"
+    assert text.rstrip().endswith(shown) and shown in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_checkpoint_is_the_model_that_was_measured(run, ptq_config, tmp_path, sam_config):
     _, _, metrics = run()
     sam = load_quantized(tmp_path / "out" / "quantized.pth", lambda _: build_sam(**rename(sam_config)))
+    packed = load_quantized(tmp_path / "out" / "quantized.safetensors").state_dict()
+    assert all(torch.equal(value, packed[name]) for name, value in computing_state(sam).items())
     cfg = read_config(str(ptq_config))
     loader = Runner.build_dataloader(cfg.test_dataloader)
     model = BoxPromptedSAM(sam).eval()

@@ -26,6 +26,7 @@ from ahcq_plugin.support.workers import Workers
 from ahcq_plugin.zoo.checkpoints import packaged_config
 from ahcq_plugin.zoo.sam2 import build_sam2
 from ahcq_plugin.zoo.videos import Video
+from tests.conftest import computing_state
 from tests.zoo.test_clips import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +76,8 @@ def test_a_run_reports_every_sequence_and_its_checkpoint_is_what_was_measured(co
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/gif;base64,") == 2 and "clip001" in page
     model = load_quantized(tmp_path / "out" / "quantized.pth", lambda _: build_sam2(SMALL, str(weights)))
+    packed = load_quantized(tmp_path / "out" / "quantized.safetensors").state_dict()
+    assert all(torch.equal(value, packed[name]) for name, value in computing_state(model).items())
     cfg = read_config(str(config)).test_dataloader.dataset
     videos = GeneratedClips(**{k: v for k, v in cfg.items() if k != "type"}).videos
     found = evaluate_videos(model, videos, JFMetric()).metrics

@@ -5,16 +5,18 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
-from ahcq_plugin import load_quantized, quantize
+from ahcq_plugin import load_quantized, quantize, save_quantized
 from ahcq_plugin.export import export_spec
 from ahcq_plugin.export.compare import compare
 from ahcq_plugin.ptq import Recipe, audit, prepare, set_quantization
 from ahcq_plugin.ptq.coverage import IN_UNITS, INTEGERS, cover
 from ahcq_plugin.ptq.distributions import collect_distributions
 from ahcq_plugin.ptq.prepared import original_weights, weight_layers
+from tests.conftest import computing_state
 
 SIZE = dict(img_size=32, num_classes=4)
 VIT = dict(**SIZE, patch_size=8, embed_dim=16, depth=2, num_heads=2)
@@ -115,6 +117,11 @@ def test_equal_with_quantizers_off_and_near_with_8_bit(name, tmp_path):
 
     loaded = load_quantized(tmp_path / "quantized.pth", lambda _: build(name, seed=1))
     assert torch.equal(loaded(batches[0]), quantized(batches[0]))
+    save_quantized(quantized, tmp_path / "packed")
+    packed = load_quantized(tmp_path / "packed", lambda _: build(name, seed=1)).state_dict()
+    assert all(torch.equal(value, packed[key]) for key, value in computing_state(quantized).items())
+    codes = {f"{name}.weight_fake_quant.codes" for name in weight_layers(quantized)}
+    assert codes <= set(load_file(tmp_path / "packed")), "no weight of a layer is kept in floating point"
     assert audit(loaded, batches[0]).passed
 
 

@@ -17,7 +17,7 @@ from ahcq_plugin.metrics.mask_iou import mask_iou
 from ahcq_plugin.mm.report import images as report_images
 from ahcq_plugin.mm.report import plots as report_plots
 from ahcq_plugin.mm.report.data import ReportData, SampleImage
-from ahcq_plugin.mm.report.summary import ROWS, coverage_lines, everything_lines
+from ahcq_plugin.mm.report.summary import ROWS, coverage_lines, everything_lines, size_line
 from ahcq_plugin.mm.report.videos import SampleVideo
 from ahcq_plugin.ptq.distributions import Distribution
 from ahcq_plugin.support.files import write_text
@@ -61,6 +61,7 @@ def render_report(data: ReportData) -> str:
         coverage=data.metrics["coverage"]["parts"],
         everything=everything_lines(data.metrics),
         covered=coverage_lines(data.metrics["coverage"]),
+        sizes=size_line(data.metrics.get("files", {})),
         config_text=data.config_text,
     )
 

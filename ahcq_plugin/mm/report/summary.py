@@ -68,6 +68,11 @@ def coverage_lines(coverage: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def size_line(files: Mapping[str, int]) -> str:
+    """Sizes of the checkpoints, from ``metrics.json``: name -> bytes."""
+    return ", ".join(f"{name}: {size / 1e6:.2f} MB" for name, size in files.items())
+
+
 def stage_table(stages: Mapping[str, Mapping[str, float]]) -> Table:
     """Seconds and peak memory of every stage."""
     table = Table(title="stages")

@@ -3,6 +3,7 @@
 //
 // P = sum a*b, A = sum a of the left row, B = sum b of the right row or column; both zero points are taken off at the
 // end: acc = ((P - zero_b * A) - zero_a * B) + K * zero_a * zero_b. The right operand comes first and stays on chip.
+// With C::HEADS both zero points are those of the product's head.
 #ifndef AHCQ_ATTENTION_H
 #define AHCQ_ATTENTION_H
 
@@ -68,9 +69,24 @@ LoadK:
     }
 }
 
+// Zero points of a head, and K times their product.
+template <class C, class = void>
+struct zeros {
+    static constexpr int left(int) { return C::LEFT_ZERO; }
+    static constexpr int right(int) { return C::RIGHT_ZERO; }
+    static constexpr int64_t product(int) { return C::ZERO_PRODUCT; }
+};
+
+template <class C>
+struct zeros<C, decltype(void(C::HEADS))> {
+    static int left(int head) { return C::left_zero(head); }
+    static int right(int head) { return C::right_zero(head); }
+    static int64_t product(int head) { return C::zero_product(head); }
+};
+
 template <class C>
 void multiply_rows(
-    hls::stream<fold_t<C> >& in, int rows, const right_t<C>& right, hls::stream<tile_t<C> >& out) {
+    hls::stream<fold_t<C> >& in, int rows, int head, const right_t<C>& right, hls::stream<tile_t<C> >& out) {
     typedef typename C::acc_t acc_t;
     acc_t product[C::PE][1];
 #pragma HLS ARRAY_PARTITION variable = product complete dim = 0
@@ -97,9 +113,9 @@ Rows:
                     if (f == 0) product[pe][0] = 0;
                     process_fold<C>(product[pe], fold, right.b[t * C::FOLDS + f][pe]);
                     if (!ends) continue;
-                    const acc_t by_right = row_sum * C::RIGHT_ZERO;
-                    const acc_t by_left = right.sum[t][pe] * C::LEFT_ZERO;
-                    const acc_t both = C::ZERO_PRODUCT;
+                    const acc_t by_right = row_sum * zeros<C>::right(head);
+                    const acc_t by_left = right.sum[t][pe] * zeros<C>::left(head);
+                    const acc_t both = zeros<C>::product(head);
                     tile.acc[pe][0] = acc_t(acc_t(product[pe][0] - by_right) - by_left) + both;
                 }
                 if (ends) out.write(tile);
@@ -120,6 +136,7 @@ void multiply_pairs(
 #pragma HLS ARRAY_PARTITION variable = right.b complete dim = 2
 #pragma HLS ARRAY_PARTITION variable = right.b complete dim = 3
 #pragma HLS ARRAY_PARTITION variable = right.sum complete dim = 2
+    int head = 0;
 Batch:
     for (int item = 0; item < batch; ++item) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = 64
@@ -128,7 +145,8 @@ Batch:
         } else {
             load_right_rows<C>(in_right, right);
         }
-        multiply_rows<C>(in, rows, right, out);
+        multiply_rows<C>(in, rows, head, right, out);
+        head = next_head<C>(head);
     }
 }
 

@@ -18,6 +18,26 @@
 
 namespace ahcq {
 
+// Of a config or a quantizer that has parameters for each head of attention: how many heads. Of all others 1.
+template <class T, class = void>
+struct head_count {
+    static constexpr int value = 1;
+    static constexpr bool is_per_head = false;
+};
+
+template <class T>
+struct head_count<T, decltype(void(T::HEADS))> {
+    static constexpr int value = T::HEADS;
+    static constexpr bool is_per_head = true;
+};
+
+// The head of the next product: products follow each other head by head.
+template <class T>
+int next_head(int head) {
+#pragma HLS INLINE
+    return head == head_count<T>::value - 1 ? 0 : head + 1;
+}
+
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 // A stream's width is a whole number of bytes.
 constexpr int byte_bits(int bits) { return ceil_div(bits, 8) * 8; }

@@ -5,7 +5,7 @@
 //   table             t = f(acc) * unit, then t = t + offset_n
 //   hluq              t = f(multiply) * scale_uniform + f(shift) * shift_scale, then t = t + offset_n
 //   linear            y = t * weight_scale_n, then y = y + bias_n
-//   products          y = f(acc) * (left scale * right scale)
+//   products          y = f(acc) * (left scale * right scale), those of the product's head
 //
 // OUT values a beat, one beat a cycle and group. Compile without contraction to fused multiply-adds.
 #ifndef AHCQ_DEQUANTIZE_H
@@ -62,7 +62,7 @@ struct dequantizer<C, hluq_family> {
 };
 
 // What the host writes through AXI4-Lite: left scales (C::LEFT_SCALES), then N weight scales, N biases and, for hluq
-// and table, N offsets; for products the one scale.
+// and table, N offsets; for products the one scale, or one for each head.
 template <class C>
 struct scales_t {
     float left[C::LEFT_SCALES];
@@ -97,14 +97,17 @@ float finish(float sum, int n, const scales_t<C>& scales) {
     return scaled + scales.bias[n];
 }
 
+// `batch` products of `rows` rows each.
 template <class C>
 void dequantize_tiles(
-    hls::stream<tile_t<C> >& in, int rows, const scales_t<C>& scales, hls::stream<float_axis<C> >& out) {
+    hls::stream<tile_t<C> >& in, int batch, int rows, const scales_t<C>& scales, hls::stream<float_axis<C> >& out) {
     float sums[C::PE];
 #pragma HLS ARRAY_PARTITION variable = sums cyclic factor = C::OUT
     tile_t<C> tile;
+    int head = 0;
+    int row_of_product = 0;
 Rows:
-    for (int row = 0; row < rows; ++row) {
+    for (int row = 0; row < batch * rows; ++row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = 4096
     Tiles:
         for (int t = 0; t < C::TILES; ++t) {
@@ -122,15 +125,17 @@ Rows:
                         const int pe = beat * C::OUT + i;
                         const int n = t * C::PE + pe;
                         sums[pe] = dequantizer<C, typename C::family>::group(
-                            sums[pe], tile.acc[pe], g, scales.left);
+                            sums[pe], tile.acc[pe], g, scales.left + head);
                         values[i] = n < C::N ? finish<C>(sums[pe], n, scales) : 0.0f;
                     }
                     const int first = t * C::PE + beat * C::OUT;
-                    const bool last = row == rows - 1 && first + C::OUT >= C::N;
+                    const bool last = row == batch * rows - 1 && first + C::OUT >= C::N;
                     if (g == C::GROUPS - 1 && first < C::N) out.write(float_beat<C::OUT>(values, last));
                 }
             }
         }
+        row_of_product = row_of_product == rows - 1 ? 0 : row_of_product + 1;
+        if (row_of_product == 0) head = next_head<C>(head);
     }
 }
 

@@ -129,15 +129,24 @@ bool run_layer(
     return right_size;
 }
 
-// Runs a generated quantizer: (rows, K) floats to codes.
-template <class Q>
-bool run_quantizer(
-    const float* values, int rows, uint8_t* codes, void (*top)(typename Q::value_stream&, int, typename Q::code_stream&)) {
+template <class In, class Out>
+void launch(void (*top)(In&, int, Out&), In& in, int batch, int rows, Out& out) {
+    top(in, batch * rows, out);
+}
+
+template <class In, class Out>
+void launch(void (*top)(In&, int, int, Out&), In& in, int batch, int rows, Out& out) {  // one that is per head
+    top(in, batch, rows, out);
+}
+
+// Runs a generated quantizer: (batch, rows, K) floats to codes.
+template <class Q, class Top>
+bool run_quantizer(const float* values, int batch, int rows, uint8_t* codes, Top top) {
     typename Q::value_stream in("values");
     typename Q::code_stream out("codes");
-    send_floats<Q::IN>(values, rows, Q::K, in);
-    top(in, rows, out);
-    return in.empty() && receive_codes<Q::BITS, Q::SIMD>(out, rows, Q::K, codes);
+    send_floats<Q::IN>(values, batch * rows, Q::K, in);
+    launch(top, in, batch, rows, out);
+    return in.empty() && receive_codes<Q::BITS, Q::SIMD>(out, batch * rows, Q::K, codes);
 }
 
 }  // namespace ahcq

@@ -27,7 +27,7 @@ void linear_layer(
     load_scales<C>(scale_memory, scales);
     send_rows<C>(left, rows, folds);
     multiply_accumulate<C>(folds, rows, weights, zero_points, starts, tiles);
-    dequantize_tiles<C>(tiles, rows, scales, out);
+    dequantize_tiles<C>(tiles, 1, rows, scales, out);
 }
 
 // `batch` times: the right operand in, then `rows` rows of K codes in and `rows` rows of N floats out.
@@ -48,7 +48,7 @@ void product_layer(
     load_scales<C>(scale_memory, scales);
     send_rows<C>(left, batch * rows, folds);
     multiply_pairs<C>(folds, right, batch, rows, tiles);
-    dequantize_tiles<C>(tiles, batch * rows, scales, out);
+    dequantize_tiles<C>(tiles, batch, rows, scales, out);
 }
 
 }  // namespace ahcq

@@ -47,15 +47,19 @@ Search:
     return rank;
 }
 
-// Rows of K floats (OUT a beat) to rows of K codes (SIMD a beat). Q::code(x, channel) is the quantizer.
+// `batch` times `rows` rows of K floats (OUT a beat) to rows of K codes (SIMD a beat). Q::code(x, channel) is the
+// quantizer; with Q::HEADS it is Q::code(x, head), the batch being products of one head after the other.
 template <class Q>
-void quantize_rows(
+void quantize_products(
     hls::stream<ap_axiu<32 * Q::IN, 0, 0, 0> >& in,
+    int batch,
     int rows,
     hls::stream<ap_axiu<byte_bits(Q::SIMD * Q::BITS), 0, 0, 0> >& out) {
     constexpr int WIDTH = byte_bits(Q::SIMD * Q::BITS);
+    int head = 0;
+    int row_of_product = 0;
 Rows:
-    for (int row = 0; row < rows; ++row) {
+    for (int row = 0; row < batch * rows; ++row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = 4096
         ap_uint<WIDTH> word = 0;
         ap_uint<32 * Q::IN> floats = 0;
@@ -67,17 +71,28 @@ Rows:
             floats >>= 32;
             const int at = k % Q::SIMD;
             if (at == 0) word = 0;
-            word.range((at + 1) * Q::BITS - 1, at * Q::BITS) = Q::code(bits_float(bits), k);
+            word.range((at + 1) * Q::BITS - 1, at * Q::BITS) = Q::code(bits_float(bits), head_count<Q>::is_per_head ? head : k);
             if (at == Q::SIMD - 1 || k == Q::K - 1) {
                 ap_axiu<WIDTH, 0, 0, 0> beat;
                 beat.data = word;
                 beat.keep = -1;
                 beat.strb = -1;
-                beat.last = row == rows - 1 && k == Q::K - 1;
+                beat.last = row == batch * rows - 1 && k == Q::K - 1;
                 out.write(beat);
             }
         }
+        row_of_product = row_of_product == rows - 1 ? 0 : row_of_product + 1;
+        if (row_of_product == 0) head = next_head<Q>(head);
     }
+}
+
+// Rows without heads.
+template <class Q>
+void quantize_rows(
+    hls::stream<ap_axiu<32 * Q::IN, 0, 0, 0> >& in,
+    int rows,
+    hls::stream<ap_axiu<byte_bits(Q::SIMD * Q::BITS), 0, 0, 0> >& out) {
+    quantize_products<Q>(in, 1, rows, out);
 }
 
 }  // namespace ahcq

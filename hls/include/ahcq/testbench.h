@@ -88,16 +88,15 @@ bool check_layer(golden_file& golden) {
     return equal("outputs", got, out) && same && complete;
 }
 
-template <class Q>
-bool check_quantizer(
-    golden_file& golden, const std::string& name,
-    void (*top)(typename Q::value_stream&, int, typename Q::code_stream&)) {
+// The values are products of two rows each where the quantizer is per head.
+template <class Q, class Top>
+bool check_quantizer(golden_file& golden, const std::string& name, Top top) {
     const std::vector<uint32_t> bits = golden.next<uint32_t>(name + "_values");
     const std::vector<uint8_t> codes = golden.next<uint8_t>(name + "_codes");
     std::vector<float> values;
     for (uint32_t value : bits) values.push_back(bits_float(value));
     std::vector<uint8_t> got(codes.size());
-    const bool complete = run_quantizer<Q>(values.data(), int(codes.size() / Q::K), got.data(), top);
+    const bool complete = run_quantizer<Q>(values.data(), int(codes.size() / Q::K / 2), 2, got.data(), top);
     if (!complete) std::printf("the streams of the quantizer did not hold exactly what they should\n");
     return equal(name.c_str(), got, codes) && complete;
 }
