@@ -68,7 +68,7 @@ class BlockTracer(fx.Tracer):
         self.record_stack_traces = True  # errors name the line
         self.optional: list[fx.Node] = []  # erased in the end where nothing uses them
         self.answering = False  # examples are being computed: nothing is traced
-        self.examples = Examples(root)
+        self.examples = Examples(root if isinstance(root, nn.Module) else nn.Module())
         with unwrapped(WRAPPED_FUNCTIONS) if self.call is not None else nullcontext(), emptied_caches(root):
             graph = super().trace(root, concrete_args)
         for node in graph.nodes:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from ahcq_plugin.zoo.checkpoints import default_checkpoint, load_weights, packaged_config, require_file
 from ahcq_plugin.zoo.hugging_face import PREFIX, build_hugging_face
 from ahcq_plugin.zoo.published import PUBLISHED_FILES, of_model
-from ahcq_plugin.zoo.relatives import RELATIVES, build_relative
 from ahcq_plugin.zoo.rebuild import remember
+from ahcq_plugin.zoo.relatives import RELATIVES, build_relative
 
 _KEYS = frozenset(
     (
