@@ -70,10 +70,10 @@ W8A8 = dict(w_bits=8, a_bits=8)
 
 def marked(cases: dict, fails: dict[str, str], slow: Collection[str] = SLOW) -> list:
     assert set(fails) <= set(cases)
-    return [
-        pytest.param(case, id=name, marks=[pytest.mark.xfail(reason=fails[name], strict=True)] if name in fails else [])
-        for name, case in cases.items()
-    ]
+    marks: dict[str, list] = {name: [pytest.mark.slow] if name in slow else [] for name in cases}
+    for name, reason in fails.items():
+        marks[name].append(pytest.mark.xfail(reason=reason, strict=True))
+    return [pytest.param(case, id=name, marks=marks[name]) for name, case in cases.items()]
 
 
 def quantized(case: Case, *args, **options):
