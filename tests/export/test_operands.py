@@ -75,7 +75,7 @@ AV = specs.make_product("av", "table", 4, 6, 3, RNG)
         (LINEAR, {"bias": np.full(3, np.nan, FLOAT)}, "`bias` must be finite"),
         (LINEAR, {"right": LINEAR.left}, "right operand of kind linear must be one of weight, got uniform"),
         (LINEAR, {"patches": Patches(2, (2, 2), (1, 1), (0, 0))}, "`patches` make rows of 8, `k` is 6"),
-        (AV, {"left": LEFT["hluq"]}, "left operand of kind av must be one of uniform, table, got hluq"),
+        (AV, {"left": LEFT["hluq"]}, "left operand of kind av must be one of uniform, per_head, table, got hluq"),
         (AV, {"left": dataclasses.replace(AV.left, offset=FLOAT(0.5))}, "must have the offset 0, got 0.5; use"),
         (AV, {"bias": np.zeros(3, FLOAT)}, "kind av has no layer, no bias"),
         (AV, {"m": 0}, r"`m` must be an integer in \[1, "),
