@@ -38,29 +38,9 @@ _FIXED, _SIZE = "arguments with a default are fixed to it", "a question about si
 _KWARGS = "blocks with **kwargs do not trace"
 _CONVOLUTIONS = "blocks of convolutions, and necks beside stages, are no units"
 #: What does not work yet, and why.
-FAILS = {
-    "HQ-SAM: attributes of blocks": "a unit loses the plain attributes of its block",
-    "DINOv3, EVA-02: rope": _FIXED,
-    "EdgeTAM: pos": _FIXED,
-    "EdgeSAM: layer_idx": _FIXED,
-    "SAM 3: rank": _SIZE,
-    "SAM 3: keywords": _KWARGS,
-    "Hugging Face": _KWARGS,
-    "MViT, TinyViT: sizes": _SIZE,
-    "ConvNeXt V2": _CONVOLUTIONS,
-}
+FAILS: dict[str, str] = {}
 BACKBONES = {f"{family.source}: {family.name}": family for family in FAMILIES}
-BACKBONE_FAILS = {
-    "timm: DINOv3": _FIXED,
-    "timm: EVA-02": _FIXED,
-    "timm: ConvNeXt V2": _CONVOLUTIONS,
-    "timm: RepViT": _CONVOLUTIONS,
-    "timm: TinyViT": _SIZE,
-    "timm: MViT V2": _SIZE,
-    "timm: MaxViT": "off by 5.6 % with random weights",
-    "torchvision: Swin": "attention in a function that torch.fx.wrap keeps whole",
-    "torchvision: Swin V2": "attention in a function that torch.fx.wrap keeps whole",
-}
+BACKBONE_FAILS = {"timm: MaxViT": "off by 5.6 % with random weights"}
 #: Many layers, or wide ones: more than a second of one core each.
 SLOW = ("timm: MaxViT", "timm: Swin", "timm: Swin V2", "timm: Hiera", "torchvision: Swin", "torchvision: Swin V2")
 #: Stand-ins whose four-bit model is made in every run; the others' only by `make test-slow`.
@@ -90,7 +70,7 @@ def standin(kind: type[nn.Module]) -> Case:
     return Family("", "", lambda: Case(kind(), [(image(32, 2, seed),) for seed in range(2)])).case()
 
 
-@pytest.mark.parametrize("case", marked(STANDINS, FAILS | {"MobileSAM, TinySAM, EdgeSAM: convolutions": _CONVOLUTIONS}))
+@pytest.mark.parametrize("case", marked(STANDINS, FAILS))
 def test_a_model_written_as_the_family_is_quantized_whole(case, tmp_path):
     kind, units = case
     case = standin(kind)
