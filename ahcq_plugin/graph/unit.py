@@ -17,6 +17,7 @@ from ahcq_plugin.graph.bare_weights import layer_bare_weights
 from ahcq_plugin.graph.calls import Call
 from ahcq_plugin.graph.stored_graph import StoredNode, graph_of, stored
 from ahcq_plugin.graph.tracer import OUR_DIR, TORCH_DIR, BlockTracer
+from ahcq_plugin.quantizers.layers import keep_hooks
 
 UNIT_KEY = "ahcq_unit"
 
@@ -124,15 +125,10 @@ def _keep_attributes(source: nn.Module, traced: Unit) -> None:
         for name, value in vars(module).items():
             if name not in _OF_EVERY_MODULE and name not in vars(target) and not _holds_module(value):
                 target.__dict__[name] = value
-    for name in _HOOKS:
-        getattr(traced, name).update(getattr(source, name))
+    keep_hooks(source, traced)
 
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_HOOKS = (
-    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
-    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
-)
 
 
 def _holds_module(value: Any) -> bool:

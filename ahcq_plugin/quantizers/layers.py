@@ -102,6 +102,7 @@ def quantize_layer(layer: nn.Linear | nn.Conv2d, weight_fake_quant: nn.Module) -
     if isinstance(layer, LinearView):
         view = QuantLinearView(layer.weight_name, layer.held[0], layer.rows, layer.held[1], layer.bias_rows)
         view.weight_fake_quant = weight_fake_quant
+        keep_hooks(layer, view)
         return view.train(layer.training)
     if isinstance(layer, nn.Linear):
         new = QuantLinear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
@@ -122,7 +123,20 @@ def quantize_layer(layer: nn.Linear | nn.Conv2d, weight_fake_quant: nn.Module) -
         raise TypeError(f"only nn.Linear and nn.Conv2d can be quantized, got {type(layer).__name__}")
     new.weight, new.bias = layer.weight, layer.bias
     new.weight_fake_quant = weight_fake_quant
+    keep_hooks(layer, new)
     return new.train(layer.training)
+
+
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
+)
+
+
+def keep_hooks(source: nn.Module, target: nn.Module) -> None:
+    """``target`` stands for ``source``: what others hooked onto its calls goes on to be called."""
+    for name in _HOOKS:
+        getattr(target, name).update(getattr(source, name))
 
 
 def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:

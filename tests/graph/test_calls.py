@@ -242,6 +242,16 @@ def test_attributes_classes_and_hooks_survive():
         assert torch.equal(twin(x), block(x)) and twin.window_size == 14 and type(twin.inner) is Inner
 
 
+def test_hooks_on_layers_survive():
+    net, item = make("three dimensions")
+    seen = []
+    net.blocks[0].lin1.register_forward_hook(lambda module, args, output: seen.append(type(module).__name__))
+    net = prepare(net, Recipe.from_config("rtn"), run=lambda model: model(item))
+    seen.clear()
+    net(item)
+    assert seen == ["QuantLinear"]
+
+
 class Wrong(Rope):
     """Is traced another way than it runs: a value that the tracer cannot know to change."""
 
