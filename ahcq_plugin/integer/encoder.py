@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From floats to codes and back: the modules that stand where fake quantizers stood."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ahcq_plugin.export.operands import (
+    Activation,
+    GroupedOperand,
+    HLUQOperand,
+    TableOperand,
+    UniformOperand,
+    top,
+)
+from ahcq_plugin.functional.pieces import is_dense
+from ahcq_plugin.integer.backends import backend_for
+
+
+class Encoder(nn.Module):
+    """Codes of a float tensor, uint8, in the layout of the input; the same codes as ``encode`` of its family.
+
+    ``uniform``: ``clamp(round(x / scale) + zero_point, 0, top)`` in float32, division by division, half to even; one
+    scale, or one for each channel of the last axis (CAG). ``ranked``: the number of boundaries <= x is the rank,
+    ``rank_codes`` has its code. NaN has no code: its result is any.
+
+    Attributes:
+        bits: of the codes.
+        scale, zero_point: float32 (1,) or (channels,); of an encoder by rank empty.
+        boundaries, rank_codes: float32 (2^bits - 1,) and uint8 (2^bits,); of a uniform encoder empty.
+        levels: float32 (2^bits,), what ``decode`` gives; empty for uniform encoders.
+    """
+
+    def __init__(self, operand: Activation, levels: Tensor | None = None):
+        super().__init__()
+        self.bits, self.family = operand.bits, operand.family
+        empty = np.zeros(0, np.float32)
+        scale, zero_point, boundaries, ranks = empty, empty, empty, np.zeros(0, np.uint8)
+        if isinstance(operand, HLUQOperand | TableOperand):
+            boundaries, ranks = operand.boundaries, operand.rank_codes
+        elif isinstance(operand, GroupedOperand):
+            labels = operand.labels()
+            scale, zero_point = operand.scales[labels], operand.zero_points[labels]
+        elif isinstance(operand, UniformOperand):
+            scale, zero_point = np.atleast_1d(operand.scale), np.atleast_1d(operand.zero_point)
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
+        self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.float32))
+        self.register_buffer("boundaries", torch.tensor(boundaries, dtype=torch.float32))
+        self.register_buffer("rank_codes", torch.tensor(ranks, dtype=torch.uint8))
+        self.register_buffer("levels", torch.zeros(0) if levels is None else levels.detach().float().clone())
+
+    @property
+    def top(self) -> int:
+        """The largest code."""
+        return top(self.bits)
+
+    @torch.compiler.disable
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            x = x.float()
+        return backend_for(x).encode(self, x if is_dense(x) else x.contiguous())
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """float32 values of the codes, bit-equal to the fake quantizer's."""
+        if len(self.levels):
+            return self.levels[codes.long()]
+        return (codes.float() - self.zero_point) * self.scale
+
+    def extra_repr(self) -> str:
+        return f"{self.family}, bits={self.bits}"
+
+
+class Decoder(nn.Module):
+    """Values of an encoder's codes, for what reads them in floating point (relative positions)."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self._encoder = (encoder,)  # in a tuple: it has its own place in the unit
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self._encoder[0].decode(codes)
