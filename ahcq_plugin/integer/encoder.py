@@ -17,9 +17,10 @@ from ahcq_plugin.export.operands import (
 )
 from ahcq_plugin.functional.pieces import is_dense
 from ahcq_plugin.integer.backends import backend_for
+from ahcq_plugin.integer.forms import Forms
 
 
-class Encoder(nn.Module):
+class Encoder(Forms):
     """Codes of a float tensor, uint8, in the layout of the input; the same codes as ``encode`` of its family.
 
     ``uniform``: ``clamp(round(x / scale) + zero_point, 0, top)`` in float32, division by division, half to even; one

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from ahcq_plugin.export.convert import activation_operand, weight_operand
-from ahcq_plugin.export.matmul import Patches, Unsupported, check_supported
+from ahcq_plugin.export.matmul import Patches, check_supported
 from ahcq_plugin.export.operands import SpecError, WeightOperand
 from ahcq_plugin.export.sites import Site, find_sites
 from ahcq_plugin.graph import prepared_units
@@ -112,12 +112,8 @@ def _left_out(unit: fx.GraphModule, node: fx.Node, name: str, reason: str, keep:
             f"unit '{name}', node '{node.name}' cannot run on integers: {reason}; leave the unit out with `units=`"
         )
     whole, bias = weight_operand(layer), _bias(layer, layer.out_channels)
-    weights = [
-        WeightOperand(whole.bits, *parts)
-        for parts in zip(
-            *(np.split(x, layer.groups) for x in (whole.codes, whole.scales, whole.zero_points)), strict=True
-        )
-    ]
+    parts = (np.split(x, layer.groups) for x in (whole.codes, whole.scales, whole.zero_points))
+    weights = [WeightOperand(whole.bits, *part) for part in zip(*parts, strict=True)]
     channels = layer.in_channels // layer.groups
     patches = Patches(channels, tuple(layer.kernel_size), tuple(layer.stride), tuple(layer.padding))
     operand = activation_operand(left)

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ahcq_plugin.export.operands import WeightOperand, top
 from ahcq_plugin.export.packing import pack
+from ahcq_plugin.integer.forms import Forms
 
 
 def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
@@ -29,7 +27,7 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
     return codes.flatten()[:count].to(torch.uint8)
 
 
-class PackedWeight(nn.Module):
+class PackedWeight(Forms):
     """Codes (n, k) of ``bits`` bits, packed; the state has nothing else of the weight but scales and zero points.
 
     Attributes:
@@ -44,7 +42,6 @@ class PackedWeight(nn.Module):
         self.register_buffer("packed", torch.from_numpy(pack(weight.codes, weight.bits)))
         self.register_buffer("scales", torch.from_numpy(weight.scales.copy()))
         self.register_buffer("zero_points", torch.from_numpy(weight.zero_points).to(torch.uint8))
-        self._forms: dict[str, Any] = {}
 
     def codes(self) -> Tensor:
         """uint8 (n, k)."""
@@ -53,29 +50,6 @@ class PackedWeight(nn.Module):
     def signed(self) -> Tensor:
         """int16 (n, k): code minus zero point."""
         return self.codes().short() - self.zero_points.short()[:, None]
-
-    def form(self, name: str, make: Callable[[], Any]) -> Any:
-        """What ``make`` gives, made at the first call; at every call where forms are not kept."""
-        if not self.keep:
-            return make()
-        if name not in self._forms:
-            self._forms[name] = make()
-        return self._forms[name]
-
-    def forget(self) -> None:
-        """Drop all forms: the packed codes alone stay."""
-        self._forms.clear()
-
-    def _apply(self, *args: Any, **kwargs: Any) -> PackedWeight:
-        self.forget()
-        return super()._apply(*args, **kwargs)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.forget()
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_forms": {}}
 
     def extra_repr(self) -> str:
         return f"{self.shape}, bits={self.bits}"

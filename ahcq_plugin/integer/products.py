@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ahcq_plugin.export.operands import Activation, TableOperand, UniformOperand, top
 from ahcq_plugin.integer.backends import backend_for
+from ahcq_plugin.integer.forms import Forms
 from ahcq_plugin.integer.lanes import Lane, Pass, make_lanes
 
 
-class IntegerProduct(nn.Module):
+class IntegerProduct(Forms):
     """``acc = ((P - zero_b * A) - zero_a * B) + k * zero_a * zero_b``, then ``f(acc) * scale``.
 
     Left codes (..., m, k) and right codes (..., k, n), uint8, give float32 (..., m, n). Scale and zero points may

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.node import map_arg
 
 from ahcq_plugin.export.sites import OperandSource, Site, find_sites
 from ahcq_plugin.graph.ops import GraphIndex, function_name
@@ -112,8 +111,7 @@ class Rewriter:
             before = operand.quantizer
             for step in operand.path:
                 if step in operand.scalings:
-                    source, made = before, out
-                    out = self.graph.node_copy(step, lambda n: made if n is source else self._value(n))
+                    out = self.graph.node_copy(step, {**self.values, before: out}.__getitem__)
                 before = step
         return out
 

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -52,7 +52,7 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.name = before
 
 
-@lru_cache(maxsize=None)
+@cache
 def _fastest(device: str) -> Backend:
     for name, kind in BACKENDS.items():
         if device in kind.devices:
@@ -63,7 +63,7 @@ def _fastest(device: str) -> Backend:
     return ReferenceBackend()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _usable(name: str, device: str) -> Backend:
     backend: Any = BACKENDS[name]()
     problem = None if device in backend.devices else f"it does not run on {device}"
