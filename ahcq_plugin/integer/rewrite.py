@@ -8,26 +8,16 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from ahcq_plugin.export.sites import OperandSource, Site, find_sites
-from ahcq_plugin.graph.ops import GraphIndex, function_name
+from ahcq_plugin.graph.ops import GraphIndex
 from ahcq_plugin.graph.tracer import check_fixed
-from ahcq_plugin.integer.attention import IntegerAttention, RelativePositions
 from ahcq_plugin.integer.encoder import Decoder, Encoder
-from ahcq_plugin.integer.products import IntegerProduct
+from ahcq_plugin.integer.fusing import fuse_attention, fuse_mlp
 
 _CASTS = frozenset({"to", "type", "type_as", "float", "half", "bfloat16", "double"})
 _SIZES = frozenset({"size", "dim", "numel"})
-_FACTORS = {
-    operator.mul: "mul",
-    torch.mul: "mul",
-    "mul": "mul",
-    operator.truediv: "div",
-    torch.div: "div",
-    "div": "div",
-}
 
 
 class Rewriter:
@@ -57,7 +47,8 @@ class Rewriter:
         for node in self.unit.graph.nodes:
             self._copy(node, targets)
         self.graph.eliminate_dead_code(_stays)
-        _fuse_attention(self.graph, targets)
+        fuse_attention(self.graph, targets)
+        fuse_mlp(self.graph, targets, self.unit)
         self.graph.eliminate_dead_code(_stays)
         rewritten = fx.GraphModule(self._attributes(targets), self.graph, class_name=type(self.unit).__name__)
         for path, module in rewritten.named_modules():  # outer code asks for the class of some
@@ -130,75 +121,3 @@ class Rewriter:
 def _stays(node: fx.Node) -> bool:
     """Whether a node does something even if nothing reads it."""
     return node.op in ("placeholder", "output") or node.target is check_fixed
-
-
-def _fuse_attention(graph: fx.Graph, targets: dict[str, Any]) -> None:
-    """Replace ``qk``, scalar factors, relative positions, softmax, encoder, ``av`` by one ``IntegerAttention``."""
-    for node in list(graph.nodes):
-        if node.op != "call_module" or not isinstance(targets.get(node.target), IntegerProduct):
-            continue
-        left, values = node.args
-        if left.op != "call_module" or not isinstance(targets.get(left.target), Encoder) or len(left.users) != 1:
-            continue
-        chain = _scores(left.args[0], targets)
-        if chain is None:
-            continue
-        product, factors, positions = chain
-        scalars = tuple(_scalar(step) for step in factors)
-        with graph.inserting_before(node):
-            terms = None
-            if positions is not None:
-                name = f"{positions.name}_terms"
-                targets[name] = RelativePositions(positions.target)
-                terms = graph.call_module(name, positions.args[1:])
-            name = f"{node.name}_attention"
-            targets[name] = IntegerAttention(
-                targets[product.target],
-                targets[left.target],
-                targets[node.target],
-                tuple(_FACTORS[step.target] for step in factors),
-            )
-            fused = graph.call_module(name, (*product.args, values, scalars, terms))
-        node.replace_all_uses_with(fused)
-        graph.erase_node(node)
-
-
-def _scores(softmax: fx.Node, targets: Mapping[str, Any]) -> tuple[fx.Node, list[fx.Node], fx.Node | None] | None:
-    """(product, scalings in order, node of relative positions) that a softmax over the last axis reads, each read by
-    nothing else; None for anything else."""
-    name = softmax.target if softmax.op == "call_method" else function_name(softmax)
-    dim = softmax.kwargs.get("dim", softmax.args[1] if len(softmax.args) > 1 else None)
-    if name != "softmax" or dim != -1 or softmax.kwargs.get("dtype") or len(softmax.users) != 1:
-        return None
-    node, positions, factors = softmax.args[0], None, []
-    while len(node.users) == 1:
-        if isinstance(targets.get(str(node.target)), IntegerProduct):
-            return node, factors[::-1], positions
-        is_function = function_name(node) == "add_decomposed_rel_pos" and len(node.args) == 6 and not node.kwargs
-        if is_function and not factors and positions is None and RelativePositions.can_replace(node.target):
-            positions, node = node, node.args[0]
-        elif node.target in _FACTORS and len(node.args) == 2 and not node.kwargs:
-            tensor = node.args[0]
-            if not isinstance(tensor, fx.Node) or _is_number(node.args[0]) or not _is_number(node.args[1]):
-                return None
-            factors.append(node)
-            node = tensor
-        else:
-            return None
-    return None
-
-
-def _scalar(step: fx.Node) -> Any:
-    return step.args[1]
-
-
-def _is_number(value: Any) -> bool:
-    """A number, or a node that computes one from numbers."""
-    if not isinstance(value, fx.Node):
-        return isinstance(value, int | float)
-    plain = value.op == "call_function" and getattr(value.target, "__module__", "") in ("math", "_operator")
-    return value.target == "size" or (plain and all(map(_is_number, value.all_input_nodes))) or _is_size(value)
-
-
-def _is_size(value: fx.Node) -> bool:
-    return value.target is operator.getitem and isinstance(value.args[0], fx.Node) and value.args[0].target is getattr

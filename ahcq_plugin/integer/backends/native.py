@@ -139,9 +139,7 @@ class NativeBackend(Backend):
             *sizes, *pointers,
         )  # fmt: skip
         matrices = [ctypes.byref(_matrices(codes)) for codes in (q, k, v)]
-        self._library.ahcq_attend(
-            ctypes.byref(call), *matrices, _I64(batch), _I64(m), _P(out.data_ptr()), _threads()
-        )
+        self._library.ahcq_attend(ctypes.byref(call), *matrices, _I64(batch), _I64(m), _P(out.data_ptr()), _threads())
         return out
 
     def softmax(self, scores: Tensor) -> Tensor:
