@@ -29,14 +29,15 @@ class Encoder(Forms):
 
     Attributes:
         bits: of the codes.
+        name: of the tensor, as the fake quantizer had it.
         scale, zero_point: float32 (1,) or (channels,); of an encoder by rank empty.
         boundaries, rank_codes: float32 (2^bits - 1,) and uint8 (2^bits,); of a uniform encoder empty.
         levels: float32 (2^bits,), what ``decode`` gives; empty for uniform encoders.
     """
 
-    def __init__(self, operand: Activation, levels: Tensor | None = None):
+    def __init__(self, operand: Activation, levels: Tensor | None = None, name: str = ""):
         super().__init__()
-        self.bits, self.family = operand.bits, operand.family
+        self.bits, self.family, self.name = operand.bits, operand.family, name
         empty = np.zeros(0, np.float32)
         scale, zero_point, boundaries, ranks = empty, empty, empty, np.zeros(0, np.uint8)
         if isinstance(operand, HLUQOperand | TableOperand):

@@ -24,6 +24,8 @@ from ahcq_plugin.quantizers import FakeQuantize, QuantConv2d
 
 #: How weights are kept: packed beside the form that is multiplied with, made at first use; or packed alone.
 MEMORY = ("fast", "low")
+#: Key of a unit's ``meta``: its integer layers and products by the names that ``export`` gives its matmuls.
+MATMULS = "ahcq_integer_matmuls"
 
 
 @torch.no_grad()
@@ -65,20 +67,19 @@ def integer_unit(unit: fx.GraphModule, name: str = "", memory: str = "fast") -> 
             levels = None
             if operand.family in ("hluq", "table"):
                 levels = quantizer.decode(torch.arange(2**quantizer.bits, device=quantizer.scale.device))
-            modules[node.name] = _moved(Encoder(operand, levels), quantizer.scale)
+            tensor = str(node.target).removesuffix("_post_act_fake_quantizer")
+            modules[node.name] = Encoder(operand, levels, tensor).to(quantizer.scale.device)
     for site in sites:
         try:
-            modules[site.node.name] = _moved(_matmul(unit, site, memory == "fast"), next(unit.parameters()))
+            modules[site.node.name] = _matmul(unit, site, memory == "fast").to(next(unit.parameters()).device)
         except SpecError as error:
             raise type(error)(f"unit '{name}', node '{site.node.name}': {error}") from None
     for node in unit.graph.nodes:
         if node.name in left_out:
             modules[node.name] = _left_out(unit, node, name, left_out[node.name], memory == "fast")
-    return Rewriter(unit, modules).run()
-
-
-def _moved(module: nn.Module, like: torch.Tensor) -> nn.Module:
-    return module.to(like.device)
+    rewritten = Rewriter(unit, modules).run()
+    rewritten.meta[MATMULS] = {node: module for node, module in modules.items() if not isinstance(module, Encoder)}
+    return rewritten
 
 
 def _matmul(unit: fx.GraphModule, site: Site, keep: bool) -> nn.Module:
@@ -118,4 +119,5 @@ def _left_out(unit: fx.GraphModule, node: fx.Node, name: str, reason: str, keep:
     patches = Patches(channels, tuple(layer.kernel_size), tuple(layer.stride), tuple(layer.padding))
     operand = activation_operand(left)
     check_supported("linear", operand, weights[0], patches)
-    return _moved(IntegerGroupedConv2d(operand, weights, np.split(bias, layer.groups), patches, keep), layer.weight)
+    conv = IntegerGroupedConv2d(operand, weights, np.split(bias, layer.groups), patches, keep)
+    return conv.to(layer.weight.device)

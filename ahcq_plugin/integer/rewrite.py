@@ -62,10 +62,9 @@ class Rewriter:
             self.values[node] = self._matmul(node, self.sites[node], targets)
             return
         if isinstance(module, Encoder):
-            name = node.target.removesuffix("_post_act_fake_quantizer")
-            codes = self._call(f"{name}_codes", module, (self._value(node.all_input_nodes[0]),), targets)
+            codes = self._call(f"{module.name}_codes", module, (self._value(node.all_input_nodes[0]),), targets)
             self.codes[node] = codes
-            self.values[node] = self._call(f"{name}_levels", Decoder(module), (codes,), targets)
+            self.values[node] = self._call(f"{module.name}_levels", Decoder(module), (codes,), targets)
             return
         if module is not None:  # a layer without a site
             self.values[node] = self._call(node.target, module, (self.codes[node.all_input_nodes[0]],), targets)
