@@ -30,6 +30,7 @@ class Encoder(Forms):
     Attributes:
         bits: of the codes.
         name: of the tensor, as the fake quantizer had it.
+        rows: Linear layers alone read the codes; they then lie row by row, whatever the layout of the input.
         scale, zero_point: float32 (1,) or (channels,); of an encoder by rank empty.
         boundaries, rank_codes: float32 (2^bits - 1,) and uint8 (2^bits,); of a uniform encoder empty.
         levels: float32 (2^bits,), what ``decode`` gives; empty for uniform encoders.
@@ -37,7 +38,7 @@ class Encoder(Forms):
 
     def __init__(self, operand: Activation, levels: Tensor | None = None, name: str = ""):
         super().__init__()
-        self.bits, self.family, self.name = operand.bits, operand.family, name
+        self.bits, self.family, self.name, self.rows = operand.bits, operand.family, name, False
         empty = np.zeros(0, np.float32)
         scale, zero_point, boundaries, ranks = empty, empty, empty, np.zeros(0, np.uint8)
         if isinstance(operand, HLUQOperand | TableOperand):
@@ -62,7 +63,9 @@ class Encoder(Forms):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != torch.float32:
             x = x.float()
-        return backend_for(x).encode(self, x if is_dense(x) else x.contiguous())
+        if x.ndim == 3 and x.stride(1) == 1 and self.rows and x.shape[1] > 1:
+            return backend_for(x).encode_columns(self, x)
+        return backend_for(x).encode(self, x.contiguous() if self.rows or not is_dense(x) else x)
 
     def decode(self, codes: Tensor) -> Tensor:
         """float32 values of the codes, bit-equal to the fake quantizer's."""

@@ -25,6 +25,11 @@ _FACTORS = {
 _SKIPPED = (nn.Identity, nn.Dropout)
 
 
+def reads_rows(module: nn.Module | None) -> bool:
+    """Whether a module reads codes row by row: Linear layers, but no convolutions."""
+    return isinstance(module, IntegerLinear | IntegerMLP) and not isinstance(module, IntegerConv2d)
+
+
 def fuse_attention(graph: fx.Graph, targets: dict[str, Any]) -> None:
     """Replace ``qk``, scalar factors, relative positions, softmax, encoder, ``av`` by one ``IntegerAttention``."""
     for node in list(graph.nodes):

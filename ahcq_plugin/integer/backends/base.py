@@ -34,10 +34,14 @@ class Backend:
     def encode(self, encoder: Encoder, x: Tensor) -> Tensor:
         """uint8 codes of a dense float32 x, in its layout."""
         if len(encoder.boundaries):
-            ranks = torch.bucketize(x, encoder.boundaries, right=True, out_int32=True)
-            return encoder.rank_codes[ranks]
+            ranks = torch.bucketize(x.contiguous(), encoder.boundaries, right=True, out_int32=True)
+            return torch.empty_like(x, dtype=torch.uint8).copy_(encoder.rank_codes[ranks])
         codes = torch.round(x / encoder.scale).add_(encoder.zero_point).clamp_(0, encoder.top)
         return codes.to(torch.uint8)
+
+    def encode_columns(self, encoder: Encoder, x: Tensor) -> Tensor:
+        """uint8 codes, row by row, of a float32 x (b, rows, channels) whose columns are contiguous."""
+        return self.encode(encoder, x.contiguous())
 
     def linear(self, layer: IntegerLinear, codes: Tensor) -> Tensor:
         """float32 (m, n) of uint8 codes (m, k)."""

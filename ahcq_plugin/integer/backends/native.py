@@ -95,6 +95,17 @@ class NativeBackend(Backend):
             )  # fmt: skip
         return out
 
+    def encode_columns(self, encoder: Encoder, x: Tensor) -> Tensor:
+        held = encoder.form("native", lambda: _encoding(encoder))
+        out = torch.empty(x.shape, dtype=torch.uint8)
+        (batch, rows, columns), (batch_stride, _, stride) = x.shape, x.stride()
+        for item in range(batch):
+            self._library.ahcq_encode_columns(
+                ctypes.byref(held.structure), _P(x.data_ptr() + 4 * item * batch_stride), _I64(rows), _I64(columns),
+                _I64(stride), _P(out[item].data_ptr()), _threads(),
+            )  # fmt: skip
+        return out
+
     def linear(self, layer: IntegerLinear, codes: Tensor) -> Tensor:
         codes = codes.contiguous()
         out = torch.empty(len(codes), layer.n)

@@ -102,4 +102,29 @@ inline void encode_row(const Encoding& e, const float* x, int64_t count, uint8_t
     }
 }
 
+// A matrix that lies column by column, `stride` numbers from one to the next, to codes row by row.
+inline void encode_columns(const Encoding& e, const float* x, int64_t rows, int64_t columns, int64_t stride,
+                           uint8_t* out, int threads) {
+    constexpr int64_t kBlock = 64;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t first = 0; first < rows; first += kBlock) {
+        const int64_t high = rows - first < kBlock ? rows - first : kBlock;
+        alignas(64) uint8_t block[kBlock * kBlock];
+        for (int64_t left = 0; left < columns; left += kBlock) {
+            const int64_t wide = columns - left < kBlock ? columns - left : kBlock;
+            for (int64_t c = 0; c < wide; ++c) {
+                Encoding one = e;
+                if (e.per_channel) {
+                    one.per_channel = 0;
+                    one.scale += left + c;
+                    one.zero_point += left + c;
+                }
+                encode_row(one, x + (left + c) * stride + first, high, block + c * kBlock);
+            }
+            for (int64_t r = 0; r < high; ++r)
+                for (int64_t c = 0; c < wide; ++c) out[(first + r) * columns + left + c] = block[c * kBlock + r];
+        }
+    }
+}
+
 }  // namespace ahcq

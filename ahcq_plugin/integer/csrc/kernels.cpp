@@ -67,6 +67,11 @@ void ahcq_encode(const ahcq::Encoding* e, const float* x, int64_t rows, int64_t 
     for (int64_t r = 0; r < rows; ++r) ahcq::encode_row(*e, x + r * stride, columns, out + r * columns);
 }
 
+void ahcq_encode_columns(const ahcq::Encoding* e, const float* x, int64_t rows, int64_t columns, int64_t stride,
+                         uint8_t* out, int threads) {
+    ahcq::encode_columns(*e, x, rows, columns, stride, out, threads);
+}
+
 // Rows of scores to probabilities, in place.
 void ahcq_softmax(float* x, int64_t rows, int64_t columns) {
     std::vector<float> row(static_cast<size_t>((columns + 15) / 16 * 16));
