@@ -41,9 +41,10 @@ inline __m512i encode_uniform(__m512 x, __m512 scale, __m512 zero_point, __m512 
 struct Ranks {
     const float* boundaries;
     int bits, shift;
-    __m512 coarse;
+    __m512 coarse = _mm512_setzero_ps();
 
     explicit Ranks(const Encoding& e) : boundaries(e.boundaries), bits(e.bits), shift(e.bits > 4 ? e.bits - 4 : 0) {
+        if (!boundaries) return;
         float every[16];
         for (int i = 0; i < 16; ++i) {
             const int64_t at = (int64_t(i + 1) << shift) - 1;
@@ -71,35 +72,49 @@ struct Ranks {
 };
 #endif
 
+#ifdef AHCQ_VNNI
+// Sixteen codes at a time, by parameters of the whole tensor; of a table ranks, for `rank_codes` to turn into codes.
+struct Coder {
+    const bool ranked;
+    const Ranks ranks;
+    const __m512 scale, zero_point, top;
+
+    explicit Coder(const Encoding& e)
+        : ranked(e.boundaries != nullptr),
+          ranks(e),
+          scale(_mm512_set1_ps(ranked ? 1.0f : e.scale[0])),
+          zero_point(_mm512_set1_ps(ranked ? 0.0f : e.zero_point[0])),
+          top(_mm512_set1_ps(float((1 << e.bits) - 1))) {}
+
+    void operator()(__m512 x, uint8_t* out) const {
+        const __m512i codes = ranked ? ranks(x) : encode_uniform(x, scale, zero_point, top);
+        _mm_storeu_si128((__m128i*)out, _mm512_cvtepi32_epi8(codes));
+    }
+};
+#endif
+
 // One row, or any stretch where the parameters are those of the tensor.
 inline void encode_row(const Encoding& e, const float* x, int64_t count, uint8_t* out) {
     int64_t i = 0;
     const float top = float((1 << e.bits) - 1);
-    if (e.boundaries) {
 #ifdef AHCQ_VNNI
-        const Ranks ranks(e);
-        for (; i + 16 <= count; i += 16)
-            _mm_storeu_si128((__m128i*)(out + i), _mm512_cvtepi32_epi8(ranks(_mm512_loadu_ps(x + i))));
-#endif
-        for (; i < count; ++i) out[i] = uint8_t(rank_of(e.boundaries, e.bits, x[i]));
-        look_up(out, count, e.rank_codes, 1 << e.bits, false, out);
-        return;
-    }
-#ifdef AHCQ_VNNI
-    __m512 scale = _mm512_set1_ps(e.scale[0]), zero_point = _mm512_set1_ps(e.zero_point[0]);
-    for (; i + 16 <= count; i += 16) {
-        if (e.per_channel) {
-            scale = _mm512_loadu_ps(e.scale + i);
-            zero_point = _mm512_loadu_ps(e.zero_point + i);
+    if (e.per_channel) {
+        for (; i + 16 <= count; i += 16) {
+            const __m512i codes = encode_uniform(_mm512_loadu_ps(x + i), _mm512_loadu_ps(e.scale + i),
+                                                 _mm512_loadu_ps(e.zero_point + i), _mm512_set1_ps(top));
+            _mm_storeu_si128((__m128i*)(out + i), _mm512_cvtepi32_epi8(codes));
         }
-        const __m512i codes = encode_uniform(_mm512_loadu_ps(x + i), scale, zero_point, _mm512_set1_ps(top));
-        _mm_storeu_si128((__m128i*)(out + i), _mm512_cvtepi32_epi8(codes));
+    } else {
+        const Coder coder(e);
+        for (; i + 16 <= count; i += 16) coder(_mm512_loadu_ps(x + i), out + i);
     }
 #endif
     for (; i < count; ++i) {
         const int64_t at = e.per_channel ? i : 0;
-        out[i] = encode_uniform(x[i], e.scale[at], e.zero_point[at], top);
+        out[i] = e.boundaries ? uint8_t(rank_of(e.boundaries, e.bits, x[i]))
+                              : encode_uniform(x[i], e.scale[at], e.zero_point[at], top);
     }
+    if (e.boundaries) look_up(out, count, e.rank_codes, 1 << e.bits, false, out);
 }
 
 // A matrix that lies column by column, `stride` numbers from one to the next, to codes row by row.

@@ -27,18 +27,21 @@ struct Product {
     const float* scale;
 };
 
-// The right operand of one item as panels, and the sums of its columns' codes. Segments are quads, as in `Pass`.
+// The right operand of one item as panels, and what the sums of its columns add to every accumulator. Segments are
+// quads, as in `Pass`.
 struct Right {
     int64_t quads = 0;
     std::vector<int8_t> panels;
-    std::vector<int64_t> sums;
+    std::vector<int64_t> added;
+    std::vector<int32_t> added32;  // modulo 2^32
 
-    void pack(const Product& p, const uint8_t* codes, int64_t row_stride, int64_t column_stride) {
+    void pack(const Product& p, const uint8_t* codes, int64_t row_stride, int64_t column_stride, int64_t left_zero,
+              int64_t right_zero) {
         quads = 0;
         for (int i = 0; i < p.passes; ++i)
             quads = std::max(quads, p.pass[i].segment + quads_of(p.pass[i].end - p.pass[i].begin));
         panels.assign(panel_bytes(quads) * panels_of(p.n), 0);
-        sums.assign(size_t(panels_of(p.n) * kColumns), 0);
+        added.assign(size_t(panels_of(p.n) * kColumns), p.k * left_zero * right_zero);
         for (int i = 0; i < p.passes; ++i) {
             const Pass& pass = p.pass[i];
             if (i && pass.segment <= p.pass[i - 1].segment) break;  // another digit of the same columns
@@ -53,9 +56,11 @@ struct Right {
                     out[(at / 4) * 4 * kColumns + at % 4] = int8_t(code - p.shift);
                     sum += code;
                 }
-                sums[column] += sum;
+                added[column] -= left_zero * sum;
             }
         }
+        added32.resize(added.size());
+        for (size_t c = 0; c < added.size(); ++c) added32[c] = int32_t(added[c]);
     }
 };
 
@@ -85,19 +90,17 @@ struct Left {
     }
 };
 
-// float32 y[r][c] of one tile, rows `stride` floats apart; columns of the panel beyond n are not written.
-inline void product_tile(const Product& p, const Left& left, const Right& right, int rows, int64_t panel,
-                         int64_t left_zero, int64_t right_zero, float scale, float* y, int64_t stride) {
+// float32 y[r][c] of one tile, rows `stride` floats apart; with `whole` also the columns of the panel beyond n.
+inline void product_tile(const Product& p, const Left& left, const Right& right, int rows, int64_t panel, float scale,
+                         float* y, int64_t stride, bool whole) {
     const int64_t first = panel * kColumns;
     const int columns = int(std::min<int64_t>(kColumns, p.n - first));
     const int8_t* from = right.panels.data() + panel * panel_bytes(right.quads);
     alignas(64) int32_t product[kRows * kColumns];
     alignas(64) int64_t wide[kRows * kColumns];
+    alignas(64) float result[kColumns];
     const uint8_t* digits = left.digits.data();
-    const int64_t constant = p.k * left_zero * right_zero;
-    alignas(64) int64_t column[kColumns];
-    for (int c = 0; c < kColumns; ++c) column[c] = constant - left_zero * right.sums[first + c];
-    const bool narrow = p.passes == 1 && p.pass[0].factor == 1 && p.k < (int64_t(1) << 14);
+    const bool narrow = p.passes == 1 && p.pass[0].factor == 1 && p.k < (int64_t(1) << 14);  // k * 255 * 255 < 2^31
     for (int i = 0; i < p.passes; ++i) {
         const Pass& pass = p.pass[i];
         const int64_t quads = quads_of(pass.end - pass.begin);
@@ -107,17 +110,17 @@ inline void product_tile(const Product& p, const Left& left, const Right& right,
         for (int j = 0; j < rows * kColumns; ++j) wide[j] = (i ? wide[j] : 0) + pass.factor * product[j];
     }
     for (int r = 0; r < rows; ++r) {
-        float* out = y + r * stride;
-        if (narrow) {  // k * 255 * 255 < 2^31: exact in int32
-            alignas(64) float whole[kColumns];
+        float* out = whole ? y + r * stride : result;
+        if (narrow) {
+            const int32_t *row = product + r * kColumns, *column = right.added32.data() + first;
             const uint32_t added = uint32_t(left.added[r]);
             for (int c = 0; c < kColumns; ++c)
-                whole[c] = float(int32_t(uint32_t(product[r * kColumns + c]) + added + uint32_t(column[c]))) * scale;
-            std::memcpy(out, whole, sizeof(float) * columns);
+                out[c] = float(int32_t(uint32_t(row[c]) + added + uint32_t(column[c]))) * scale;
         } else {
-            for (int c = 0; c < columns; ++c)
-                out[c] = float(wide[r * kColumns + c] + left.added[r] + column[c]) * scale;
+            const int64_t *row = wide + r * kColumns, *column = right.added.data() + first;
+            for (int c = 0; c < kColumns; ++c) out[c] = float(row[c] + left.added[r] + column[c]) * scale;
         }
+        if (!whole) std::memcpy(y + r * stride, result, sizeof(float) * columns);
     }
 }
 
@@ -126,7 +129,8 @@ inline void multiply(const Product& p, Matrices a, Matrices b, int64_t batch, in
     for (int64_t item = 0; item < batch; ++item) {
         const int64_t head = item % p.heads;
         Right right;
-        right.pack(p, b.codes + item * b.batch_stride, b.row_stride, b.column_stride);
+        right.pack(p, b.codes + item * b.batch_stride, b.row_stride, b.column_stride, p.left_zero[head],
+                   p.right_zero[head]);
         Left left(p);
         for (int64_t first = 0; first < m; first += kRows) {
             const int rows = int(std::min<int64_t>(kRows, m - first));
@@ -136,8 +140,8 @@ inline void multiply(const Product& p, Matrices a, Matrices b, int64_t batch, in
                 left.set(p, r, left.row.data(), p.right_zero[head]);
             }
             for (int64_t panel = 0; panel < panels_of(p.n); ++panel)
-                product_tile(p, left, right, rows, panel, p.left_zero[head], p.right_zero[head], p.scale[head],
-                             out + (item * m + first) * p.n + panel * kColumns, p.n);
+                product_tile(p, left, right, rows, panel, p.scale[head],
+                             out + (item * m + first) * p.n + panel * kColumns, p.n, false);
         }
     }
 }
