@@ -27,6 +27,15 @@ class Positions:
     rows: Tensor
     columns: Tensor
 
+    def check(self, batch: int, queries: int, keys: int) -> None:
+        """ValueError unless the terms are those of so many products, queries and keys."""
+        (rows, down), (columns, across) = ((t.shape[:2], t.shape[2]) for t in (self.rows, self.columns))
+        if rows != (batch, queries) or columns != (batch, queries) or down * across != keys:
+            raise ValueError(
+                f"relative positions of {tuple(self.rows.shape)} and {tuple(self.columns.shape)} do not fit {batch} "
+                f"products of {queries} queries and {keys} keys"
+            )
+
     def add(self, scores: Tensor, batch: slice, queries: slice) -> Tensor:
         """Scores (b, q, keys) of the given products and queries, with their terms."""
         rows, columns = self.rows[batch, queries], self.columns[batch, queries]
@@ -97,8 +106,10 @@ class IntegerAttention(nn.Module):
         if not q.shape[:-2] == k.shape[:-2] == v.shape[:-2]:
             raise ValueError(f"leading axes differ: {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}; expand them")
         shape = (*q.shape[:-1], v.shape[-1])
-        flat = [codes.reshape(-1, *codes.shape[-2:]) for codes in (q, k, v)]
-        return backend_for(q).attention(self, *flat, tuple(scalars), positions).view(shape)
+        q, k, v = (codes.reshape(-1, *codes.shape[-2:]) for codes in (q, k, v))
+        if positions is not None:
+            positions.check(len(q), q.shape[-2], k.shape[-1])
+        return backend_for(q).attention(self, q, k, v, tuple(scalars), positions).view(shape)
 
     def scaled(self, scores: Tensor, scalars: tuple) -> Tensor:
         """Scores times, or divided by, each scalar in turn."""

@@ -11,8 +11,8 @@ import torch
 from torch import fx, nn
 
 from ahcq_plugin.export.convert import activation_operand, weight_operand
-from ahcq_plugin.export.matmul import Patches, check_supported
-from ahcq_plugin.export.operands import SpecError, WeightOperand
+from ahcq_plugin.export.matmul import Patches, Unsupported, check_supported
+from ahcq_plugin.export.operands import SpecError, UniformOperand, WeightOperand
 from ahcq_plugin.export.sites import Site, find_sites
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.graph.ops import GraphIndex
@@ -59,7 +59,7 @@ def to_integer(qmodel: nn.Module, memory: str = "fast") -> nn.Module:
 def integer_unit(unit: fx.GraphModule, name: str = "", memory: str = "fast") -> fx.GraphModule:
     """One unit on integers; arguments and errors as of ``to_integer``."""
     sites, left_out = find_sites(unit)
-    index, modules = GraphIndex(unit, unit.graph), {}
+    index, modules = GraphIndex(unit, unit.graph), dict[str, nn.Module]()
     for node in unit.graph.nodes:
         quantizer = index.module(node)
         if isinstance(quantizer, FakeQuantize):
@@ -86,6 +86,8 @@ def _matmul(unit: fx.GraphModule, site: Site, keep: bool) -> nn.Module:
     left = activation_operand(unit.get_submodule(site.left.quantizer.target))
     if site.layer is None:
         right = activation_operand(unit.get_submodule(site.right.quantizer.target))
+        if not isinstance(right, UniformOperand):
+            raise Unsupported(f"the right operand must be uniform, got {right.family}")
         check_supported(site.kind, left, right, None)
         return IntegerProduct(left, right)
     layer, weight = site.layer, weight_operand(site.layer)

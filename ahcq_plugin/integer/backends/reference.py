@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ahcq_plugin.integer.backends.base import Backend, take
+from ahcq_plugin.integer.digits import Digits
 
 if TYPE_CHECKING:
     from ahcq_plugin.integer.layers import IntegerLinear
@@ -39,10 +40,9 @@ def _signed(layer: IntegerLinear) -> Tensor:
     return weight[:, layer.permutation] if len(layer.permutation) else weight
 
 
-def _operands(digits, codes: Tensor) -> Tensor:
-    return sum(
-        int(factor) * take(table, codes).long() for factor, table in zip(digits.factors, digits.tables, strict=True)
-    )
+def _operands(digits: Digits, codes: Tensor) -> Tensor:
+    parts = zip(digits.factors, digits.tables, strict=True)
+    return torch.stack([int(factor) * take(table, codes).long() for factor, table in parts]).sum(0)
 
 
 def _exact(a: Tensor, b: Tensor) -> Tensor:
