@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -60,11 +62,15 @@ class Encoder(Forms):
         return top(self.bits)
 
     @torch.compiler.disable
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """Codes of x, or of its sum with ``other``."""
+        if other is not None and (x.dtype, x.shape) != (other.dtype, other.shape):
+            x, other = x + other, None
         if x.dtype != torch.float32:
-            x = x.float()
-        if x.ndim == 3 and x.stride(1) == 1 and self.rows and x.shape[1] > 1:
-            return backend_for(x).encode_columns(self, x)
+            x, other = (x if other is None else x + other).float(), None
+        if self.rows and x.ndim == 3 and (other is not None or not x.is_contiguous()):
+            return backend_for(x).encode_matrices(self, x, other)
+        x = x if other is None else x + other
         return backend_for(x).encode(self, x.contiguous() if self.rows or not is_dense(x) else x)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -86,3 +92,24 @@ class Decoder(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         return self._encoder[0].decode(codes)
+
+
+class ChannelCoder(nn.Module):
+    """Codes of a Linear's outputs by the uniform encoders that read them, each some of the channels.
+
+    Attributes:
+        scale, zero_point: float32 (n,), of each channel.
+        top: the largest code.
+    """
+
+    def __init__(self, encoders: Sequence[Encoder], channels: Sequence[Tensor], n: int):
+        super().__init__()
+        self.top, first = encoders[0].top, encoders[0].scale
+        self.register_buffer("scale", first.new_zeros(n))
+        self.register_buffer("zero_point", first.new_zeros(n))
+        for encoder, some in zip(encoders, channels, strict=True):
+            self.scale[some], self.zero_point[some] = encoder.scale, encoder.zero_point
+
+    def encode(self, x: Tensor) -> Tensor:
+        """uint8 (..., n) codes of float32 x."""
+        return torch.round(x / self.scale).add_(self.zero_point).clamp_(0, self.top).to(torch.uint8)

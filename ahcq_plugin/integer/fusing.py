@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from ahcq_plugin.graph.ops import ACTIVATION_MODULES, ACTIVATIONS, function_name
 from ahcq_plugin.integer.attention import IntegerAttention, RelativePositions
 from ahcq_plugin.integer.encoder import Encoder
-from ahcq_plugin.integer.layers import IntegerConv2d, IntegerLinear
+from ahcq_plugin.integer.layers import EncodedLinear, IntegerConv2d, IntegerLinear
 from ahcq_plugin.integer.mlp import IntegerMLP
 from ahcq_plugin.integer.products import IntegerProduct
 
@@ -25,9 +25,23 @@ _FACTORS = {
 _SKIPPED = (nn.Identity, nn.Dropout)
 
 
+def fuse_sums(graph: fx.Graph, targets: Mapping[str, Any]) -> None:
+    """Let encoders for Linear layers add up two tensors whose sum nothing else reads."""
+    for node in graph.nodes:
+        encoder = targets.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(encoder, Encoder) or not encoder.rows:
+            continue
+        total = node.args[0]
+        is_sum = total.op == "call_function" and total.target in (operator.add, torch.add) and not total.kwargs
+        tensors = all(isinstance(part, fx.Node) and not _is_number(part) for part in total.args)
+        if is_sum and tensors and len(total.users) == 1:
+            node.args = total.args
+            graph.erase_node(total)
+
+
 def reads_rows(module: nn.Module | None) -> bool:
     """Whether a module reads codes row by row: Linear layers, but no convolutions."""
-    return isinstance(module, IntegerLinear | IntegerMLP) and not isinstance(module, IntegerConv2d)
+    return isinstance(module, IntegerLinear | EncodedLinear | IntegerMLP) and not isinstance(module, IntegerConv2d)
 
 
 def fuse_attention(graph: fx.Graph, targets: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ahcq_plugin.export.matmul import Patches, accumulator_range, lane_starts, signed_bits
 from ahcq_plugin.export.operands import Activation, GroupedOperand, HLUQOperand, SpecError, TableOperand, WeightOperand
 from ahcq_plugin.integer.backends import backend_for
+from ahcq_plugin.integer.encoder import ChannelCoder
 from ahcq_plugin.integer.lanes import Lane, Pass, make_lanes
 from ahcq_plugin.integer.packed import PackedWeight
 
@@ -68,6 +69,20 @@ class IntegerLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"k={self.k}, n={self.n}, {self.family}, lanes={len(self.lanes)}"
+
+
+class EncodedLinear(nn.Module):
+    """A Linear whose outputs are wanted as codes alone: uint8 codes (..., k) to uint8 codes (..., n)."""
+
+    def __init__(self, layer: IntegerLinear, coder: ChannelCoder):
+        super().__init__()
+        self.layer, self.coder = layer, coder
+
+    @torch.compiler.disable
+    def forward(self, codes: Tensor) -> Tensor:
+        rows = codes.reshape(-1, self.layer.k)
+        made = backend_for(rows).linear_codes(self.layer, self.coder, rows)
+        return made.view(*codes.shape[:-1], self.layer.n)
 
 
 class IntegerConv2d(IntegerLinear):

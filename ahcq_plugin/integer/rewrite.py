@@ -14,7 +14,8 @@ from ahcq_plugin.export.sites import OperandSource, Site, find_sites
 from ahcq_plugin.graph.ops import GraphIndex
 from ahcq_plugin.graph.tracer import check_fixed
 from ahcq_plugin.integer.encoder import Decoder, Encoder
-from ahcq_plugin.integer.fusing import fuse_attention, fuse_mlp, reads_rows
+from ahcq_plugin.integer.encoding import encode_outputs
+from ahcq_plugin.integer.fusing import fuse_attention, fuse_mlp, fuse_sums, reads_rows
 
 _CASTS = frozenset({"to", "type", "type_as", "float", "half", "bfloat16", "double"})
 _SIZES = frozenset({"size", "dim", "numel"})
@@ -49,11 +50,13 @@ class Rewriter:
         self.graph.eliminate_dead_code(_stays)
         fuse_attention(self.graph, targets)
         fuse_mlp(self.graph, targets, self.unit)
+        encode_outputs(self.graph, targets)
         self.graph.eliminate_dead_code(_stays)
         for node in self.graph.nodes:
             coder = targets.get(str(node.target))
             if isinstance(coder, Encoder):
                 coder.rows = all(reads_rows(targets.get(str(user.target))) for user in node.users)
+        fuse_sums(self.graph, targets)
         rewritten = fx.GraphModule(self._attributes(targets), self.graph, class_name=type(self.unit).__name__)
         for path, module in rewritten.named_modules():  # outer code asks for the class of some
             if path and type(module) is nn.Module:

@@ -59,61 +59,56 @@ def differing_matmuls(
     return compared, wrong
 
 
-class _Notes(fx.Interpreter):
-    """Runs a fake-quantized unit and notes what goes into each quantizer, in the order of execution."""
+class _Values(fx.Interpreter):
+    """Runs a unit and keeps what every node gives, by its name."""
 
     def __init__(self, unit: fx.GraphModule):
-        super().__init__(unit)
-        self.inputs: dict[str, Tensor] = {}
+        super().__init__(unit, garbage_collect_values=False)
+        self.found: dict[str, Any] = {}
 
-    def call_module(self, target: str, args: tuple, kwargs: dict[str, Any]) -> Any:
-        module = self.fetch_attr(target)
-        if isinstance(module, FakeQuantize):
-            self.inputs[target] = args[0]
-        return super().call_module(target, args, kwargs)
+    def run_node(self, n: fx.Node) -> Any:
+        self.found[n.name] = super().run_node(n)
+        return self.found[n.name]
 
 
 @torch.no_grad()
 def differing_codes(
     unit: fx.GraphModule, rewritten: fx.GraphModule, args: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[int, list[str]]:
-    """(codes compared, problems) of a unit fed with equal inputs.
+    """(codes compared, problems) of a unit fed with equal inputs, in the order of execution.
 
-    A problem is a code that is not that of its number, or that differs from the fake-quantized unit's while the numbers
-    differ by more than the rounding limit: it then lies no nearer to a boundary. What follows a differing code is not
-    fed equal inputs any more and is left out.
+    A problem is a code that differs from the fake-quantized unit's although its number there is no nearer to a boundary
+    than the rounding limit. What follows a differing code is not fed equal inputs any more and is left out.
     """
-    notes = _Notes(unit)
-    notes.run(*args)
-    names = {id(m): n for n, m in _encoders(rewritten).items()}
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+    wanted, found = _Values(unit), _Values(rewritten)
+    wanted.run(*args)
+    inside: dict[str, Tensor] = {}  # attention and MLPs encode inside of a node
     plain = ReferenceBackend.encode
 
     def encode(self: ReferenceBackend, encoder: Encoder, x: Tensor) -> Tensor:
-        codes = plain(self, encoder, x)
-        found[names[id(encoder)]] = (x, codes)
-        return codes
+        inside[encoder.name] = plain(self, encoder, x)
+        return inside[encoder.name]
 
     monkeypatch.setattr(ReferenceBackend, "encode", encode)
     with use_backend("reference"):
-        rewritten(*args)
+        found.run(*args)
     monkeypatch.undo()
     compared, problems = 0, []
-    for target, wanted in notes.inputs.items():
-        x, codes = found[target.removesuffix("_post_act_fake_quantizer")]
-        quantizer = unit.get_submodule(target)
-        right = quantizer.encode(wanted).reshape(codes.shape)
+    for node in unit.graph.nodes:
+        quantizer = unit.get_submodule(node.target) if node.op == "call_module" else None
+        if not isinstance(quantizer, FakeQuantize):
+            continue
+        source = node.all_input_nodes[0].name  # where a Linear encodes its outputs itself, codes are moved about
+        codes = inside.get(node.target.removesuffix("_post_act_fake_quantizer"), found.found.get(source))
+        assert codes is not None and codes.dtype == torch.uint8, node.name
+        x = wanted.found[source]
+        near = ROUNDING_LIMIT * x.abs().max()
+        right = quantizer.encode(x).reshape(codes.shape)
+        below, above = (quantizer.decode(quantizer.encode(t)) for t in (x - near, x + near))
+        level = quantizer.decode(codes.long().reshape(x.shape))
         compared += codes.numel()
-        if not torch.equal(quantizer.encode(x).reshape(codes.shape), codes.long()):
-            problems.append(f"{target}: not the codes of the numbers that it was given")
-        differ = codes != right
-        if bool(differ.any()):
-            far = (x - wanted.reshape(x.shape)).abs() > ROUNDING_LIMIT * wanted.abs().max()
-            if bool((far & differ).any()):
-                problems.append(f"{target}: {int((far & differ).sum())} of {codes.numel()} codes")
+        if bool(((level < below) | (level > above)).any()):
+            problems.append(f"{node.name}: {int((codes != right).sum())} of {codes.numel()} codes")
+        if bool((codes != right).any()):
             break
     return compared, problems
-
-
-def _encoders(rewritten: fx.GraphModule) -> dict[str, Encoder]:
-    return {m.name: m for m in rewritten.modules() if isinstance(m, Encoder)}

@@ -60,6 +60,31 @@ def test_codes(backend, family, bits, batch, rows, channels, layout, for_rows, s
     np.testing.assert_array_equal(codes.numpy(), encode(operand, x))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@hypothesis_settings(max_examples=40)
+@given(
+    family=st.sampled_from(LEFT_FAMILIES),
+    shape=st.tuples(st.integers(0, 2), st.integers(0, 70), st.integers(1, 70)),
+    layouts=st.tuples(st.booleans(), st.booleans()),
+    seed=st.integers(0, 2**31),
+)
+def test_codes_of_a_sum(backend, family, shape, layouts, seed) -> None:
+    """Of two tensors in any layouts, each row by row or column by column."""
+    rng = np.random.default_rng(seed)
+    operand = make_left(family, 5, shape[-1], rng)
+    parts = [rng.normal(size=shape).astype(np.float32) for _ in layouts]
+    tensors = [
+        torch.from_numpy(part) if in_rows else torch.from_numpy(part).transpose(1, 2).contiguous().transpose(1, 2)
+        for part, in_rows in zip(parts, layouts, strict=True)
+    ]
+    coder = Encoder(operand)
+    coder.rows = True
+    with use_backend(backend):
+        codes = coder(*tensors)
+    assert codes.is_contiguous()
+    np.testing.assert_array_equal(codes.numpy(), encode(operand, parts[0] + parts[1]))
+
+
 @given(bits=st.integers(2, 8), seed=st.integers(0, 2**31), family=st.sampled_from(["uniform", "grouped"]))
 def test_values_of_uniform_codes(bits, seed, family) -> None:
     rng = np.random.default_rng(seed)

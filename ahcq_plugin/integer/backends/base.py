@@ -12,7 +12,7 @@ from ahcq_plugin.integer.lanes import Pass
 
 if TYPE_CHECKING:
     from ahcq_plugin.integer.attention import IntegerAttention, Positions
-    from ahcq_plugin.integer.encoder import Encoder
+    from ahcq_plugin.integer.encoder import ChannelCoder, Encoder
     from ahcq_plugin.integer.layers import IntegerLinear
     from ahcq_plugin.integer.products import IntegerProduct
 
@@ -39,9 +39,9 @@ class Backend:
         codes = torch.round(x / encoder.scale).add_(encoder.zero_point).clamp_(0, encoder.top)
         return codes.to(torch.uint8)
 
-    def encode_columns(self, encoder: Encoder, x: Tensor) -> Tensor:
-        """uint8 codes, row by row, of a float32 x (b, rows, channels) whose columns are contiguous."""
-        return self.encode(encoder, x.contiguous())
+    def encode_matrices(self, encoder: Encoder, x: Tensor, other: Tensor | None) -> Tensor:
+        """uint8 codes, row by row, of a float32 x (b, rows, channels) in any layout, or of its sum with ``other``."""
+        return self.encode(encoder, (x if other is None else x + other).contiguous())
 
     def linear(self, layer: IntegerLinear, codes: Tensor) -> Tensor:
         """float32 (m, n) of uint8 codes (m, k)."""
@@ -49,6 +49,10 @@ class Backend:
             codes = codes[:, layer.permutation]
         sums = self.linear_sums(layer, codes)
         return layer.dequantize([acc + layer.starts[:, lane].to(acc.dtype) for lane, acc in enumerate(sums)])
+
+    def linear_codes(self, layer: IntegerLinear, coder: ChannelCoder, codes: Tensor) -> Tensor:
+        """uint8 codes (m, n) of what ``linear`` gives."""
+        return coder.encode(self.linear(layer, codes))
 
     def linear_sums(self, layer: IntegerLinear, codes: Tensor) -> list[Tensor]:
         """Of each lane the sums (m, n) of operands times signed weights, int32 where all fits, else int64."""

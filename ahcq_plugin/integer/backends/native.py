@@ -17,7 +17,7 @@ from ahcq_plugin.integer.lanes import Pass
 
 if TYPE_CHECKING:
     from ahcq_plugin.integer.attention import IntegerAttention, Positions
-    from ahcq_plugin.integer.encoder import Encoder
+    from ahcq_plugin.integer.encoder import ChannelCoder, Encoder
     from ahcq_plugin.integer.layers import IntegerLinear
     from ahcq_plugin.integer.products import IntegerProduct
 
@@ -36,6 +36,7 @@ class _Linear(ctypes.Structure):
     _fields_ = [("n", _I64), ("k", _I64), ("quads", _I64), ("lanes", _I32), ("passes", _I32), ("fits_int32", _I32)]
     _fields_ += [("levels", _I32), ("pass_", _P), ("order", _P), ("panels", _P), ("added", _P), ("starts", _P)]
     _fields_ += [("lane_scales", _P), ("offset", _P), ("scales", _P), ("bias", _P)]
+    _fields_ += [("out_scale", _P), ("out_zero", _P), ("out_top", ctypes.c_float)]
 
 
 class _Product(ctypes.Structure):
@@ -45,6 +46,10 @@ class _Product(ctypes.Structure):
 
 class _Matrices(ctypes.Structure):
     _fields_ = [("codes", _P), ("batch_stride", _I64), ("row_stride", _I64), ("column_stride", _I64)]
+
+
+class _Numbers(ctypes.Structure):
+    _fields_ = [("at", _P), ("row_stride", _I64), ("column_stride", _I64)]
 
 
 class _Encoding(ctypes.Structure):
@@ -95,23 +100,33 @@ class NativeBackend(Backend):
             )  # fmt: skip
         return out
 
-    def encode_columns(self, encoder: Encoder, x: Tensor) -> Tensor:
+    def encode_matrices(self, encoder: Encoder, x: Tensor, other: Tensor | None) -> Tensor:
         held = encoder.form("native", lambda: _encoding(encoder))
         out = torch.empty(x.shape, dtype=torch.uint8)
-        (batch, rows, columns), (batch_stride, _, stride) = x.shape, x.stride()
+        batch, rows, columns = x.shape
         for item in range(batch):
-            self._library.ahcq_encode_columns(
-                ctypes.byref(held.structure), _P(x.data_ptr() + 4 * item * batch_stride), _I64(rows), _I64(columns),
-                _I64(stride), _P(out[item].data_ptr()), _threads(),
+            parts = [_numbers(x[item]), _Numbers() if other is None else _numbers(other[item])]
+            self._library.ahcq_encode_matrix(
+                ctypes.byref(held.structure), *map(ctypes.byref, parts), _I64(rows), _I64(columns),
+                _P(out[item].data_ptr()), _threads(),
             )  # fmt: skip
         return out
 
     def linear(self, layer: IntegerLinear, codes: Tensor) -> Tensor:
-        codes = codes.contiguous()
-        out = torch.empty(len(codes), layer.n)
         held = layer.weight.form("native", lambda: self._linear_form(layer))
+        return self._linear(held.structure, codes, torch.empty(len(codes), layer.n))
+
+    def linear_codes(self, layer: IntegerLinear, coder: ChannelCoder, codes: Tensor) -> Tensor:
+        held = layer.weight.form("native", lambda: self._linear_form(layer))
+        structure = _Linear.from_buffer_copy(held.structure)
+        structure.out_scale, structure.out_zero = coder.scale.data_ptr(), coder.zero_point.data_ptr()
+        structure.out_top = coder.top
+        return self._linear(structure, codes, torch.empty(len(codes), layer.n, dtype=torch.uint8))
+
+    def _linear(self, structure: _Linear, codes: Tensor, out: Tensor) -> Tensor:
+        codes = codes.contiguous()
         self._library.ahcq_linear(
-            ctypes.byref(held.structure), _P(codes.data_ptr()), _I64(len(codes)), _P(out.data_ptr()), _threads()
+            ctypes.byref(structure), _P(codes.data_ptr()), _I64(len(codes)), _P(out.data_ptr()), _threads()
         )
         return out
 
@@ -236,6 +251,10 @@ def _product(product: IntegerProduct, k: int, n: int) -> _Held:
 
 def _matrices(codes: Tensor) -> _Matrices:
     return _Matrices(codes.data_ptr(), *codes.stride())
+
+
+def _numbers(x: Tensor) -> _Numbers:
+    return _Numbers(x.data_ptr(), *x.stride())
 
 
 def _encoding(encoder: Encoder) -> _Held:

@@ -117,27 +117,52 @@ inline void encode_row(const Encoding& e, const float* x, int64_t count, uint8_t
     if (e.boundaries) look_up(out, count, e.rank_codes, 1 << e.bits, false, out);
 }
 
-// A matrix that lies column by column, `stride` numbers from one to the next, to codes row by row.
-inline void encode_columns(const Encoding& e, const float* x, int64_t rows, int64_t columns, int64_t stride,
-                           uint8_t* out, int threads) {
+// A matrix of numbers anywhere in memory; strides in numbers.
+struct Numbers {
+    const float* at;
+    int64_t row_stride, column_stride;
+};
+
+// A block of numbers, row by row, written or added to; read in the order in which they lie.
+inline void load_block(const Numbers& x, int64_t rows, int64_t columns, float* block, int64_t width, bool add) {
+    if (x.row_stride < x.column_stride) {
+        for (int64_t c = 0; c < columns; ++c)
+            for (int64_t r = 0; r < rows; ++r) {
+                const float value = x.at[r * x.row_stride + c * x.column_stride];
+                block[r * width + c] = add ? block[r * width + c] + value : value;
+            }
+        return;
+    }
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < columns; ++c) {
+            const float value = x.at[r * x.row_stride + c * x.column_stride];
+            block[r * width + c] = add ? block[r * width + c] + value : value;
+        }
+}
+
+// Codes, row by row, of a matrix, or of the sum of two where `y.at` is not null.
+inline void encode_matrix(const Encoding& e, const Numbers& x, const Numbers& y, int64_t rows, int64_t columns,
+                          uint8_t* out, int threads) {
     constexpr int64_t kBlock = 64;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t first = 0; first < rows; first += kBlock) {
         const int64_t high = rows - first < kBlock ? rows - first : kBlock;
-        alignas(64) uint8_t block[kBlock * kBlock];
+        alignas(64) float block[kBlock * kBlock];
         for (int64_t left = 0; left < columns; left += kBlock) {
             const int64_t wide = columns - left < kBlock ? columns - left : kBlock;
-            for (int64_t c = 0; c < wide; ++c) {
-                Encoding one = e;
-                if (e.per_channel) {
-                    one.per_channel = 0;
-                    one.scale += left + c;
-                    one.zero_point += left + c;
-                }
-                encode_row(one, x + (left + c) * stride + first, high, block + c * kBlock);
+            const Numbers* parts[] = {&x, &y};
+            for (int i = 0; i < (y.at ? 2 : 1); ++i) {
+                const Numbers& part = *parts[i];
+                const float* from = part.at + first * part.row_stride + left * part.column_stride;
+                load_block({from, part.row_stride, part.column_stride}, high, wide, block, kBlock, i == 1);
+            }
+            Encoding here = e;
+            if (e.per_channel) {
+                here.scale += left;
+                here.zero_point += left;
             }
             for (int64_t r = 0; r < high; ++r)
-                for (int64_t c = 0; c < wide; ++c) out[(first + r) * columns + left + c] = block[c * kBlock + r];
+                encode_row(here, block + r * kBlock, wide, out + (first + r) * columns + left);
         }
     }
 }

@@ -46,7 +46,7 @@ void ahcq_pack_weight(const ahcq::Linear* l, const uint8_t* packed, int bits, co
     }
 }
 
-void ahcq_linear(const ahcq::Linear* l, const uint8_t* codes, int64_t m, float* out, int threads) {
+void ahcq_linear(const ahcq::Linear* l, const uint8_t* codes, int64_t m, void* out, int threads) {
     ahcq::linear(*l, codes, m, out, threads);
 }
 
@@ -67,9 +67,9 @@ void ahcq_encode(const ahcq::Encoding* e, const float* x, int64_t rows, int64_t 
     for (int64_t r = 0; r < rows; ++r) ahcq::encode_row(*e, x + r * stride, columns, out + r * columns);
 }
 
-void ahcq_encode_columns(const ahcq::Encoding* e, const float* x, int64_t rows, int64_t columns, int64_t stride,
-                         uint8_t* out, int threads) {
-    ahcq::encode_columns(*e, x, rows, columns, stride, out, threads);
+void ahcq_encode_matrix(const ahcq::Encoding* e, const ahcq::Numbers* x, const ahcq::Numbers* y, int64_t rows,
+                        int64_t columns, uint8_t* out, int threads) {
+    ahcq::encode_matrix(*e, *x, *y, rows, columns, out, threads);
 }
 
 // Rows of scores to probabilities, in place.

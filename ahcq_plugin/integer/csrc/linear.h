@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "tile.h"
+#include "encode.h"
 
 namespace ahcq {
 
@@ -31,7 +31,29 @@ struct Linear {
     const float* offset;  // n or null
     const float* scales;  // n
     const float* bias;    // n
+    const float* out_scale;  // n, of codes that are made of the result; null: the result is float32
+    const float* out_zero;   // n
+    float out_top;
 };
+
+// float32 results of `count` columns from column `first` on, to their place: as they are, or as codes.
+inline void put_row(const Linear& l, const float* y, int64_t first, int count, void* out, int64_t row) {
+    if (!l.out_scale) {
+        std::memcpy(static_cast<float*>(out) + row * l.n + first, y, sizeof(float) * count);
+        return;
+    }
+    uint8_t* codes = static_cast<uint8_t*>(out) + row * l.n + first;
+    const float *scale = l.out_scale + first, *zero = l.out_zero + first;
+    int c = 0;
+#ifdef AHCQ_VNNI
+    for (; c + 16 <= count; c += 16) {
+        const __m512i made = encode_uniform(_mm512_loadu_ps(y + c), _mm512_loadu_ps(scale + c), _mm512_loadu_ps(zero + c),
+                                            _mm512_set1_ps(l.out_top));
+        _mm_storeu_si128((__m128i*)(codes + c), _mm512_cvtepi32_epi8(made));
+    }
+#endif
+    for (; c < count; ++c) codes[c] = encode_uniform(y[c], scale[c], zero[c], l.out_top);
+}
 
 constexpr int64_t kBlockBytes = 256 << 10;  // of digits: they and a panel stay in the second-level cache
 
@@ -57,9 +79,9 @@ inline void prepare_rows(const Linear& l, const uint8_t* codes, int64_t rows, si
     }
 }
 
-// One tile: all lanes of `rows` rows and the columns of panel `panel`, float32 to `out`.
+// One tile: all lanes of `rows` rows from row `row` of `out` on, and the columns of panel `panel`.
 inline void linear_tile(const Linear& l, const uint8_t* digits, size_t stride, const int32_t* sums, int rows,
-                        int64_t panel, float* out) {
+                        int64_t panel, void* out, int64_t row) {
     const int64_t first = panel * kColumns;
     const int columns = int(std::min<int64_t>(kColumns, l.n - first));
     const int8_t* right = l.panels + panel * panel_bytes(l.quads);
@@ -80,14 +102,14 @@ inline void linear_tile(const Linear& l, const uint8_t* digits, size_t stride, c
             dot_tile(rows, digits, stride, right + panel_bytes(pass.segment), quads, product);
             digits += quads * 4;
             for (int r = 0; r < rows; ++r) {
-                int32_t* row = product + r * kColumns;
+                int32_t* part = product + r * kColumns;
                 if (l.added) {
                     const uint32_t sum = uint32_t(sums[r * l.passes + p]);
-                    for (int c = 0; c < kColumns; ++c) row[c] = int32_t(uint32_t(row[c]) + uint32_t(added[c]) * sum);
+                    for (int c = 0; c < kColumns; ++c) part[c] = int32_t(uint32_t(part[c]) + uint32_t(added[c]) * sum);
                 }
                 if (narrow) continue;
                 int64_t* sum = wide + r * kColumns;
-                for (int c = 0; c < kColumns; ++c) sum[c] = (n ? sum[c] : 0) + pass.factor * row[c];
+                for (int c = 0; c < kColumns; ++c) sum[c] = (n ? sum[c] : 0) + pass.factor * part[c];
             }
         }
         for (int r = 0; r < rows; ++r) {
@@ -105,19 +127,16 @@ inline void linear_tile(const Linear& l, const uint8_t* digits, size_t stride, c
         }
     }
     for (int r = 0; r < rows; ++r) {
-        const float* t = total + r * kColumns;
-        float* y = out + r * l.n + first;
+        float* t = total + r * kColumns;
         const float *scales = l.scales + first, *bias = l.bias + first;
-        if (l.offset) {
-            const float* offset = l.offset + first;
-            for (int c = 0; c < columns; ++c) y[c] = (t[c] + offset[c]) * scales[c] + bias[c];
-        } else {
-            for (int c = 0; c < columns; ++c) y[c] = t[c] * scales[c] + bias[c];
-        }
+        if (l.offset)
+            for (int c = 0; c < columns; ++c) t[c] = t[c] + l.offset[first + c];
+        for (int c = 0; c < columns; ++c) t[c] = t[c] * scales[c] + bias[c];
+        put_row(l, t, first, columns, out, row + r);
     }
 }
 
-inline void linear(const Linear& l, const uint8_t* codes, int64_t m, float* out, int threads) {
+inline void linear(const Linear& l, const uint8_t* codes, int64_t m, void* out, int threads) {
     size_t stride = 0;
     for (int p = 0; p < l.passes; ++p) stride += size_t(quads_of(l.pass[p].end - l.pass[p].begin) * 4);
     const int64_t block = std::max<int64_t>(1, kBlockBytes / int64_t(stride) / kRows) * kRows;
@@ -129,8 +148,8 @@ inline void linear(const Linear& l, const uint8_t* codes, int64_t m, float* out,
         prepare_rows(l, codes + first * l.k, rows, stride, digits.data(), sums.data());
         for (int64_t panel = 0; panel < panels_of(l.n); ++panel)
             for (int64_t r = 0; r < rows; r += kRows)
-                linear_tile(l, digits.data() + r * stride, stride, sums.data() + r * l.passes,
-                            int(std::min<int64_t>(kRows, rows - r)), panel, out + (first + r) * l.n);
+                linear_tile(l, digits.data() + r * stride, stride, l.added ? sums.data() + r * l.passes : nullptr,
+                            int(std::min<int64_t>(kRows, rows - r)), panel, out, first + r);
     }
 }
 
