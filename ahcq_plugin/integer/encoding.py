@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from ahcq_plugin.integer.encoder import ChannelCoder, Decoder, Encoder
@@ -116,9 +116,8 @@ def _is_arithmetic(node: fx.Node) -> bool:
 def _remove(graph: fx.Graph, coder: fx.Node, targets: Mapping[str, Any]) -> None:
     """Take an encoder out of a graph whose tensors are codes already."""
     source = coder.args[0]
-    plain = (nn.Module,)
     modules = [targets.get(str(user.target)) if user.op == "call_module" else None for user in coder.users]
-    if not all(isinstance(module, plain) and not isinstance(module, Decoder) for module in modules):
+    if any(module is None or isinstance(module, Decoder) for module in modules):
         with graph.inserting_before(coder):  # other nodes may view it as the encoder's dense result
             source = graph.call_method("contiguous", (source,))
     coder.replace_all_uses_with(source)

@@ -21,7 +21,7 @@ from ahcq_plugin.export.matmul import Patches, accumulator_range, signed_bits
 from ahcq_plugin.export.operands import UniformOperand
 from ahcq_plugin.integer import use_backend
 from ahcq_plugin.integer.digits import INT32_TOP, split
-from ahcq_plugin.integer.lanes import make_lanes
+from ahcq_plugin.integer.lanes import make_lanes, product_count
 from ahcq_plugin.integer.layers import IntegerConv2d, IntegerGroupedConv2d, IntegerLinear
 from ahcq_plugin.integer.packed import PackedWeight, unpack_codes
 from ahcq_plugin.integer.products import IntegerProduct
@@ -196,6 +196,16 @@ def test_every_pass_is_proved_to_fit(family, bits, seed) -> None:
         passes = list(lane.passes(255))
         assert all((p.end - p.begin) * p.top * 255 <= INT32_TOP for p in passes)
         assert sum(p.end - p.begin for p in passes) == (lane.end - lane.begin) * len(lane.digits)
+
+
+def test_numbers_of_products() -> None:
+    """Those of the table in docs/integer.md."""
+    rng = np.random.default_rng(0)
+    wanted = {lnq_operand(4): 2, agq_operand(4, 1): 2, agq_operand(4, 4): 4, agq_operand(8, 4): 4}
+    wanted |= {make_left(family, 8, 64, rng): 1 for family in ("uniform", "grouped")}
+    for operand, count in wanted.items():
+        assert product_count(operand, 64, 128) == count
+    assert product_count(lnq_operand(8), 64, 128) in (2, 3)
 
 
 @given(bits=st.integers(2, 8), n=st.integers(1, 9), k=st.integers(1, 33), seed=st.integers(0, 2**31))

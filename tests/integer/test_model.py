@@ -16,6 +16,7 @@ from ahcq_plugin.export.operands import SpecError
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.integer import BACKENDS, integer_unit, to_integer, use_backend
 from ahcq_plugin.integer.attention import IntegerAttention, RelativePositions
+from ahcq_plugin.integer.layers import EncodedLinear
 from ahcq_plugin.integer.mlp import IntegerMLP
 from ahcq_plugin.integer.model import MATMULS
 from ahcq_plugin.integer.packed import PackedWeight
@@ -134,6 +135,7 @@ def test_units_multiply_no_matrices_in_floating_point(qmodel, integer, backend) 
 def test_attention_and_mlps_are_computed_by_blocks(integer) -> None:
     kinds = [type(m) for m in integer.modules()]
     assert kinds.count(IntegerAttention) == 2 + 2 * 3 + 1 and kinds.count(IntegerMLP) == 2 + 2
+    assert kinds.count(EncodedLinear) == 2 + 3 * 2 * 3 + 3  # qkv of the encoder; q, k and v of the decoder
 
 
 @pytest.mark.parametrize("backend", WORKING)
