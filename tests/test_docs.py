@@ -17,7 +17,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 MARKDOWN = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {"docs/mqbench.md": "tests/mqbench/test_mqbench_docs.py"}  # needs the real MQBench
-PYTHON = ("README.md", "docs/checkpoints.md", "docs/export.md", "docs/hls.md", "docs/sam2.md")
+PYTHON = (
+    *("README.md", "docs/checkpoints.md", "docs/export.md", "docs/hls.md", "docs/integer.md"),
+    "docs/sam2.md",
+)
 CONFIGS = ("README.md", "docs/mmdet.md")
 # of configs: the small SAM and a small detector, rounding to nearest
 SMALLER = {
@@ -102,6 +105,18 @@ def test_sam2(small_sam2, small_clips, monkeypatch) -> None:
     source = replaced(code("docs/sam2.md"), {'"ahcq", forward': '"ahcq", iterations=2, forward'})
     names = run(source, **small_clips[0])
     assert names["report"].audit.passed
+
+
+def test_integer(tiny_sam, tiny_items, monkeypatch) -> None:
+    from ahcq_plugin import quantize
+    from ahcq_plugin.zoo.sam import box_forward
+
+    settings = {"name": "rtn", "granularity": "none"}
+    qmodel = quantize(tiny_sam, tiny_items[:1], settings, 4, 4, forward=box_forward, progress=False)[0]
+    monkeypatch.setattr("ahcq_plugin.load_quantized", lambda path: qmodel)
+    predictor = run(code("docs/integer.md"))["predictor"]
+    predictor.set_image(torch.zeros(32, 64, 3, dtype=torch.uint8).numpy())
+    assert predictor.get_image_embedding().isfinite().all()
 
 
 @pytest.mark.parametrize("path", CONFIGS)

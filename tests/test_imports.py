@@ -13,7 +13,7 @@ SUPPORT = {"support", "metrics"}
 FUNCTIONAL = {"functional"}
 QUANTIZERS = {"quantizers"} | FUNCTIONAL
 ENGINE = {"graph", "prequant", "ptq", "support"} | QUANTIZERS
-PRODUCT = ENGINE | {"metrics", "api", "__init__", "export", "zoo", "mqbench", "mm"}
+PRODUCT = ENGINE | {"metrics", "api", "__init__", "export", "integer", "zoo", "mqbench", "mm"}
 # layer -> layers of ours that it may import besides itself; a folder or file that is not listed is an error
 LAYERS = {
     "support": set(),
@@ -24,6 +24,7 @@ LAYERS = {
     "prequant": FUNCTIONAL,
     "ptq": ENGINE,
     "export": ENGINE | {"zoo", "metrics"},
+    "integer": ENGINE | {"export"},
     "hls": ENGINE | {"export"},
     "zoo": SUPPORT,
     "api": ENGINE | {"zoo"},  # load_quantized: the SAM that a checkpoint is of
@@ -41,6 +42,7 @@ FOREIGN = {
     "graph": {"torch"},
     "prequant": {"torch", "numpy", "scipy"},
     "ptq": {"torch", "numpy", "tqdm", "safetensors"},
+    "integer": {"torch", "numpy"},
     "zoo": {"torch", "numpy", "segment_anything", "sam2", "cv2", "pycocotools", "PIL", "transformers"},
 }
 # host -> the only layer that may import it

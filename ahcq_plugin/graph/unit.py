@@ -35,14 +35,22 @@ class Unit(fx.GraphModule):
     source lines (torch's lose what the graph does not name). It is an instance of its block's class as well, since
     other code finds layers by ``isinstance``."""
 
+    @classmethod
+    def of(cls, root: nn.Module | dict[str, Any], graph: fx.Graph, block: type[nn.Module]) -> Unit:
+        """A unit that stands for an instance of ``block``; ``root`` has what the graph names."""
+        unit = cls(root, graph, class_name=block.__name__)
+        _become(unit, block)
+        unit.recompile()
+        return unit
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Unit:
         twin = Unit.__new__(Unit)
         memo[id(self)] = twin
-        return _filled(twin, _block_class(self), copy.deepcopy(self.__dict__, memo))
+        return _filled(twin, block_class(self), copy.deepcopy(self.__dict__, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {name: value for name, value in self.__dict__.items() if name != "_graph"}
-        return _unit_of, (_block_class(self), stored(self.graph), state)
+        return _unit_of, (block_class(self), stored(self.graph), state)
 
 
 def _unit_of(block_class: type[nn.Module], nodes: list[StoredNode], state: dict[str, Any]) -> Unit:
@@ -64,8 +72,9 @@ def _become(unit: Unit, block_class: type[nn.Module]) -> None:
     unit.__class__ = type(block_class.__name__, bases, {})  # of its own, as fx does: compiling writes into it
 
 
-def _block_class(unit: Unit) -> type[nn.Module]:
-    return (*type(unit).__bases__, nn.Module)[1]
+def block_class(unit: fx.GraphModule) -> type[nn.Module]:
+    """The class of the block that a unit stands for; nn.Module where that is torch's."""
+    return (*type(unit).__bases__, nn.Module)[1] if isinstance(unit, Unit) else nn.Module
 
 
 def trace_unit(module: nn.Module, name: str, leave: Sequence[str] = (), call: Call | None = None) -> Unit:
@@ -86,7 +95,7 @@ def trace_unit(module: nn.Module, name: str, leave: Sequence[str] = (), call: Ca
     try:
         with eval_mode(module):
             graph = BlockTracer(call).trace(module)
-        traced = Unit(module, graph, class_name=type(module).__name__)
+        traced = Unit.of(module, graph, type(module))
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnitError(
@@ -96,16 +105,14 @@ def trace_unit(module: nn.Module, name: str, leave: Sequence[str] = (), call: Ca
     finally:
         for constant in set(vars(module)) - attributes:  # constants that fx stores on the traced module
             delattr(module, constant)
-    _become(traced, type(module))
-    traced.recompile()
     keep_state(module, traced)
     layer_bare_weights(module, traced)
-    _keep_attributes(module, traced)
+    keep_attributes(module, traced)
     traced.meta[UNIT_KEY] = {"name": name, "leave": tuple(leave), "call": call, "placements": []}
     return traced
 
 
-def _keep_attributes(source: nn.Module, traced: Unit) -> None:
+def keep_attributes(source: nn.Module, traced: Unit) -> None:
     """What the code around a unit may read of it: attributes that are no modules; hooks of the unit itself.
 
     The bare modules that fx puts between a unit and its layers get the class of what they stand for as well, but for

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles the C++ kernels on first use, for this processor, and keeps the library."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from ahcq_plugin.support.files import replacing
+
+logger = logging.getLogger(__name__)
+SOURCES = Path(__file__).resolve().parents[1] / "csrc"
+#: No contraction and no reordering: every float operation of an epilogue rounds by itself.
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-w")
+_WIDE = "-mprefer-vector-width=512"
+_TIMEOUT = 300
+
+
+def compiler() -> str | None:
+    """The C++ compiler: that which ``CXX`` names, else g++, clang++ or c++ on PATH."""
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    return next((path for path in map(shutil.which, filter(None, names)) if path), None)
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """The kernels; compiled where the cache has none for these sources, this compiler and this processor.
+
+    The cache is ``ahcq_plugin`` in ``XDG_CACHE_HOME``, else in ``~/.cache``; where that cannot be written, a temporary
+    folder of this process.
+
+    Raises:
+        RuntimeError: no compiler, or it fails.
+    """
+    path = compiler()
+    if path is None:
+        raise RuntimeError("no C++ compiler on PATH (Debian: `apt-get install g++`, or name one in CXX)")
+    flags, target = _flags(path)
+    state = hashlib.sha256(" ".join(flags).encode() + target)
+    for source in sorted(SOURCES.iterdir()):
+        if source.suffix in (".h", ".cpp"):
+            state.update(source.name.encode() + source.read_bytes())
+    library = _folder() / f"integer_{state.hexdigest()[:24]}.so"
+    if not library.is_file():
+        logger.info("compiling the integer kernels with %s", path)
+        with replacing(library) as made:
+            _run([path, *flags, str(SOURCES / "kernels.cpp"), "-o", str(made)])
+    return ctypes.CDLL(str(library))
+
+
+def _flags(path: str) -> tuple[list[str], bytes]:
+    """Flags that the compiler takes here, and what they make it define: its version and the processor's abilities."""
+    reason: RuntimeError | None = None
+    for extra in (["-march=native", _WIDE, "-fopenmp"], ["-march=native"], ["-mcpu=native"], []):
+        try:
+            return [*FLAGS, *extra], _run([path, *extra, "-dM", "-E", "-x", "c++", os.devnull])
+        except RuntimeError as error:
+            reason = error
+    raise reason or RuntimeError(f"{path} takes no flags")
+
+
+def _run(command: list[str]) -> bytes:
+    try:
+        run = subprocess.run(command, capture_output=True, timeout=_TIMEOUT)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RuntimeError(f"{command[0]} does not run: {error}") from error
+    if run.returncode:
+        raise RuntimeError(f"{command[0]} failed ({run.returncode}): {run.stderr.decode(errors='replace')[:2000]}")
+    return run.stdout
+
+
+@cache
+def _folder() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(home) / "ahcq_plugin"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="ahcq_plugin_"))

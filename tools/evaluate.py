@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure a quantized SAM on a config's test data, fake-quantized or on integers."""
+
+import argparse
+import os
+import sys
+import warnings
+
+# Read once, when torch is loaded: threads that wait by spinning make a run several times slower on busy cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
+    from mmengine.config import DictAction
+
+    from ahcq_plugin.mm.evaluate_checkpoint import evaluate_checkpoint
+
+# Deprecations in these packages, which users cannot act on.
+warnings.filterwarnings("ignore", module=r"mmengine|mmcv|mmdet|torch\.functional")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="for example mm_configs/demo_sam_tiny_w4a4.py")
+    parser.add_argument("checkpoint", help="what tools/ptq.py wrote: work_dirs/<name>/quantized.pth")
+    parser.add_argument("--integer", action="store_true", help="compute on integers (docs/integer.md)")
+    parser.add_argument("--work-dir", help="where the figures go; default: the folder of the checkpoint")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override the config")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
+    return parser.parse_args()
+
+
+def main() -> int:
+    try:
+        metrics = evaluate_checkpoint(**vars(parse_args()))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    for name, value in metrics.items():
+        print(f"{name:12} {value:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
