@@ -46,13 +46,14 @@ deps: $(DEPS)  ## the environment without the package itself (what CI shares bet
 
 install: $(INSTALLED)  ## make .venv and install everything into it (about 5 min on two idle cores, and the download)
 
+DEMO := work_dirs/demo_sam_tiny_w4a4
+
 demo: install  ## quantize the embedded small SAM to 4 bits and report FP beside quantized (<= 10 min)
 	$(PY) tools/ptq.py mm_configs/demo_sam_tiny_w4a4.py
+	$(PY) tools/time_image.py $(DEMO)/quantized.safetensors
 
 demo-video: install  ## follow objects through generated clips with the embedded small SAM 2, FP beside 4 bits (<= 10 min)
 	$(PY) tools/ptq.py mm_configs/demo_sam2_tiny_w4a4.py
-
-DEMO := work_dirs/demo_sam_tiny_w4a4
 
 $(DEMO)/quantized.pth: | $(INSTALLED)
 	$(PY) tools/ptq.py mm_configs/demo_sam_tiny_w4a4.py
