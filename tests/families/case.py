@@ -14,6 +14,8 @@ from ahcq_plugin.support.batches import default_forward
 
 #: Below this a random parameter says nothing: Hugging Face starts position tables at 1e-10, layer scales are 1e-5.
 _SAYS_NOTHING = 1e-3
+#: Inputs of a case: two are too few for ranges of small maps.
+ITEMS = 4
 
 
 @dataclass(frozen=True)
