@@ -18,6 +18,7 @@ from ahcq_plugin.export import golden
 from ahcq_plugin.export.matmul import Matmul, Patches
 from ahcq_plugin.export.sites import OperandSource, Site, find_sites
 from ahcq_plugin.functional.uniform import UniformParams
+from ahcq_plugin.ptq.unit_runner import UnitRunner
 from ahcq_plugin.quantizers import UniformFakeQuantize
 
 
@@ -44,7 +45,7 @@ class Call:
     rescale: Callable[[Tensor], Tensor]
 
 
-class UnitInterpreter(fx.Interpreter):
+class UnitInterpreter(UnitRunner):
     """Runs a unit; ``on_matmul(call)`` gives the output of each matmul.
 
     Args:
@@ -71,14 +72,7 @@ class UnitInterpreter(fx.Interpreter):
         self.codes.clear()
         self.params.clear()
         self.env.clear()
-        names = [node.target for node in self.module.graph.nodes if node.op == "placeholder"]
-        left = dict(zip(names, args, strict=False)) | kwargs
-        given = []
-        for node in (n for n in self.module.graph.nodes if n.op == "placeholder"):
-            if node.target not in left and not node.args:
-                raise TypeError(f"the unit needs the argument `{node.target}`")
-            given.append(left[node.target] if node.target in left else node.args[0])
-        return super().run(*given)
+        return super().run(*self.bound(args, kwargs))
 
     def run_node(self, n: fx.Node) -> Any:
         """One node; codes are carried along beside the values."""

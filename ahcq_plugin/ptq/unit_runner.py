@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
@@ -13,6 +14,17 @@ class UnitRunner(fx.Interpreter):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The unit's output."""
-        names = [node.target for node in self.module.graph.nodes if node.op == "placeholder"]
-        given = dict(zip(names, args, strict=False)) | kwargs
-        return self.run(*(given[name] for name in names if name in given))
+        return self.run(*self.bound(args, kwargs))
+
+    def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The unit's arguments in order, defaults filled in.
+
+        Raises:
+            TypeError: one without a default is missing.
+        """
+        placeholders = [node for node in self.module.graph.nodes if node.op == "placeholder"]
+        given = dict(zip((node.target for node in placeholders), args, strict=False)) | dict(kwargs)
+        for node in placeholders:
+            if node.target not in given and not node.args:
+                raise TypeError(f"the unit needs the argument `{node.target}`")
+        return [given[node.target] if node.target in given else node.args[0] for node in placeholders]
