@@ -10,6 +10,7 @@ import torch
 
 from ahcq_plugin import load_quantized, quantize
 from ahcq_plugin.export import export_onnx
+from ahcq_plugin.graph.fixed import check_answer
 from tests.graph.test_calls import WIDTH, make, tokens
 
 RECIPES = {"rtn": {}, "ahcq": {}, "ptq4sam": {}}
@@ -69,3 +70,17 @@ def test_onnxruntime_gives_the_same_up_to_rounding(quantized, tmp_path):
         assert np.mean(np.abs(got - expected) > 1e-5) < 0.1 and np.abs(got - expected).max() < 0.5
     with pytest.raises(ValueError, match=r"`dynamic` names inputs that are none: \['y'\]; inputs: \['x'\]"):
         export_onnx(model, tmp_path / "model.onnx", (item,), {"y": {0: "batch"}})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["three dimensions", "sizes that fit", "sizes that do not"])
+def test_units_that_ask_for_sizes_go_to_onnx(case, tmp_path):
+    """Sizes are tensors while ONNX's tracer runs, the answers that units check against are plain."""
+    net, item = make(case)
+    model, _ = quantize(net, [(item,)], "rtn", 8, 8, progress=False)
+    assert any(node.target is check_answer for node in model.blocks[0].graph.nodes)
+    export_onnx(model, tmp_path / "model.onnx", (item,))
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: item.numpy()})
+    expected = model(item).numpy()
+    assert np.linalg.norm(got - expected) < 0.01 * np.linalg.norm(expected)

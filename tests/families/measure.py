@@ -56,6 +56,7 @@ class Result:
         fused: whether the model calls attention that is one operation, which units write out: the last bits differ.
         keys_kept: the floating-point ``state_dict``'s names are all there.
         reloads: a loaded file gives the same bits.
+        w7a7: measured where W8A8 is off too much: twice that is what rounding gives.
         matmuls, left_out: of the spec.
         onnx: units that export, and ``units_of_a_kind``: that were tried, one of every class.
     """
@@ -69,6 +70,7 @@ class Result:
     coverage: dict[str, float] = field(default_factory=dict)
     outside: list[str] = field(default_factory=list)
     w8a8: float | None = None
+    w7a7: float | None = None
     w4a4: float | None = None
     off: float | None = None
     fused: bool = False
@@ -167,7 +169,15 @@ class _Stages:
                 "reload", lambda: load_quantized(Path(folder) / "quantized.pth", lambda _: self.family.case().model)
             )
         self.result.reloads = loaded is not None and equal(self.output(loaded), got)
+        if self.result.w8a8 > W8A8_GOAL:
+            self.result.w7a7 = self.run("W7A7", self.seven_bits)
         return model
+
+    def seven_bits(self) -> float:
+        case = self.family.case()
+        options = {"forward": case.forward, "leave": case.leave, "progress": False}
+        model, _ = quantize(case.model, case.items, "rtn", w_bits=7, a_bits=7, **options)
+        return relative_error(self.output(model), self.expected)
 
     def ahcq(self) -> None:
         model, _ = quantize(
