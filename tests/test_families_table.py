@@ -38,10 +38,8 @@ def test_failures_and_missing_packages_are_named_without_the_folders_of_a_machin
     assert [r.name for r in results] == ["SAM 2.1 with video", "ViT", "Swin"]
     assert [r.fails for r in results] == [False, False, True] and good.passes and not absent.passes
     text = page(results)
-    assert (
-        "| ViT | timm | torch 2.5.1, timm 1.0 | 2 | 50% | 40%: `head`, `pos`, `norm` and 1 more | 0 | 1.0% | 30.0% | yes | 12 | 1 of 1 |"
-        in text
-    )
+    assert "| ViT | timm | torch 2.5.1, timm 1.0 | 2 | 50% | 40%: `head`, `pos`, `norm` and 1 more | 0 |" in text
+    assert "more | 0 | 1.0% | 30.0% | yes | 12 | 1 of 1 |" in text
     assert "- timm 1.0: Swin: off, W8A8: UnitError: does not trace at timm/models/swin.py:3: `a \\| b`" in text
     assert "- sam2: SAM 2.1 with video: No module named 'sam2'" in text and "/x/y/" not in text
 
