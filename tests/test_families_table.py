@@ -17,6 +17,7 @@ def test_failures_and_missing_packages_are_named_without_the_folders_of_a_machin
         {"torch": "2.5.1", "timm": "1.0"},
         units=2,
         coverage={"integers": 0.5, "outside units": 0.4},
+        outside=["head", "pos", "norm", "cls"],
         off=0.0,
         w8a8=0.01,
         w4a4=0.3,
@@ -37,7 +38,8 @@ def test_failures_and_missing_packages_are_named_without_the_folders_of_a_machin
     assert [r.name for r in results] == ["SAM 2.1 with video", "ViT", "Swin"]
     assert [r.fails for r in results] == [False, False, True] and good.passes and not absent.passes
     text = page(results)
-    assert "| ViT | timm | torch 2.5.1, timm 1.0 | 2 | 50% | 40% | 0 | 1.0% | 30.0% | yes | 12 | 1 of 1 |" in text
+    assert "| ViT | timm | torch 2.5.1, timm 1.0 | 2 | 50% | 40%: `head`, `pos`, `norm` and 1 more | 0 |" in text
+    assert "more | 0 | 1.0% | 30.0% | yes | 12 | 1 of 1 |" in text
     assert "- timm 1.0: Swin: off, W8A8: UnitError: does not trace at timm/models/swin.py:3: `a \\| b`" in text
     assert "- sam2: SAM 2.1 with video: No module named 'sam2'" in text and "/x/y/" not in text
 
@@ -47,6 +49,21 @@ def test_an_error_above_the_goal_or_another_bit_does_not_pass():
         values = dict(off=0.0, w8a8=0.01, keys_kept=True, reloads=True)
         return Result("timm", "ViT", {}, **(values | changes))
 
-    assert result().passes and result(off=1e-6).passes
-    for change in ({"off": 1e-3}, {"w8a8": 0.06}, {"w8a8": None}, {"keys_kept": False}, {"reloads": None}):
+    assert result().passes and result(off=1e-6, fused=True).passes
+    for change in (
+        {"off": 1e-3, "fused": True},
+        {"off": 1e-6},
+        {"w8a8": 0.06},
+        {"w8a8": None},
+        {"keys_kept": False},
+        {"reloads": None},
+    ):
         assert result(**change).fails, change
+
+
+def test_what_is_off_too_much_is_shown_beside_seven_bits():
+    """Rounding doubles with a bit less; a wrong operation stays."""
+    text = page([Result("timm", "ViT", {}, off=1e-6, w8a8=0.1, w7a7=0.21)])
+    assert "- timm: ViT: W8A8: more than 5% off, 2.1 times as much with 7 bits" in text
+    assert "- timm: ViT: off: other bits, without fused attention" in text
+    assert "| 1e-06 (fused) |" in page([Result("timm", "ViT", {}, off=1e-6, fused=True)])

@@ -213,11 +213,12 @@ def _call_problem(index: GraphIndex, node: fx.Node) -> str | None:
 
 
 def _parameter_problem(index: GraphIndex, node: fx.Node) -> str | None:
-    """A matrix that is read by another way than through its layer; tables of positions that are only added pass."""
+    """A matrix that is read by another way than through its layer; tables of positions that are only added pass, and
+    what is asked for its size or dtype alone."""
     tensor = operator.attrgetter(node.target)(index.root)
     if not isinstance(tensor, nn.Parameter) or sum(size > 1 for size in tensor.shape) < 2:
         return None
-    if position_table(index, node):
+    if position_table(index, node) or (node.users and all(map(index.is_scalar, node.users))):
         return None
     return f"matrix of shape {tuple(tensor.shape)} is not read by a quantized Linear or Conv2d"
 

@@ -21,7 +21,7 @@ def check_fixed(value: Any, fixed: Any, name: str, kind: str) -> None:
     Raises:
         ValueError: ``value`` is not ``fixed``.
     """
-    if not _same(value, fixed):
+    if not _same(_number(value), fixed):
         raise ValueError(
             f"argument `{name}` was fixed to {kind}{fixed!r} when this unit was traced, got "
             f"{_shown(value)}; call the unit as it was, or {_WAY_OUT}"
@@ -46,7 +46,7 @@ def check_answer(value: Any, answer: Any, line: str) -> None:
     Raises:
         ValueError: ``value`` is not ``answer``.
     """
-    if value != answer:
+    if _number(value) != answer:
         raise ValueError(
             f"this unit was captured where `{line}` gave {answer!r}; for these inputs it gives {value!r}: calibrate "
             f"with inputs of this size and rank, or {_WAY_OUT}"
@@ -64,12 +64,17 @@ def put(tensor: Tensor, place: Any, value: Any) -> Tensor:
 CHECKS = frozenset({check_fixed, check_given, check_answer})
 
 
+def _number(value: Any) -> Any:
+    """Sizes, and what is computed from them, are tensors while torch.jit traces for ONNX."""
+    return value.item() if isinstance(value, Tensor) and torch.jit.is_tracing() and value.ndim == 0 else value
+
+
 def _same(value: Any, fixed: Any) -> bool:
     if value is fixed:
         return True
     if isinstance(fixed, _SEQUENCES):  # sizes arrive as torch.Size or tuple
         fits = isinstance(value, _SEQUENCES) and len(value) == len(fixed)
-        return fits and all(_same(a, b) for a, b in zip(value, fixed, strict=True))
+        return fits and all(_same(_number(a), b) for a, b in zip(value, fixed, strict=True))
     if isinstance(fixed, dict):
         return isinstance(value, dict) and list(value) == list(fixed) and all(_same(value[k], fixed[k]) for k in fixed)
     if type(value) is not type(fixed):

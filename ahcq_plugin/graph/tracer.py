@@ -275,7 +275,7 @@ def _line_of_the_model() -> str:
     frame = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith((TORCH_DIR, OUR_DIR)):
         frame = frame.f_back
-    return linecache.getline(frame.f_code.co_filename, frame.f_lineno) if frame else ""
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno or 0) if frame else ""
 
 
 def _is_written_out(module: nn.Module) -> bool:

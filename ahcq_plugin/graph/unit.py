@@ -164,7 +164,7 @@ def _source_line(error: BaseException) -> str:
     """' at file:line: `code`' of the innermost frame of user code, or '' if there is none."""
     ours, found = (TORCH_DIR, OUR_DIR, "<"), ""
     for frame, number in traceback.walk_tb(error.__traceback__):  # extract_tb fails on code objects that fx patches
-        file = frame.f_code.co_filename
+        file, number = frame.f_code.co_filename, number or frame.f_code.co_firstlineno  # such a frame may have no line
         if not file.startswith(ours):
             found = f" at {file}:{number}: `{linecache.getline(file, number).strip()}`"
     return found

@@ -10,7 +10,7 @@ import torch
 
 from ahcq_plugin import load_quantized, quantize
 from ahcq_plugin.export import export_onnx
-from tests.graph.test_calls import WIDTH, make, tokens
+from tests.graph.test_calls import WIDTH, Block, Net, make, tokens
 
 RECIPES = {"rtn": {}, "ahcq": {}, "ptq4sam": {}}
 
@@ -69,3 +69,32 @@ def test_onnxruntime_gives_the_same_up_to_rounding(quantized, tmp_path):
         assert np.mean(np.abs(got - expected) > 1e-5) < 0.1 and np.abs(got - expected).max() < 0.5
     with pytest.raises(ValueError, match=r"`dynamic` names inputs that are none: \['y'\]; inputs: \['x'\]"):
         export_onnx(model, tmp_path / "model.onnx", (item,), {"y": {0: "batch"}})
+
+
+class Causal(Block):
+    """Compares a size, as transformers' attention does; ``pair`` are sizes too."""
+
+    def forward(self, x, pair=None):
+        if x.shape[1] > 1 and pair == (2, 6):
+            x = x + self.attention(self.norm(x))
+        return x + self.mlp(x)
+
+
+class Pairs(Net):
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x, (x.shape[0], x.shape[1]))
+        return x
+
+
+@torch.no_grad()
+def test_units_that_compare_sizes_go_to_onnx(tmp_path):
+    """Sizes are tensors while ONNX's tracer runs; what units compare them with is plain."""
+    torch.manual_seed(0)
+    net, item = Pairs(Causal()).eval(), tokens(2, 6, WIDTH)
+    model, _ = quantize(net, [(item,)], "rtn", 8, 8, progress=False)
+    export_onnx(model, tmp_path / "model.onnx", (item,))
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {"x": item.numpy()})
+    expected = model(item).numpy()
+    assert np.linalg.norm(got - expected) < 0.01 * np.linalg.norm(expected)

@@ -14,6 +14,8 @@ from ahcq_plugin.support.batches import default_forward
 
 #: Below this a random parameter says nothing: Hugging Face starts position tables at 1e-10, layer scales are 1e-5.
 _SAYS_NOTHING = 1e-3
+#: Inputs of a case: two are too few for ranges of small maps.
+ITEMS = 4
 
 
 @dataclass(frozen=True)
@@ -110,19 +112,23 @@ def _stir(model: nn.Module) -> None:
         if parameter.is_floating_point() and (parameter.numel() < 2 or parameter.std() < _SAYS_NOTHING):
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     for layer in model.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
+        if isinstance(layer, nn.Embedding):  # tokens next to nothing are all the same but for rounding
+            layer.weight *= max(1.0, 1.0 / float(layer.weight.std()))
+        elif isinstance(layer, nn.Linear | nn.Conv2d):
             gain = float(layer.weight.std()) * layer.weight[0].numel() ** 0.5
             layer.weight *= max(1.0, 1.0 / gain)
 
 
 @torch.no_grad()
 def _settle_batch_norms(case: Case) -> None:
-    """Running statistics of the first item: an untrained batch norm lets values die out or explode."""
+    """Running statistics of all items: an untrained batch norm lets values die out or explode."""
     norms = [m for m in case.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return
     case.model.eval()
     for norm in norms:
         norm.train()
-        norm.momentum = 1.0
-    case.forward(case.model, case.items[0])
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    for item in case.items:
+        case.forward(case.model, item)

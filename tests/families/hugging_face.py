@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.families.case import Case, Family, boxes, image, points
+from tests.families.case import ITEMS, Case, Family, boxes, image, points
 
 DIM = 64
 DECODER = {
@@ -23,12 +23,10 @@ DECODER = {
 
 
 def _prompts(side: int) -> list[dict[str, Tensor]]:
-    """Boxes on one image, clicks on another."""
+    """Boxes on one image, clicks on the next."""
     clicks, labels = points(side)
-    return [
-        {"pixel_values": image(side, seed=0), "input_boxes": boxes(side)[None]},
-        {"pixel_values": image(side, seed=1), "input_points": clicks[None], "input_labels": labels[None]},
-    ]
+    prompts = [{"input_boxes": boxes(side)[None]}, {"input_points": clicks[None], "input_labels": labels[None]}]
+    return [{"pixel_values": image(side, seed=seed), **prompts[seed % 2]} for seed in range(ITEMS)]
 
 
 def masks(model: nn.Module, item: dict[str, Tensor]) -> list[Tensor]:
@@ -232,7 +230,7 @@ def _sam3() -> Case:
     )
     words = torch.tensor([[0, 7, 9, 1, 2, 2, 2, 2]])
     item = {"input_ids": words, "attention_mask": (words != 2).long()}
-    items = [{"pixel_values": image(112, seed=seed), **item} for seed in range(2)]
+    items = [{"pixel_values": image(112, seed=seed), **item} for seed in range(ITEMS)]
     return Case(Sam3Model(config), items, _detect)
 
 

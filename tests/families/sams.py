@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import make_clips, make_sam2
-from tests.families.case import Case, Family, boxes, image, points
+from tests.families.case import ITEMS, Case, Family, boxes, image, points
 
 SIDE, PATCH, WIDTH, DIM = 64, 8, 64, 64  # half the width: rounding to 8 bits is off by 12 % instead of 2 %
 NARROW = {
@@ -53,13 +53,11 @@ def prompted(sam: nn.Module, item: Mapping[str, Tensor], embed: Callable = None,
     )
 
 
-def items(side: int) -> list[dict[str, Tensor]]:
-    """Boxes on one image, clicks on another."""
+def items(side: int, count: int = ITEMS) -> list[dict[str, Tensor]]:
+    """Boxes on one image, clicks on the next."""
     clicks, labels = points(side)
-    return [
-        {"image": image(side, seed=0), "boxes": boxes(side)},
-        {"image": image(side, seed=1), "points": clicks, "labels": labels},
-    ]
+    prompts: list[dict[str, Tensor]] = [{"boxes": boxes(side)}, {"points": clicks, "labels": labels}]
+    return [{"image": image(side, seed=seed), **prompts[seed % 2]} for seed in range(count)]
 
 
 def _parts(modeling: Any, side: int = SIDE, patch: int = PATCH, dim: int = DIM, decoder: Any = None) -> dict[str, Any]:
@@ -151,14 +149,14 @@ def _mobile_sam() -> Case:
     from mobile_sam import modeling
 
     sam = modeling.Sam(modeling.TinyViT(img_size=1024, **NARROW), **_parts(modeling, 1024, 16, 256))
-    return Case(sam, items(1024), _one_mask)
+    return Case(sam, items(1024, 2), _one_mask)
 
 
 def _tiny_sam() -> Case:
     from tinysam import modeling
 
     sam = modeling.Sam(modeling.TinyViT(img_size=1024, **NARROW), **_parts(modeling, 1024, 16, 256))
-    return Case(sam, items(1024), prompted)
+    return Case(sam, items(1024, 2), prompted)
 
 
 def _edge_sam() -> Case:
@@ -205,12 +203,10 @@ def _efficient_sam() -> Case:
     )
     corners = boxes(SIDE).reshape(1, 2, 2, 2)
     clicks, labels = points(SIDE)
+    prompts = [(corners, torch.tensor([[[2, 3], [2, 3]]])), (clicks[None], labels[None])]
     return Case(
         sam,
-        [
-            (image(SIDE, seed=0), corners, torch.tensor([[[2, 3], [2, 3]]])),
-            (image(SIDE, seed=1), clicks[None], labels[None]),
-        ],
+        [(image(SIDE, seed=seed), *prompts[seed % 2]) for seed in range(ITEMS)],
     )
 
 
@@ -287,8 +283,8 @@ def _sam3() -> Case:
     )
     model = _Sam3Blocks(neck, encoder, decoder)
     random = torch.Generator().manual_seed(0)
-    noise = [(torch.randn(5, 1, DIM, generator=random), torch.randn(6, 1, DIM, generator=random)) for _ in range(2)]
-    return Case(model, [(image(112, seed=seed), *noise[seed]) for seed in range(2)])
+    noise = [(torch.randn(5, 1, DIM, generator=random), torch.randn(6, 1, DIM, generator=random)) for _ in range(ITEMS)]
+    return Case(model, [(image(112, seed=seed), *noise[seed]) for seed in range(ITEMS)])
 
 
 FAMILIES = [

@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from tests.families.case import Case, Family, image
+from tests.families.case import ITEMS, Case, Family, image
 
 VIT = {"img_size": 64, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 10}
 STAGES = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32), "num_classes": 10}
@@ -16,21 +16,21 @@ def _timm(name: str, side: int = 64, **options: Any) -> Case:
     import timm
 
     model = timm.create_model(name, pretrained=False, **options)
-    return Case(model, [(image(side, 2, seed),) for seed in range(2)])
+    return Case(model, [(image(side, 2, seed),) for seed in range(ITEMS)])
 
 
 def _mvit() -> Case:
     from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
 
     cfg = MultiScaleVitCfg(depths=(1, 1, 1), embed_dim=(16, 32, 64), num_heads=(1, 2, 4))
-    return Case(MultiScaleVit(cfg, img_size=64, num_classes=10), [(image(64, 2, seed),) for seed in range(2)])
+    return Case(MultiScaleVit(cfg, img_size=64, num_classes=10), [(image(64, 2, seed),) for seed in range(ITEMS)])
 
 
 def _vision_transformer() -> Case:
     from torchvision.models.vision_transformer import VisionTransformer
 
     model = VisionTransformer(image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64)
-    return Case(model, [(image(32, 2, seed),) for seed in range(2)])
+    return Case(model, [(image(32, 2, seed),) for seed in range(ITEMS)])
 
 
 def _swin(version: int) -> Case:
@@ -41,7 +41,7 @@ def _swin(version: int) -> Case:
     model = swin.SwinTransformer(
         [4, 4], 16, [2, 2], [1, 2], [4, 4], num_classes=10, block=block, downsample_layer=merging
     )
-    return Case(model, [(image(64, 2, seed),) for seed in range(2)])
+    return Case(model, [(image(64, 2, seed),) for seed in range(ITEMS)])
 
 
 _TIMM = {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ahcq_plugin.graph import find_units, trace_unit
+from ahcq_plugin.graph import UnitError, find_units, trace_unit
 
 
 def sam_units(depth: int) -> list[str]:
@@ -120,3 +120,18 @@ def test_finding_units_runs_and_changes_nothing():
     find_units(model)
     assert all(a is b for a, b in zip(modules, model.modules(), strict=True)) and all(m.training for m in modules)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+class Branching(nn.Module):
+    def forward(self, x, **kwargs):
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+def test_a_block_with_keywords_that_does_not_trace_is_named_with_its_file():
+    """torch.fx patches the code of such a ``forward``: its frames may have no line."""
+    with pytest.raises(
+        UnitError, match=r"unit 'b' \(Branching\) does not trace at .*test_units\.py:\d+: .*control flow"
+    ):
+        trace_unit(Branching(), "b")

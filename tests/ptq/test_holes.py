@@ -127,6 +127,22 @@ class Wrapped(nn.Module):
         return kernel(x)
 
 
+class Cast(nn.Module):
+    """Asks a layer for its dtype, as SAM-Med2D and transformers write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        return self.proj(x.to(self.proj.weight.dtype))
+
+
+class CastAndMultiplied(Cast):
+    def forward(self, x):
+        return super().forward(x) @ self.proj.weight
+
+
 class Convolution(nn.Module):
     def __init__(self):
         super().__init__()
@@ -147,6 +163,7 @@ EXTRAS = {
     "functional attention on a computed weight": (ComputedWeights, "multi_head_attention_forward"),
     "wrapped kernel": (Wrapped, "extra.kernel"),
     "Conv1d": (Convolution, "extra.conv"),
+    "a weight asked for its dtype and multiplied": (CastAndMultiplied, "extra.proj.weight"),
 }
 
 
@@ -173,6 +190,12 @@ def test_what_the_caller_names_stays_and_is_shown(extra):
     assert report.audit.passed
     left = [part for part in report.coverage.parts if part.kind == IN_UNITS and part.name.startswith("left: ")]
     assert left and (sum(part.macs for part in left) > 0) == (extra != "a matrix element by element")
+
+
+def test_a_weight_that_is_asked_for_its_dtype_alone_is_no_hole():
+    net = Net(Block(Cast()))
+    prepare(net, Recipe.from_config("rtn"), ["blocks.*"])
+    assert "extra.proj" in find_weight_layers(net.blocks[0])
 
 
 def test_functional_attention_is_quantized():
