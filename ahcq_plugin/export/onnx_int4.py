@@ -19,6 +19,8 @@ def pack_weights(path: str | Path) -> None:
     import onnx
 
     model = onnx.version_converter.convert_version(onnx.load(str(path)), OPSET)
+    del model.graph.value_info[:]  # of the converter
+    narrow = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.INT4)
     stored = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
     for node in model.graph.node:
         pair = [stored[name] for name in node.input if name in stored]
@@ -27,7 +29,7 @@ def pack_weights(path: str | Path) -> None:
         codes = [onnx.numpy_helper.to_array(tensor) for tensor in pair]
         if all(_fits(array) for array in codes):
             for tensor, array in zip(pair, codes, strict=True):
-                tensor.CopyFrom(onnx.helper.make_tensor(tensor.name, onnx.TensorProto.INT4, array.shape, array))
+                tensor.CopyFrom(onnx.numpy_helper.from_array(array.astype(narrow), tensor.name))
     onnx.save(model, str(path))
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 
@@ -19,6 +20,7 @@ from ahcq_plugin.export.onnx_bundle import BUNDLE_FILE, DECODER_FILE, ENCODER_FI
 from ahcq_plugin.export.onnx_deploy import DeployLinear, DequantizedWeight, deploy_quantizer, has_standard_form
 from ahcq_plugin.export.onnx_graphs import deploy_model
 from ahcq_plugin.ptq.prepared import activation_quantizers, is_weight, quantizers, weight_layers
+from ahcq_plugin.quantizers import AdaRoundFakeQuantize, quantize_layer
 from ahcq_plugin.zoo.sam import box_forward
 from tests.conftest import make_tiny_items, make_tiny_sam
 
@@ -27,7 +29,7 @@ FAMILIES = {"cag": True, "hluq": True, "lnq": True}
 
 def tiny(w_bits=8, a_bits=8, **recipe):
     recipe = {"name": "rtn", "w_bits": w_bits, "a_bits": a_bits, **recipe}
-    return quantize(make_tiny_sam(), make_tiny_items(), recipe, forward=box_forward, progress=False)[0]
+    return quantize(make_tiny_sam(), make_tiny_items()[:1], recipe, forward=box_forward, progress=False)[0]
 
 
 @pytest.fixture(scope="module")
@@ -62,27 +64,36 @@ def error(found, wanted):
     return float((found - wanted).norm() / wanted.norm())
 
 
-@torch.no_grad()
-def test_weights_are_kept_or_rounded_to_the_nearest_of_255_steps(w8a8, w4a4):
-    for qmodel in (w8a8, w4a4, tiny(7)):
-        for layer in weight_layers(qmodel).values():
-            wanted, stand_in = layer.weight_fake_quant(layer.weight), DequantizedWeight(layer)
-            found = stand_in(layer.weight)
-            assert stand_in.codes.dtype == torch.int8 and not bool(stand_in.zero_point.any())
-            if layer.weight_fake_quant.bits < 8:
-                assert torch.equal(found, wanted)
-            else:
-                half = wanted.flatten(1).abs().amax(1) / 127 / 2
-                off = (found - wanted).flatten(1).abs().amax(1)
-                assert bool((off <= half * (1 + 1e-5)).all()) and bool((off > 0).any())
+def layer_of(bits, conv):
+    """A quantized layer whose weight has the extreme codes, with zero points at both ends and between."""
+    top = 2**bits - 1
+    quantizer = AdaRoundFakeQuantize(quant_max=top)
+    quantizer.scale, quantizer.zero_point = torch.tensor([0.1, 0.3, 0.07]), torch.tensor([0, top, top // 3]).int()
+    quantizer.enable_fake_quant()
+    layer = torch.nn.Conv2d(2, 3, (3, 1)) if conv else torch.nn.Linear(6, 3)
+    codes = torch.tensor([0, top, 1, top // 2, top - 1, top // 3]).repeat(3, 1)
+    layer.weight.data = quantizer.decode(codes).reshape(layer.weight.shape)
+    return quantize_layer(layer, quantizer)
 
 
 @torch.no_grad()
-def test_weights_as_int4_are_the_same_numbers(w4a4):
-    for layer in weight_layers(w4a4).values():
-        stand_in = DequantizedWeight(layer, int4=True)
-        assert int(stand_in.codes.min()) >= -8 and int(stand_in.codes.max()) <= 7
-        assert torch.equal(stand_in(layer.weight), layer.weight_fake_quant(layer.weight))
+@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_weights_are_kept_or_rounded_to_the_nearest_of_255_steps(bits, conv):
+    layer = layer_of(bits, conv)
+    wanted, stand_in = layer.weight_fake_quant(layer.weight), DequantizedWeight(layer)
+    found = stand_in(layer.weight)
+    assert stand_in.codes.dtype == torch.int8 and not bool(stand_in.zero_point.any())
+    if bits < 8:
+        assert torch.equal(found, wanted)
+    else:
+        half = wanted.flatten(1).abs().amax(1) / 127 / 2
+        off = (found - wanted).flatten(1).abs().amax(1)
+        assert bool((off <= half * (1 + 1e-5)).all()) and bool((off > 0).any())
+    if bits <= 4:
+        packed = DequantizedWeight(layer, int4=True)
+        assert int(packed.codes.min()) >= -8 and int(packed.codes.max()) <= 7
+        assert torch.equal(packed(layer.weight), wanted)
 
 
 @torch.no_grad()
@@ -244,13 +255,15 @@ def test_int4_is_half_a_byte_and_computes_the_same(w4a4, tmp_path):
     wide, narrow = (stored(tmp_path / str(int4) / ENCODER_FILE) for int4 in (False, True))
     layers = [x for n, x in weight_layers(w4a4).items() if n.startswith("image_encoder")]
     packed = [a for kind, a in narrow.values() if kind == onnx.TensorProto.INT4 and a.ndim > 1]
+    tensors = onnx.load(tmp_path / "True" / ENCODER_FILE).graph.initializer
+    assert all(len(t.raw_data) == (np.prod(t.dims) + 1) // 2 for t in tensors if t.data_type == onnx.TensorProto.INT4)
     assert len(packed) == len(layers) and sum(a.size for a in packed) == sum(x.weight.numel() for x in layers)
     assert not any(kind == onnx.TensorProto.INT8 and a.ndim > 1 for kind, a in narrow.values())
     assert any(kind == onnx.TensorProto.INT8 for kind, _ in wide.values())
     onnx.checker.check_model(str(tmp_path / "True" / ENCODER_FILE), full_check=True)
     item = make_tiny_items()[0]
     found, other = (
-        OnnxSam(tmp_path / str(int4), 1).encoder({"image": item["image"].numpy()})[0] for int4 in (0 == 1, True)
+        OnnxSam(tmp_path / str(int4), 1).encoder({"image": item["image"].numpy()})[0] for int4 in (False, True)
     )
     assert error(other, found) < 0.05
 
@@ -292,6 +305,6 @@ def test_errors(tiny_sam, w8a8, tmp_path):
         driver_without_image.embeddings = None
         driver_without_image.predict()
     with pytest.raises(SpecError, match="not frozen"):
-        unfrozen = tiny()
+        unfrozen = copy.deepcopy(w8a8)
         next(q for _, q in quantizers(unfrozen)).enable_observer()
         export_onnx(unfrozen, tmp_path / "x", style="deploy")
