@@ -22,7 +22,7 @@ def test_calls_take_turns_and_the_first_round_is_not_timed():
 def test_figures_of_a_folder(tmp_path):
     """Graphs of another model are far from PyTorch's masks, those of the model itself near."""
     items = make_tiny_items()
-    recipe = {"name": "rtn", "w_bits": 8, "a_bits": 8}
+    recipe = {"name": "rtn", "w_bits": 4, "a_bits": 8}  # 8 bits of weights take seconds to choose
     qmodel, _ = quantize(make_tiny_sam(), items[:1], recipe, forward=box_forward, progress=False)
     other = copy.deepcopy(qmodel)
     other.mask_decoder.mask_tokens.weight.data.neg_()
