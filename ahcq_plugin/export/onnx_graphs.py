@@ -69,7 +69,7 @@ class PromptDecoder(nn.Module):
 
 @torch.no_grad()
 def export_onnx(
-    model: nn.Module,
+    qmodel: nn.Module,
     path: str | Path,
     args: tuple[Any, ...] | None = None,
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
@@ -79,10 +79,10 @@ def export_onnx(
     """Write a SAM as a folder of two graphs and ``bundle.json``, or any model as one file.
 
     Args:
-        model: frozen; with ``style="float"`` not quantized.
+        qmodel: frozen; with ``style="float"`` not quantized.
         path: a folder; with ``args`` the file.
-        args: what ``model`` is called with, positional; sizes stay those of these tensors but for ``dynamic``. None:
-            ``model`` is a SAM.
+        args: what ``qmodel`` is called with, positional; sizes stay those of these tensors but for ``dynamic``. None:
+            ``qmodel`` is a SAM.
         dynamic: input -> axis -> name, of sizes that may change; inputs are called as the parameters of ``forward``.
         style: ``exact``: the graphs compute in float32 what the fake-quantized model does; ``deploy``: QDQ with one
             scale a tensor and int8 weights, which runtimes execute on integers (:mod:`.onnx_deploy`); ``float``: the
@@ -104,15 +104,15 @@ def export_onnx(
     """
     if importlib.util.find_spec("onnx") is None:
         raise ModuleNotFoundError("ONNX export needs the packages onnx, onnxruntime: pip install 'ahcq_plugin[onnx]'")
-    prepared = _maker(model, style, int4)(model)
-    write = partial(_write, int4=int4)
+    prepare, write = _maker(qmodel, style, int4), partial(_write, int4=int4)
     if args is not None:
-        names = list(inspect.signature(model.forward).parameters)[: len(args)]
+        names = list(inspect.signature(qmodel.forward).parameters)[: len(args)]
         unknown = sorted(set(dynamic or ()) - set(names))
         if unknown:
             raise ValueError(f"`dynamic` names inputs that are none: {unknown}; inputs: {names}")
-        write(prepared, args, Path(path), names, [], {k: dict(v) for k, v in (dynamic or {}).items()})
+        write(prepare(qmodel), args, Path(path), names, [], {k: dict(v) for k, v in (dynamic or {}).items()})
         return
+    prepared = prepare(qmodel)
     side, device = prepared.image_encoder.img_size, next(prepared.parameters()).device
     image = torch.zeros(1, 3, side, side, device=device)
     embeddings = prepared.image_encoder(image)
@@ -125,7 +125,7 @@ def export_onnx(
     sizes = {name: {0: "prompts", 1: "points"} for name in ("point_coords", "point_labels")}
     sizes |= {name: {0: "prompts"} for name in outputs} | {"mask_input": {0: "mask_inputs"}}
     write(PromptDecoder(prepared), (embeddings, *prompts), Path(path) / DECODER_FILE, inputs, outputs, sizes)
-    write_bundle(model, path, style)
+    write_bundle(qmodel, path, style)
 
 
 def _maker(model: nn.Module, style: str, int4: bool) -> Callable[[nn.Module], nn.Module]:
