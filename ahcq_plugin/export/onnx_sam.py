@@ -59,11 +59,16 @@ class OnnxSam:
             multimask_output: three masks of an object and not one.
 
         Returns: mask logits (N, T, h, w) and predicted IoU (N, T), float32, T 1 or 3.
+
+        Raises:
+            ValueError: points without labels, or labels without points.
         """
+        if (points is None) != (labels is None):
+            raise ValueError("`points` and `labels` belong together, got one of them: give both or neither")
         given = [prompt for prompt in (points, boxes, mask_input) if prompt is not None]
         count = len(given[0]) if given else 1
         places, kinds = np.zeros((count, 0, 2), np.float32), np.zeros((count, 0), np.float32)
-        if points is not None and labels is not None:
+        if points is not None:
             places, kinds = np.asarray(points, np.float32), np.asarray(labels, np.float32)
             if boxes is None:
                 places = np.concatenate([places, np.zeros((count, 1, 2), np.float32)], 1)
@@ -86,7 +91,9 @@ class OnnxSam:
         return masks[:, first:end], quality[:, first:end]
 
     def set_image(self, image: np.ndarray) -> None:
-        """Run the image encoder on an image (H, W, 3) uint8 RGB."""
+        """Run the image encoder on an image (H, W, 3) uint8 RGB; ValueError for another shape or type."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"`image` must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
         rules = self.bundle["preprocessing"]
         height, width = self.size = image.shape[:2]
         scale = self.side / max(height, width)

@@ -285,7 +285,7 @@ def test_shared_layers_are_replaced_under_all_names(w8a8):
     assert any(is_weight(q) for _, q in quantizers(w8a8)), "the model itself stays as it was"
 
 
-def test_errors(tiny_sam, w8a8, tmp_path):
+def test_errors(driver, w8a8, tmp_path):
     with pytest.raises(ValueError, match="`style` must be one of exact, deploy, float, got 'fast'"):
         export_onnx(w8a8, tmp_path, style="fast")
     with pytest.raises(ValueError, match="this one is: use 'exact' or 'deploy'"):
@@ -304,6 +304,10 @@ def test_errors(tiny_sam, w8a8, tmp_path):
         driver_without_image = object.__new__(OnnxSam)
         driver_without_image.embeddings = None
         driver_without_image.predict()
+    with pytest.raises(ValueError, match="belong together, got one of them"):
+        driver.decode(np.zeros((1, 16, 8, 8), np.float32), points=np.zeros((1, 1, 2)))
+    with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8 RGB, got \(8, 8\) float64"):
+        driver.set_image(np.zeros((8, 8)))
     with pytest.raises(SpecError, match="not frozen"):
         unfrozen = copy.deepcopy(w8a8)
         next(q for _, q in quantizers(unfrozen)).enable_observer()
