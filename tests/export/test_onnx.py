@@ -23,8 +23,10 @@ from torch.nn import functional as F
 from ahcq_plugin import quantize
 from ahcq_plugin.export import onnx_graphs
 from ahcq_plugin.export.compare import mask_overlap
-from ahcq_plugin.export.onnx_graphs import DECODER_FILE, ENCODER_FILE, OnnxSam, export_onnx, onnx_model
+from ahcq_plugin.export.onnx_bundle import DECODER_FILE, ENCODER_FILE
+from ahcq_plugin.export.onnx_graphs import export_onnx, onnx_model
 from ahcq_plugin.export.onnx_quantizers import StoredWeight, TableLookup, UniformQDQ, onnx_quantizer
+from ahcq_plugin.export.onnx_sam import OnnxSam
 from ahcq_plugin.ptq import Recipe, calibrate, prepare
 from ahcq_plugin.ptq.prepared import quantizers
 from ahcq_plugin.quantizers import UniformFakeQuantize
@@ -181,8 +183,7 @@ def test_the_decoder_from_one_embedding(quantized, folder, scenes):
         with torch.no_grad():
             embeddings = quantized.image_encoder(batch["image"])
             wanted = box_forward(quantized, batch)
-        inputs = {"image_embeddings": embeddings.numpy(), "boxes": batch["boxes"].numpy()}
-        masks, quality = map(torch.from_numpy, sam.decoder.run(None, inputs))
+        masks, quality = map(torch.from_numpy, sam.decode(embeddings.numpy(), boxes=batch["boxes"].numpy()))
         overlaps, flipped = mask_overlap(wanted[0], masks)
         assert overlaps.mean() >= 0.999 and flipped <= 5, (overlaps, flipped)
         assert quality.shape == wanted[1].shape and (quality - wanted[1]).abs().max() < 1e-2

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bundle.json``: all that a program needs to know to run the two graphs of a SAM on images, beside the graphs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ahcq_plugin.support.files import write_json
+
+FORMAT = "ahcq_plugin.bundle/1"
+ENCODER_FILE, DECODER_FILE, BUNDLE_FILE = "image_encoder.onnx", "mask_decoder.onnx", "bundle.json"
+
+
+def write_bundle(sam: nn.Module, path: str | Path, style: str) -> None:
+    """Write ``bundle.json`` into the folder that has the graphs of ``sam``."""
+    folder = Path(path)
+    content = {
+        "format": FORMAT,
+        "style": style,
+        "bytes": {name: (folder / name).stat().st_size for name in (ENCODER_FILE, DECODER_FILE)},
+        "preprocessing": {
+            "channels": "RGB, 0 to 255",
+            "image_size": sam.image_encoder.img_size,
+            "resize": "longest side to image_size, the other in proportion, rounded half up; bilinear, antialiased",
+            "pixel_mean": sam.pixel_mean.flatten().tolist(),
+            "pixel_std": sam.pixel_std.flatten().tolist(),
+            "padding": "zeros at the bottom and the right, after (pixel - pixel_mean) / pixel_std",
+        },
+        "prompts": {
+            "coordinates": "x, y in pixels of the resized image",
+            "labels": {"none": -1, "background": 0, "foreground": 1, "box_top_left": 2, "box_bottom_right": 3},
+            "padding_point": "points without a box are followed by one point (0, 0) with the label none",
+            "mask_input_size": list(sam.prompt_encoder.mask_input_size),
+        },
+        "postprocessing": {
+            "mask_threshold": float(sam.mask_threshold),
+            "single_mask": [0, 1],
+            "multiple_masks": [1, sam.mask_decoder.num_mask_tokens],
+            "resize": "bilinear, half-pixel centres, to image_size; crop the padding; bilinear to the image's size",
+        },
+        "parity": [],
+    }
+    write_json(content, folder / BUNDLE_FILE)
+
+
+def read_bundle(path: str | Path) -> dict[str, Any]:
+    """The JSON of a folder.
+
+    Raises:
+        FileNotFoundError: the folder has none.
+        ValueError: it is not JSON, or of another format.
+    """
+    file = Path(path) / BUNDLE_FILE
+    content = json.loads(file.read_text(encoding="utf-8"))
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{file}: its format is {found!r}, this reads {FORMAT!r}: export the model again")
+    return content
+
+
+def note_parity(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Put measured figures into the JSON of a folder, in the place of earlier ones."""
+    write_json({**read_bundle(path), "parity": [dict(row) for row in rows]}, Path(path) / BUNDLE_FILE)
