@@ -34,7 +34,7 @@ def main() -> int:
     weights = sum(p.numel() for p in floating.parameters()) * 4
     size = Path(args.checkpoint).stat().st_size
     print(
-        f"{args.checkpoint}: {size / 1e6:.2f} MB; weights in FP32 {weights / 1e6:.2f} MB, {weights / size:.1f} times as many"
+        f"{args.checkpoint}: {size / 1e6:.2f} MB; FP32 weights {weights / 1e6:.2f} MB, {weights / size:.1f} times that"
     )
     parts = {name: sam_parts(model, args.boxes) for name, model in models.items()}
     calls = {name: lambda p=p: (p["encoder"](), p["decoder"]()) for name, p in parts.items()}
