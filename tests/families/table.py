@@ -89,7 +89,7 @@ def _notes(r: Result) -> list[str]:
     if r.w8a8 is not None and r.w8a8 > W8A8_GOAL:
         text = f"more than {W8A8_GOAL:.0%} off"
         if r.w7a7 is not None:
-            text += f", {r.w7a7 / r.w8a8:.1f} times as much with 7 bits: rounding gives 2 times, a wrong operation 1"
+            text += f", {r.w7a7 / r.w8a8:.1f} times as much with 7 bits (rounding alone: about 2)"
         stages.setdefault(text, []).append("W8A8")
     if r.off and not r.fused:
         stages.setdefault("other bits, without fused attention", []).append("off")
