@@ -110,6 +110,8 @@ class Checkpoint:
         load_state(model, state, str(self.path), "this model", _resizing(model))
         if self.packed:
             switch_on(model)
+        for _, quantizer in quantizers(model):
+            quantizer.look()
         return model
 
 

@@ -81,8 +81,13 @@ class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
+        for value in self._modes.values():
+            value.forget()
+
+    def look(self) -> None:
+        """Read the modes now: compiled code cannot."""
         for name, value in self._modes.items():
-            value.read(getattr(self, name))  # compiled code cannot look
+            value.read(getattr(self, name))
 
     @property
     def prob(self) -> float:

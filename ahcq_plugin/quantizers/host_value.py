@@ -18,12 +18,14 @@ class HostValue:
     ``torch.export`` traces, no tensor can be looked at: then it is the value that was known last.
     """
 
-    def __init__(self, value: float = 0) -> None:
-        self._known: tuple[Tensor | None, int, float] = (None, -1, value)
+    def __init__(self, value: float | None = 0) -> None:
+        self._known: tuple[Tensor | None, int, float | None] = (None, -1, value)
 
     def read(self, tensor: Tensor) -> float:
         """The number in ``tensor``, of one element."""
         if torch.compiler.is_compiling():
+            if self._known[2] is None:
+                raise RuntimeError("a state was loaded since: call the model once before it is compiled or exported")
             return self._known[2]
         if tensor.is_inference():  # made in inference mode: it counts no versions
             value = tensor.item()
@@ -34,6 +36,10 @@ class HostValue:
             value = tensor.item()
             self.note(tensor, value)
         return value
+
+    def forget(self) -> None:
+        """The tensor was loaded: the next read looks at it."""
+        self._known = (None, -1, None)
 
     def note(self, tensor: Tensor, value: float) -> None:
         """``tensor`` holds ``value`` now: whoever has just written it need not read it back."""

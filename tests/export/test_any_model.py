@@ -12,7 +12,7 @@ from ahcq_plugin import load_quantized, quantize
 from ahcq_plugin.export import export_onnx
 from tests.graph.test_calls import WIDTH, Block, Net, make, tokens
 
-RECIPES = {"rtn": {}, "ahcq": {}, "ptq4sam": {}}
+RECIPES = [pytest.param("rtn", marks=pytest.mark.slow), "ahcq", pytest.param("ptq4sam", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module", params=RECIPES)

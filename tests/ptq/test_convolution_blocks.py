@@ -118,11 +118,10 @@ def test_learned_rounding_of_grouped_convolutions_lowers_the_error():
     assert errors["brecq"] < 0.8 * errors["rtn"], errors
 
 
-def test_grouped_convolutions_are_left_out_of_the_spec_by_name(caplog):
+def test_grouped_convolutions_are_in_the_spec():
     model, items = block_and_items("convnextv2")
     quantized, _ = quantize(model, items, "rtn", progress=False)
     spec = make_spec(quantized, items[0])
     (unit,) = spec.units
-    assert [matmul.layer for matmul in unit.matmuls] == ["mlp.fc1", "mlp.fc2"]
-    assert spec.left_out == ("blocks.0.conv_dw: a convolution with groups 8 and dilation (1, 1), not 1 and (1, 1)",)
-    assert "not exported: blocks.0.conv_dw: a convolution with groups 8" in caplog.text
+    assert [matmul.layer for matmul in unit.matmuls] == ["conv_dw", "mlp.fc1", "mlp.fc2"]
+    assert unit.matmuls[0].groups == 8 and spec.left_out == ()

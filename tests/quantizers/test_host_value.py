@@ -175,3 +175,12 @@ def test_modes_made_in_inference_mode():
         assert modes(quantizer) == (False, True, 1.0)
         quantizer.prob = 0.5
         assert modes(quantizer) == (False, True, 0.5)
+
+
+def test_a_state_that_nobody_has_looked_at_is_not_compiled():
+    quantizer = UniformFakeQuantize(quant_max=15)
+    quantizer.load_state_dict(UniformFakeQuantize(quant_max=15).state_dict())
+    with pytest.raises(Exception, match="self.quantizing"):  # dynamo keeps the line, not the message
+        torch.export.export(quantizer, (torch.ones(3),))
+    quantizer.look()
+    assert torch.equal(torch.export.export(quantizer, (torch.ones(3),)).module()(torch.ones(3)), torch.ones(3))

@@ -34,6 +34,7 @@ def test_each_role_alone_against_quantizers_switched_by_hand(tiny_sam, tiny_item
     assert all(value < 0 for value in agreements.values())
 
 
+@pytest.mark.slow
 def test_conditioned_weights_count_as_quantization_of_weights(tiny_sam, tiny_items):
     """With ACNR, too strong, and 8 bits: roles of activations do as little as without it, the weights much more."""
 
