@@ -13,6 +13,7 @@ with warnings.catch_warnings(record=True):  # torch shows one whatever the filte
     from mmengine.config import DictAction
 
     from ahcq_plugin.mm.evaluate_checkpoint import evaluate_checkpoint
+    from ahcq_plugin.ptq import AuditError
 
 # Deprecations in these packages, which users cannot act on.
 warnings.filterwarnings("ignore", module=r"mmengine|mmcv|mmdet|torch\.functional")
@@ -32,6 +33,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     try:
         metrics = evaluate_checkpoint(**vars(parse_args()))
+    except AuditError as error:
+        print(error, file=sys.stderr)
+        return 1
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

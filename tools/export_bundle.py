@@ -13,10 +13,13 @@ from ahcq_plugin import load_quantized
 from ahcq_plugin.export import export_onnx
 from ahcq_plugin.export.onnx_bundle import note_parity, read_bundle
 from ahcq_plugin.export.onnx_runtimes import RUNTIMES
+from ahcq_plugin.ptq import AuditError, audit
+from ahcq_plugin.ptq.prepare import recipe_in
 from ahcq_plugin.studies.onnx_parity import measure
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.predict import make_batch
-from ahcq_plugin.zoo.sam import build_sam, name_of_state
+from ahcq_plugin.zoo.rebuild import rebuild_from_state
+from ahcq_plugin.zoo.sam import box_forward
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,11 +41,15 @@ def main() -> int:
     try:
         model = load_quantized(args.checkpoint)
         export_onnx(model, args.out, style=args.style, int4=args.int4)
-        name = name_of_state(model.state_dict())
-        floating = build_sam(name, None if name == "sam_tiny" else False)  # times do not depend on the weights
+        floating = rebuild_from_state(model.state_dict())  # times do not depend on the weights
         items = coco_items(args.coco) if args.coco else scene_items(2 * args.images, seed=7)
         batches = [make_batch(model, i.image, i.boxes[:4]) for i in itertools.islice(items, args.images)]
+        if not (outcome := audit(model, batches[0], box_forward, recipe_in(model))).passed:
+            raise AuditError(outcome)
         rows = measure(model, floating, args.out, batches, args.runtimes, args.runs)
+    except AuditError as error:
+        print(error, file=sys.stderr)
+        return 1
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

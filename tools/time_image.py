@@ -12,7 +12,7 @@ from ahcq_plugin import load_quantized
 from ahcq_plugin.integer import to_integer
 from ahcq_plugin.integer.backends import backend_for
 from ahcq_plugin.studies.inference_timing import in_turn, sam_parts
-from ahcq_plugin.zoo.sam import build_sam, name_of_state
+from ahcq_plugin.zoo.rebuild import rebuild_from_state
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     try:
         quantized = load_quantized(args.checkpoint)
-        floating = build_sam(name_of_state(quantized.state_dict()), checkpoint=False)
+        floating = rebuild_from_state(quantized.state_dict())
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

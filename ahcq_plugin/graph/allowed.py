@@ -32,11 +32,10 @@ from ahcq_plugin.graph.ops import (
     SHAPE_MODULES,
     SIZE_METHODS,
     SOFTMAXES,
-    WINDOW_FUNCTIONS,
     GraphIndex,
     function_name,
 )
-from ahcq_plugin.graph.positions import MOVES, exception_of, position_table
+from ahcq_plugin.graph.positions import MOVES, MOVING_FUNCTIONS, exception_of, position_table
 from ahcq_plugin.graph.rewrites import mask_causal, mask_scores
 from ahcq_plugin.graph.tracer import OUR_DIR, TORCH_DIR
 from ahcq_plugin.graph.unit import UNIT_KEY
@@ -103,7 +102,6 @@ _PLAIN_MODULES = (
     *(nn.PixelUnshuffle, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ConstantPad2d, nn.Unfold, nn.Fold),
     *(nn.PReLU, nn.ChannelShuffle),
 )
-_MOVING_FUNCTIONS = {"get_rel_pos", *WINDOW_FUNCTIONS}
 
 
 @dataclass(frozen=True)
@@ -202,7 +200,7 @@ def _call_problem(index: GraphIndex, node: fx.Node) -> str | None:
     if node.op == "call_method":
         allowed = node.target in ALLOWED_METHODS
     else:
-        allowed = node.target in ALLOWED_FUNCTIONS or function_name(node) in _MOVING_FUNCTIONS
+        allowed = node.target in ALLOWED_FUNCTIONS or function_name(node) in MOVING_FUNCTIONS
         allowed = allowed or (isinstance(node.target, type) and is_dataclass(node.target))  # an output is put together
     if allowed or index.is_matmul(node) or exception_of(index, node) or index.is_scalar(node):
         return None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -70,9 +71,7 @@ class Examples:
         args, kwargs = map_arg((node.args, node.kwargs), self._known.__getitem__)
         try:
             if node.op == "get_attr":
-                value: Any = self._root
-                for atom in str(node.target).split("."):
-                    value = getattr(value, atom)
+                value = operator.attrgetter(str(node.target))(self._root)
                 return self._mode.from_tensor(value) if isinstance(value, Tensor) else value
             if node.op == "call_module":
                 return self._root.get_submodule(str(node.target))(*args, **kwargs)

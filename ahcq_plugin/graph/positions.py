@@ -34,7 +34,8 @@ _MOVES = (
     | {F.interpolate, *MOVES.split()}
     | {getattr(torch, name) for name in MOVES.split() if hasattr(torch, name)}
 )
-_MOVING_FUNCTIONS = {"get_rel_pos", *WINDOW_FUNCTIONS}
+#: Functions kept whole that only move elements about.
+MOVING_FUNCTIONS = frozenset({"get_rel_pos", *WINDOW_FUNCTIONS})
 
 
 def exception_of(index: GraphIndex, node: fx.Node) -> str | None:
@@ -71,7 +72,7 @@ def _adds(node: fx.Node) -> bool:
 
 
 def _moves(node: fx.Node) -> bool:
-    return node.op.startswith("call_") and (node.target in _MOVES or function_name(node) in _MOVING_FUNCTIONS)
+    return node.op.startswith("call_") and (node.target in _MOVES or function_name(node) in MOVING_FUNCTIONS)
 
 
 def _is_relative_position(index: GraphIndex, node: fx.Node) -> bool:

@@ -13,6 +13,8 @@ from rich.console import Console
 from ahcq_plugin import load_quantized
 from ahcq_plugin.integer import to_integer
 from ahcq_plugin.mm.launch import build_runner, override_loop, read_config
+from ahcq_plugin.ptq import AuditError, audit
+from ahcq_plugin.ptq.prepare import recipe_in
 from ahcq_plugin.support.files import write_json
 
 
@@ -37,6 +39,7 @@ def evaluate_checkpoint(
         The figures of ``metrics.json`` under ``quantized``, without distances to floating point.
     Raises:
         ValueError, FileNotFoundError: bad config, data or checkpoint.
+        AuditError: the fake-quantized model fails the audit; nothing is measured then.
     """
     folder = Path(work_dir or Path(checkpoint).parent)
     cfg = read_config(config, cfg_options)
@@ -46,9 +49,12 @@ def evaluate_checkpoint(
     model = loop.wrap(loop.runner.model)
     model.sam = load_quantized(checkpoint, lambda state: model.sam)
     kind = "integer" if integer else "fake"
+    model = model.to(loop.device or get_device()).eval()
+    outcome = audit(model.sam, loop.calibration(model)[0], loop.forward, recipe_in(model.sam))
+    if not outcome.passed:
+        raise AuditError(outcome)
     if integer:
         model.sam = to_integer(model.sam)
-    model = model.to(loop.device or get_device()).eval()
     metrics = loop.evaluate(model, loop.read(model), None, f"{kind} evaluation").metrics
     write_json({"checkpoint": str(checkpoint), "integer": integer, **metrics}, folder / f"evaluation_{kind}.json")
     return metrics

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import urllib.error
 import urllib.request
 import zipfile
@@ -14,7 +13,7 @@ from mmengine.config import Config
 from tqdm import tqdm
 
 from ahcq_plugin.support.files import write_text
-from ahcq_plugin.zoo.published import PUBLISHED_FILES, PublishedFile, damage, of_model, of_path
+from ahcq_plugin.zoo.published import PUBLISHED_FILES, PublishedFile, damage, of_model, of_path, sha256_of
 
 CHUNK = 2**20
 
@@ -63,7 +62,7 @@ def state_of(entry: PublishedFile, folder: Path) -> str:
     wrong = damage(path, entry) if published else ""
     recorded = _record(path)
     if not wrong and recorded.is_file():
-        found, expected = _sha256(path), recorded.read_text(encoding="utf-8", errors="replace").split(" ")[0]
+        found, expected = sha256_of(path), recorded.read_text(encoding="utf-8", errors="replace").split(" ")[0]
         wrong = "" if found == expected else f"its SHA-256 is {found}, {recorded.name} says {expected}"
     elif not wrong and not published and not zipfile.is_zipfile(path):
         wrong = "it is no checkpoint (PyTorch's are zip archives)"
@@ -75,11 +74,6 @@ def state_of(entry: PublishedFile, folder: Path) -> str:
 def _record(path: Path) -> Path:
     """Where the digest of a file stands that nobody has published in full."""
     return path.with_name(f"{path.name}.sha256")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def download(entry: PublishedFile, path: Path, progress: bool = True) -> None:
@@ -160,7 +154,7 @@ def fetch(entry: PublishedFile, folder: Path, configs: Path, progress: bool = Tr
         convert_yolox(raw, path)
     done = f"{path}: {'converted from ' + raw.name if entry.convert else 'fetched'}"
     if entry.convert or len(entry.sha256) < 64:
-        write_text(f"{_sha256(path)}  {path.name}\n", _record(path))  # as sha256sum writes and checks it
+        write_text(f"{sha256_of(path)}  {path.name}\n", _record(path))  # as sha256sum writes and checks it
         if not entry.convert:
             known = f"{len(entry.sha256)} of 64 digits" if entry.sha256 else "no digit"
             return f"{done}; published of its SHA-256: {known}; what came is recorded in {_record(path).name}"

@@ -18,6 +18,7 @@ from ahcq_plugin.graph.ops import GraphIndex
 from ahcq_plugin.graph.rewrites import expand_fused_attention
 from ahcq_plugin.mqbench import quantizers
 from ahcq_plugin.ptq.precondition import ConditionReport
+from ahcq_plugin.ptq.prepare import recipe_in
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.support.batches import Forward
@@ -131,15 +132,12 @@ def recipe_of(model: nn.Module) -> Recipe:
     Raises:
         ValueError: there is none, or units were prepared with different ones.
     """
-    recipes = [unit.meta[UNIT_KEY].get("recipe") for unit in prepared_units(model).values()]
-    if not recipes or None in recipes:
+    if not any("recipe" in unit.meta[UNIT_KEY] for unit in prepared_units(model).values()):
         raise ValueError(
             f"the model was not prepared for backend {AHCQ_BACKEND!r}: use prepare_by_platform(model, AHCQ_BACKEND, "
             "...) or ahcq_plugin.mqbench.prepare"
         )
-    if any(recipe != recipes[0] for recipe in recipes):
-        raise ValueError("the model's units were prepared with different recipes: prepare them with one")
-    return Recipe.from_config(recipes[0])
+    return recipe_in(model)
 
 
 @dataclass(frozen=True)

@@ -121,23 +121,32 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         FileNotFoundError, ValueError: no such file, unreadable, or of another format.
     """
-    if Path(path).is_file() and is_packed(path):
-        content = read_packed(path)
-        try:
-            recipe = Recipe.from_config(current_names(content["recipe"]))
-            calls = {name: Call.from_dict(call) for name, call in content["calls"].items()}
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
-        state, units, leave = content["state_dict"], content["units"], content["leave"]
-        return Checkpoint(Path(path), recipe, units, leave, calls, state, content["extra"], True, content["model"])
+    packed = Path(path).is_file() and is_packed(path)
+    content = read_packed(path) if packed else _read_pickled(path)
+    try:
+        recipe = Recipe.from_config(current_names(content["recipe"]))
+        calls = {name: Call.from_dict(call) for name, call in content.get("calls", {}).items()}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
+    return Checkpoint(
+        path=Path(path),
+        recipe=recipe,
+        units=content["units"],
+        leave=content.get("leave", ()),  # files from before it could be given lack it, and calls
+        calls=calls,
+        state=content["state_dict"],
+        extra=content["extra"],
+        packed=packed,
+        built=content.get("model"),
+    )
+
+
+def _read_pickled(path: str | Path) -> dict[str, Any]:
     content = safe_load(path)
     written = content.get("format") if isinstance(content, dict) else None
     if written != FORMAT:
         raise ValueError(f"{path} is not a quantized checkpoint: format {written!r}, expected {FORMAT!r}")
-    recipe = Recipe.from_config(current_names(content["recipe"]))
-    leave = content.get("leave", ())  # files from before it could be given lack it, and calls
-    calls = {name: Call.from_dict(call) for name, call in content.get("calls", {}).items()}
-    return Checkpoint(Path(path), recipe, content["units"], leave, calls, content["state_dict"], content["extra"])
+    return content
 
 
 def _resizing(model: nn.Module) -> set[str]:

@@ -157,7 +157,8 @@ def recipe_in(model: nn.Module) -> Recipe:
     recipes = [unit.meta[UNIT_KEY].get("recipe") for unit in prepared_units(model).values()]
     if not recipes or any(recipe is None or recipe != recipes[0] for recipe in recipes):
         raise ValueError(
-            f"a prepared model has units of one recipe; here {len(recipes)} units have none or different ones"
+            f"a prepared model has units of one recipe; here {len(recipes)} units have none or different recipes: "
+            "prepare them with one"
         )
     return Recipe.from_config(recipes[0])
 

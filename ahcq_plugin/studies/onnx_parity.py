@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from ahcq_plugin.export import OnnxSam, export_onnx
 from ahcq_plugin.export.compare import mask_overlap
+from ahcq_plugin.studies.inference_timing import Times, in_turn
 from ahcq_plugin.zoo.sam import box_forward
 
 
@@ -86,8 +85,11 @@ def _of_runtime(
     overlaps = torch.cat([mask_overlap(w, sams[0](b)[0])[0] for w, b in zip(wanted, batches, strict=True)])
     image, boxes = batches[0]["image"].numpy(), batches[0]["boxes"].numpy()
     embeddings = np.asarray(sams[0].encoder({"image": image})[0])
-    encoder, encoder_fp = in_turn([lambda sam=sam: sam.encoder({"image": image}) for sam in sams], runs)
-    decoder, decoder_fp = in_turn([lambda sam=sam: sam.decode(embeddings, boxes=boxes) for sam in sams], runs)
+    names = ("quantized", "floating")
+    encoders = {n: lambda sam=sam: sam.encoder({"image": image}) for n, sam in zip(names, sams, strict=True)}
+    decoders = {n: lambda sam=sam: sam.decode(embeddings, boxes=boxes) for n, sam in zip(names, sams, strict=True)}
+    encoder, encoder_fp = map(_milliseconds, in_turn(encoders, runs).values())
+    decoder, decoder_fp = map(_milliseconds, in_turn(decoders, runs).values())
     return Parity(
         runtime,
         float(overlaps.mean()),
@@ -104,12 +106,5 @@ def _of_runtime(
     )
 
 
-def in_turn(calls: Sequence[Callable[[], object]], runs: int) -> list[tuple[float, float]]:
-    """Least and median milliseconds of each call; they take turns ``runs`` times, after one round that is not timed."""
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(runs + 1):
-        for call, record in zip(calls, times, strict=True):
-            start = time.perf_counter()
-            call()
-            record.append(1e3 * (time.perf_counter() - start))
-    return [(min(record[1:]), statistics.median(record[1:])) for record in times]
+def _milliseconds(times: Times) -> tuple[float, float]:
+    return 1e3 * times.least, 1e3 * times.median

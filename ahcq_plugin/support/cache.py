@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ahcq_plugin.support.digest import digest
 from ahcq_plugin.support.files import write_json
 from ahcq_plugin.support.workers import ALONE, Workers
 
@@ -45,18 +45,14 @@ class Cache:
                 logger.warning("%s is not readable (%s), computed again", path, error)
         value = compute()
         if self.workers.is_first:
-            write_json({"sha256": _digest(value), "value": value}, path, indent=None)
+            write_json({"sha256": digest(value), "value": value}, path, indent=None)
         return value
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _opened(content: Any) -> Any:
     """The value in what a file holds. Raises ValueError: its digest is missing or another's."""
     if not isinstance(content, dict) or set(content) != {"sha256", "value"}:
         raise ValueError("it has no digest")
-    if content["sha256"] != _digest(content["value"]):
+    if content["sha256"] != digest(content["value"]):
         raise ValueError("it does not match its digest")
     return content["value"]

@@ -150,6 +150,12 @@ def of_path(path: str | Path) -> PublishedFile | None:
     return next((entry for entry in _ALL if entry.file == Path(path).name), None)
 
 
+def sha256_of(path: Path) -> str:
+    """64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def damage(path: Path, entry: PublishedFile) -> str:
     """What tells a file from the published one, in words; '' when nothing does, as far as anything is published."""
     size = path.stat().st_size
@@ -157,6 +163,5 @@ def damage(path: Path, entry: PublishedFile) -> str:
         return f"it has {size:,} bytes, the published file {entry.size:,}"
     if not entry.sha256:
         return ""
-    with path.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    sha256 = sha256_of(path)
     return "" if sha256.startswith(entry.sha256) else f"its SHA-256 is {sha256}, published is {entry.sha256}"

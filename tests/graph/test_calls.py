@@ -269,6 +269,16 @@ def test_a_trace_that_computes_something_else_is_refused():
     assert isinstance(net.blocks[0], Wrong)
 
 
+class NotANumber(Rope):
+    def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
+        return super().forward(x, rope) * (1.0 if isinstance(x, Tensor) else float("nan"))
+
+
+def test_a_trace_that_gives_nan_is_refused():
+    with pytest.raises(UnitError, match=r"its trace does not compute.*values differ by up to nan"):
+        prepare(Net(NotANumber()).eval(), Recipe.from_config("rtn"), run=lambda model: model(tokens(2, 6, WIDTH)))
+
+
 class TwoWays(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -7,16 +7,17 @@ import copy
 
 from ahcq_plugin import quantize
 from ahcq_plugin.export import export_onnx
-from ahcq_plugin.studies.onnx_parity import in_turn, measure
+from ahcq_plugin.studies.inference_timing import in_turn
+from ahcq_plugin.studies.onnx_parity import measure
 from ahcq_plugin.zoo.sam import box_forward
 from tests.conftest import make_tiny_items, make_tiny_sam
 
 
 def test_calls_take_turns_and_the_first_round_is_not_timed():
     seen = []
-    times = in_turn([lambda: seen.append("a"), lambda: seen.append("b")], 3)
+    times = in_turn({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 3)
     assert "".join(seen) == "abababab" and len(times) == 2
-    assert all(0 <= least <= median for least, median in times)
+    assert all(0 <= t.least <= t.median and len(t.clock) == 3 for t in times.values())
 
 
 def test_figures_of_a_folder(tmp_path):
