@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,9 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
+from rich.console import Console
 
+from ahcq_plugin.mm.launch import launch
 from ahcq_plugin.zoo.checkpoints import packaged_config
 from ahcq_plugin.zoo.scenes import write_coco
 
@@ -133,3 +136,16 @@ def ptq_config(sam_config, scenes_config, tmp_path) -> Path:
     path = tmp_path / "small.py"
     path.write_text("".join(f"{key} = {value!r}\n" for key, value in content.items()))
     return path
+
+
+@pytest.fixture
+def run(ptq_config, tmp_path):
+    """Launch the small config; returns (exit code, printed text, metrics or None)."""
+
+    def launch_it(config=ptq_config, **options):
+        out, work_dir = io.StringIO(), tmp_path / "out"
+        code = launch(str(config), work_dir=str(work_dir), console=Console(file=out, width=120), **options)
+        path = work_dir / "metrics.json"
+        return code, out.getvalue(), json.loads(path.read_text()) if path.exists() else None
+
+    return launch_it

@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs with mixed prompts, figures by prompt and everything mode; configs that ask for what there is not."""
 
-import io
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from ahcq_plugin.mm import quantization_loop
-from ahcq_plugin.mm.launch import launch, read_config
+from ahcq_plugin.mm.launch import read_config
 from ahcq_plugin.mm.ptq_loop import Calibration, PTQLoop
 from ahcq_plugin.ptq import AuditError, AuditReport
 from ahcq_plugin.ptq.checkpoint import read_checkpoint
@@ -18,19 +15,6 @@ from ahcq_plugin.ptq.checkpoint import read_checkpoint
 ROOT = Path(__file__).resolve().parents[2]
 ALL = ["click1", "click3", "mask"]
 FIGURES = {f"{of}_{kind}" for of in ("mIoU", "IoU_fp") for kind in ALL}
-
-
-@pytest.fixture
-def run(ptq_config, tmp_path):
-    """Launch the small config; returns (exit code, printed text, metrics or None)."""
-
-    def launch_it(config=ptq_config, **options):
-        out, work_dir = io.StringIO(), tmp_path / "out"
-        code = launch(str(config), work_dir=str(work_dir), console=Console(file=out, width=120), **options)
-        path = work_dir / "metrics.json"
-        return code, out.getvalue(), json.loads(path.read_text()) if path.exists() else None
-
-    return launch_it
 
 
 @pytest.fixture

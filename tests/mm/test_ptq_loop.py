@@ -2,7 +2,6 @@
 """Whole runs with a small SAM on three generated images."""
 
 import errno
-import io
 import json
 import os
 import subprocess
@@ -14,7 +13,6 @@ import torch
 from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.runner import Runner
-from rich.console import Console
 
 from ahcq_plugin import load_quantized
 from ahcq_plugin.graph import UnitError
@@ -22,7 +20,7 @@ from ahcq_plugin.mm import BoxPromptedSAM, ptq_loop, quantization_loop
 from ahcq_plugin.mm.detectors.convert_yolox import build_yolox
 from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.evaluation.image_evaluation import evaluate
-from ahcq_plugin.mm.launch import launch, read_config
+from ahcq_plugin.mm.launch import read_config
 from ahcq_plugin.ptq import AuditError, AuditReport, Recipe
 from ahcq_plugin.support.lock import locked
 from ahcq_plugin.zoo.sam import build_sam
@@ -53,19 +51,6 @@ def blank_report(request, monkeypatch):
 @pytest.fixture
 def real_report():
     """Turns ``blank_report`` off."""
-
-
-@pytest.fixture
-def run(ptq_config, tmp_path):
-    """Launch the small config; returns (exit code, printed text, metrics or None)."""
-
-    def launch_it(config=ptq_config, **options):
-        out, work_dir = io.StringIO(), tmp_path / "out"
-        code = launch(str(config), work_dir=str(work_dir), console=Console(file=out, width=120), **options)
-        path = work_dir / "metrics.json"
-        return code, out.getvalue(), json.loads(path.read_text()) if path.exists() else None
-
-    return launch_it
 
 
 def test_a_run_writes_what_the_table_shows(run, tmp_path, real_report):
