@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ahcq_plugin.export.matmul import Unsupported
+from ahcq_plugin.export.matmul import Patches, Unsupported
 from ahcq_plugin.export.operands import (
     MAX_TABLE_ENTRY,
     Activation,
@@ -91,6 +91,14 @@ def with_equal_heads(left: Activation, right: Activation) -> tuple[Activation, A
 
 def _repeated(operand: PerHeadOperand, times: int) -> PerHeadOperand:
     return PerHeadOperand(operand.bits, np.tile(operand.scales, times), np.tile(operand.zero_points, times))
+
+
+def patches_of(layer: nn.Module) -> Patches | None:
+    """How a Conv2d cuts its input, None of a Linear."""
+    if isinstance(layer, nn.Linear):
+        return None
+    kernel, stride, padding = (tuple(size) for size in (layer.kernel_size, layer.stride, layer.padding))
+    return Patches(layer.in_channels, kernel, stride, padding, layer.groups)
 
 
 @torch.no_grad()

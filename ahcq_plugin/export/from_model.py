@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ahcq_plugin.export.convert import activation_operand, product_operand, weight_operand, with_equal_heads
+from ahcq_plugin.export.convert import activation_operand, patches_of, product_operand, weight_operand, with_equal_heads
 from ahcq_plugin.export.interpret import Call, interpreted
-from ahcq_plugin.export.matmul import Matmul, Patches, Unsupported, accumulator_range, check_supported, signed_bits
+from ahcq_plugin.export.matmul import Matmul, Unsupported, accumulator_range, check_supported, signed_bits
 from ahcq_plugin.export.operands import SpecError
 from ahcq_plugin.export.sites import Site
 from ahcq_plugin.export.spec import Spec, Step, UnitSpec
@@ -105,7 +105,7 @@ def _matmul(gm: fx.GraphModule, call: Call, out: Tensor) -> Matmul:
         )
     else:
         left = activation_operand(gm.get_submodule(site.left.quantizer.target))
-        right, patches = weight_operand(layer), _patches(layer)
+        right, patches = weight_operand(layer), patches_of(layer)
         bias = np.zeros(len(right.codes), np.float32)
         if layer.bias is not None:
             bias = layer.bias.detach().float().cpu().numpy()
@@ -114,13 +114,6 @@ def _matmul(gm: fx.GraphModule, call: Call, out: Tensor) -> Matmul:
     width = signed_bits(*accumulator_range(left, right, k))
     name = "" if layer is None else site.node.target
     return Matmul(site.node.name, site.kind, name, batch, m, k, n, left, right, bias, width, patches)
-
-
-def _patches(layer: nn.Module) -> Patches | None:
-    if isinstance(layer, nn.Linear):
-        return None
-    kernel, stride, padding = (tuple(size) for size in (layer.kernel_size, layer.stride, layer.padding))
-    return Patches(layer.in_channels, kernel, stride, padding, layer.groups)
 
 
 def _steps(gm: fx.GraphModule, sites: Mapping[fx.Node, Site], matmuls: set[str]) -> tuple[Step, ...]:

@@ -110,33 +110,21 @@ class IntegerGroupedConv2d(nn.Module):
     """A convolution whose groups of channels are convolved apart: each group is a ``linear`` of the golden model.
 
     Args:
-        left: uniform, of all channels.
-        weights, biases: of each group, (n / groups, k) and (n / groups,).
-        patches: of one group.
+        left: uniform.
+        weight: (n, k) of all groups, k that of one.
+        bias: float32 (n,).
+        patches: with the groups.
     """
 
-    def __init__(
-        self,
-        left: Activation,
-        weights: list[WeightOperand],
-        biases: list[np.ndarray],
-        patches: Patches,
-        keep: bool = True,
-    ):
+    def __init__(self, left: Activation, weight: WeightOperand, bias: np.ndarray, patches: Patches, keep: bool = True):
         super().__init__()
-        whole = WeightOperand(
-            weights[0].bits,
-            np.concatenate([w.codes for w in weights]),
-            np.concatenate([w.scales for w in weights]),
-            np.concatenate([w.zero_points for w in weights]),
-        )
-        self.groups, self.patches, self.zero_code = len(weights), patches, int(left.zero_point)
+        self.groups, self.patches, self.zero_code = patches.groups, patches, int(left.zero_point)
         self.scale = float(left.scale)
-        self.weight = PackedWeight(whole, keep)
-        if any(signed_bits(*accumulator_range(left, w, w.codes.shape[1])) > 31 for w in weights):
+        self.weight = PackedWeight(weight, keep)
+        if signed_bits(*accumulator_range(left, weight, weight.codes.shape[1])) > 31:
             raise SpecError("a convolution with groups must have sums of at most 31 bits")
-        self.register_buffer("starts", torch.from_numpy(lane_starts(left, whole)[:, 0]).to(torch.int32))
-        self.register_buffer("bias", torch.from_numpy(np.concatenate(biases)))
+        self.register_buffer("starts", torch.from_numpy(lane_starts(left, weight)[:, 0]).to(torch.int32))
+        self.register_buffer("bias", torch.from_numpy(bias.copy()))
 
     @torch.compiler.disable
     def forward(self, codes: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from ahcq_plugin.export.convert import activation_operand, weight_operand
-from ahcq_plugin.export.matmul import Patches, Unsupported, check_supported
-from ahcq_plugin.export.operands import Activation, SpecError, UniformOperand, WeightOperand
+from ahcq_plugin.export.convert import activation_operand, patches_of, weight_operand
+from ahcq_plugin.export.matmul import Unsupported, check_supported
+from ahcq_plugin.export.operands import SpecError, UniformOperand
 from ahcq_plugin.export.sites import Site, find_sites
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.graph.allowed import is_left
@@ -95,25 +95,12 @@ def _matmul(unit: fx.GraphModule, site: Site, keep: bool) -> nn.Module:
             raise Unsupported(f"the right operand must be uniform, got {right.family}")
         check_supported(site.kind, left, right, None)
         return IntegerProduct(left, right)
-    layer, weight = site.layer, weight_operand(site.layer)
+    layer, weight, patches = site.layer, weight_operand(site.layer), patches_of(site.layer)
     bias = _bias(layer, len(weight.codes))
-    if isinstance(layer, nn.Linear):
-        check_supported("linear", left, weight, None)
-        return IntegerLinear(left, weight, bias, keep)
-    if layer.groups != 1:
-        return _grouped(layer, left, weight, bias, keep)
-    patches = Patches(layer.in_channels, tuple(layer.kernel_size), tuple(layer.stride), tuple(layer.padding))
     check_supported("linear", left, weight, patches)
-    return IntegerConv2d(left, weight, bias, patches, keep)
-
-
-def _grouped(layer: nn.Module, left: Activation, whole: WeightOperand, bias: np.ndarray, keep: bool) -> nn.Module:
-    parts = (np.split(x, layer.groups) for x in (whole.codes, whole.scales, whole.zero_points))
-    weights = [WeightOperand(whole.bits, *part) for part in zip(*parts, strict=True)]
-    channels = layer.in_channels // layer.groups
-    patches = Patches(channels, tuple(layer.kernel_size), tuple(layer.stride), tuple(layer.padding))
-    check_supported("linear", left, weights[0], patches)
-    return IntegerGroupedConv2d(left, weights, np.split(bias, layer.groups), patches, keep)
+    if patches is None:
+        return IntegerLinear(left, weight, bias, keep)
+    return (IntegerConv2d if patches.groups == 1 else IntegerGroupedConv2d)(left, weight, bias, patches, keep)
 
 
 def _bias(layer: nn.Module, n: int) -> np.ndarray:

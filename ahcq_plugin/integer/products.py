@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ahcq_plugin.export.matmul import zeros_of
 from ahcq_plugin.export.operands import Activation, TableOperand, UniformOperand, top
 from ahcq_plugin.integer.backends import backend_for
 from ahcq_plugin.integer.forms import Forms
@@ -32,7 +33,7 @@ class IntegerProduct(Forms):
         self.family, self.left_bits, self.right_bits = left.family, left.bits, right.bits
         self._left = left
         unit = left.unit if isinstance(left, TableOperand) else left.scale
-        zeros = getattr(left, "zero_point", 0), right.zero_point
+        zeros = zeros_of(left), zeros_of(right)
         self.register_buffer("left_zero", torch.from_numpy(np.atleast_1d(zeros[0]).astype(np.int64)))
         self.register_buffer("right_zero", torch.from_numpy(np.atleast_1d(zeros[1]).astype(np.int64)))
         self.register_buffer("scale", torch.from_numpy(np.atleast_1d(unit * right.scale).astype(np.float32)))

@@ -155,7 +155,12 @@ def test_convolution_with_groups_is_one_matmul_a_group(groups, per_group, bits, 
         for _ in range(groups)
     ]
     codes = rng.integers(0, 2**bits, (2, 2 * groups, 5, 6))
-    conv = IntegerGroupedConv2d(left, [m.right for m in matmuls], [m.bias for m in matmuls], patches)
+    parts = {
+        name: np.concatenate([getattr(m.right, name) for m in matmuls]) for name in ("codes", "scales", "zero_points")
+    }
+    whole = dataclasses.replace(patches, channels=2 * groups, groups=groups)
+    bias = np.concatenate([m.bias for m in matmuls])
+    conv = IntegerGroupedConv2d(left, dataclasses.replace(matmuls[0].right, **parts), bias, whole)
     out = conv(torch.from_numpy(codes).to(torch.uint8)).permute(0, 2, 3, 1)
     for group, matmul in enumerate(matmuls):
         rows = cut_patches(codes[:, 2 * group : 2 * group + 2], patches, left.zero_point)
