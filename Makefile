@@ -33,7 +33,7 @@ $(DEPS):
 	$(PIP) torch torchvision
 	$(PY) tools/build_mmcv.py
 	$(PY) -c 'import setuptools; from distutils.core import run_setup; d = run_setup("setup.py", stop_after="init"); \
-	extras = [line for name, lines in d.extras_require.items() if name not in ("mqbench", "hf", "openvino") for line in lines]; \
+	extras = [line for name, lines in d.extras_require.items() if name not in ("mqbench", "hf", "openvino", "bench") for line in lines]; \
 	print(*d.install_requires, *extras, sep="\n")' > $(VENV)/requirements.txt
 	SAM2_BUILD_CUDA=0 $(PIP) --no-build-isolation -r $(VENV)/requirements.txt
 	touch $@

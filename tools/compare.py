@@ -2,13 +2,14 @@
 """One picture: an image under the floating-point SAM and under quantized checkpoints, with the overlap of masks."""
 
 import argparse
-import sys
 import warnings
 
 with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
     import torch
 
     from ahcq_plugin.mm.report.compare import compare, draw, read_boxes
+
+from ahcq_plugin.support.tool import run_tool
 
 
 def main() -> int:
@@ -22,13 +23,9 @@ def main() -> int:
     parser.add_argument("--out", default="compare.png", help="default: %(default)s")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    try:
-        boxes = read_boxes(args.annotations, args.image) if args.annotations else _parse(args.box)
-        panels = compare(args.image, boxes, args.checkpoints, args.sam_checkpoint, args.device)
-        draw(panels, args.out)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    boxes = read_boxes(args.annotations, args.image) if args.annotations else _parse(args.box)
+    panels = compare(args.image, boxes, args.checkpoints, args.sam_checkpoint, args.device)
+    draw(panels, args.out)
     for panel in panels[2:]:
         print(f"{panel.title}: IoU to FP {panel.iou:.4f} over {len(boxes)} boxes")
     print(f"written: {args.out}")
@@ -43,4 +40,4 @@ def _parse(texts: list[str]) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ahcq_plugin.functional import grouping, uniform
 from ahcq_plugin.studies.reference import clusterings
+from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.items import coco_items, scene_items
 
 
@@ -49,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

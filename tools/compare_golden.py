@@ -10,6 +10,7 @@ import torch
 from ahcq_plugin import load_quantized
 from ahcq_plugin.export import OnnxSam, export_onnx, load_spec
 from ahcq_plugin.export.compare import compare, golden_forward, mask_overlap
+from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.predict import make_batch
 from ahcq_plugin.zoo.sam import box_forward
@@ -61,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

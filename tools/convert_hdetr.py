@@ -2,11 +2,12 @@
 """Convert an official H-Deformable-DETR checkpoint (R50, Swin-T or Swin-L) to one for our config of that detector."""
 
 import argparse
-import sys
 import warnings
 
 with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
     from ahcq_plugin.mm.detectors.convert_hdetr import convert_hdetr
+
+from ahcq_plugin.support.tool import run_tool
 
 
 def main() -> int:
@@ -17,14 +18,10 @@ def main() -> int:
         "--config", default="mm_configs/_base_/detectors/hdetr_r50.py", help="our config (default: %(default)s)"
     )
     args = parser.parse_args()
-    try:
-        count = convert_hdetr(args.checkpoint, args.out, args.config)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    count = convert_hdetr(args.checkpoint, args.out, args.config)
     print(f"{args.out}: {count} tensors from {args.checkpoint}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

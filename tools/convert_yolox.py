@@ -2,11 +2,12 @@
 """Convert a YOLOX ONNX file (batch norm folded) to a checkpoint for mmdet's config of the same size."""
 
 import argparse
-import sys
 import warnings
 
 with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
     from ahcq_plugin.mm.detectors.convert_yolox import NANO_CONFIG, convert_yolox
+
+from ahcq_plugin.support.tool import run_tool
 
 
 def main() -> int:
@@ -17,14 +18,10 @@ def main() -> int:
         "--config", default=NANO_CONFIG, help="mmdet's config, below its configs (default: %(default)s)"
     )
     args = parser.parse_args()
-    try:
-        count = convert_yolox(args.onnx, args.out, args.config)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    count = convert_yolox(args.onnx, args.out, args.config)
     print(f"{args.out}: {count} convolutions from {args.onnx}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

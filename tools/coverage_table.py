@@ -6,6 +6,7 @@ import argparse
 
 from ahcq_plugin.studies.coverage_table import SAM2S, SAMS, coverage_page, sam2_coverage, sam_coverage
 from ahcq_plugin.support.files import write_text
+from ahcq_plugin.support.tool import run_tool
 
 
 def main() -> None:
@@ -20,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

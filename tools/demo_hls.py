@@ -2,16 +2,15 @@
 """From a quantized small SAM to verified hardware: export, golden model, HLS C++, C simulation, cocotb."""
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
 from ahcq_plugin import load_quantized
-from ahcq_plugin.export import SpecError, export_spec
+from ahcq_plugin.export import export_spec
 from ahcq_plugin.hls import compile_generated, cosim, flow, generate, select
 from ahcq_plugin.hls.check import check_on_model
-from ahcq_plugin.hls.csim import BuildError
 from ahcq_plugin.hls.vectors import make_vectors
+from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.items import scene_items
 from ahcq_plugin.zoo.predict import make_batch
 from ahcq_plugin.zoo.sam import box_forward
@@ -65,7 +64,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (SpecError, BuildError, OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_tool(main)

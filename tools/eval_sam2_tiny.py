@@ -15,6 +15,7 @@ import torch
 from ahcq_plugin.mm.evaluation.jf_metric import JFMetric
 from ahcq_plugin.mm.evaluation.video_evaluation import evaluate_videos, keep_first_masks
 from ahcq_plugin.support.files import write_json
+from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.checkpoints import packaged_config
 from ahcq_plugin.zoo.sam2 import build_sam2
 from ahcq_plugin.zoo.videos import DAVIS, read_videos, write_clips
@@ -55,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

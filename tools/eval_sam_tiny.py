@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ahcq_plugin.studies.evaluation.report import evaluate, evaluation_tables
 from ahcq_plugin.studies.training.models import MODELS
+from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.sam import build_sam
 
 
@@ -32,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -3,7 +3,6 @@
 
 import argparse
 import os
-import sys
 import warnings
 
 # Read once, when torch is loaded: threads that wait by spinning make a run several times slower on busy cores.
@@ -13,7 +12,7 @@ with warnings.catch_warnings(record=True):  # torch shows one whatever the filte
     from mmengine.config import DictAction
 
     from ahcq_plugin.mm.evaluate_checkpoint import evaluate_checkpoint
-    from ahcq_plugin.ptq import AuditError
+    from ahcq_plugin.support.tool import run_tool
 
 # Deprecations in these packages, which users cannot act on.
 warnings.filterwarnings("ignore", module=r"mmengine|mmcv|mmdet|torch\.functional")
@@ -31,18 +30,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> int:
-    try:
-        metrics = evaluate_checkpoint(**vars(parse_args()))
-    except AuditError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    metrics = evaluate_checkpoint(**vars(parse_args()))
     for name, value in metrics.items():
         print(f"{name:12} {value:.4f}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -2,11 +2,11 @@
 """Write the layer spec of a quantized SAM, for the golden model and for hardware; with --onnx its ONNX graphs too."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from ahcq_plugin import load_quantized
 from ahcq_plugin.export import export_onnx, export_spec
+from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.sam import build_sam
 
 ROW = "{:<50} {:<34} {:<7} {:<8} {:>5} {:>5} {:>5} {:>5} {:>8}"
@@ -27,14 +27,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    try:
-        model = load_quantized(args.checkpoint, (lambda _: build_sam(args.sam, checkpoint=False)) if args.sam else None)
-        spec = export_spec(model, args.out)
-        if args.onnx:
-            export_onnx(model, args.out, style=args.style, int4=args.int4)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    model = load_quantized(args.checkpoint, (lambda _: build_sam(args.sam, checkpoint=False)) if args.sam else None)
+    spec = export_spec(model, args.out)
+    if args.onnx:
+        export_onnx(model, args.out, style=args.style, int4=args.int4)
     print(ROW.format("unit", "matmul", "kind", "left", "batch", "m", "k", "n", "acc bits"))
     for unit, m in spec.matmuls():
         shape = m.batch, m.m, m.k, m.n, m.accumulator_bits
@@ -46,4 +42,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

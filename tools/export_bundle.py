@@ -4,7 +4,6 @@ PyTorch's, time beside the same SAM in floating point in the same runtime, on on
 
 import argparse
 import itertools
-import sys
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from ahcq_plugin.export.onnx_runtimes import RUNTIMES
 from ahcq_plugin.ptq import AuditError, audit
 from ahcq_plugin.ptq.prepare import recipe_in
 from ahcq_plugin.studies.onnx_parity import measure
+from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.predict import make_batch
 from ahcq_plugin.zoo.rebuild import rebuild_from_state
@@ -38,21 +38,14 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     torch.set_num_threads(1)
-    try:
-        model = load_quantized(args.checkpoint)
-        export_onnx(model, args.out, style=args.style, int4=args.int4)
-        floating = rebuild_from_state(model.state_dict())  # times do not depend on the weights
-        items = coco_items(args.coco) if args.coco else scene_items(2 * args.images, seed=7)
-        batches = [make_batch(model, i.image, i.boxes[:4]) for i in itertools.islice(items, args.images)]
-        if not (outcome := audit(model, batches[0], box_forward, recipe_in(model))).passed:
-            raise AuditError(outcome)
-        rows = measure(model, floating, args.out, batches, args.runtimes, args.runs)
-    except AuditError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    model = load_quantized(args.checkpoint)
+    export_onnx(model, args.out, style=args.style, int4=args.int4)
+    floating = rebuild_from_state(model.state_dict())  # times do not depend on the weights
+    items = coco_items(args.coco) if args.coco else scene_items(2 * args.images, seed=7)
+    batches = [make_batch(model, i.image, i.boxes[:4]) for i in itertools.islice(items, args.images)]
+    if not (outcome := audit(model, batches[0], box_forward, recipe_in(model))).passed:
+        raise AuditError(outcome)
+    rows = measure(model, floating, args.out, batches, args.runtimes, args.runs)
     note_parity(args.out, [row.to_dict() for row in rows])
     for file, size in read_bundle(args.out)["bytes"].items():
         print(f"{file}: {size / 1e6:.2f} MB")
@@ -72,4 +65,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -2,12 +2,12 @@
 """Fetch the published weights that configs need into checkpoints/: resumed, verified, converted."""
 
 import argparse
-import sys
 import warnings
 from pathlib import Path
 
 with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
     from ahcq_plugin.mm.weights import fetch, state_of, wanted
+    from ahcq_plugin.support.tool import run_tool
     from ahcq_plugin.zoo.published import PUBLISHED_FILES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "mm_configs"
@@ -21,28 +21,24 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare the files that are there, and fetch nothing")
     args = parser.parse_args()
     failed = 0
-    try:
-        entries = wanted(args.names) if args.names else list(PUBLISHED_FILES.values())
-        if not (args.names or args.list or args.check):
-            parser.error(f"give configs or names ({', '.join(PUBLISHED_FILES)}), or --list or --check")
-        for entry in entries:
-            if args.list:
-                size = "size unknown" if entry.size is None else f"{entry.size:,} bytes"
-                sha256 = (
-                    f"SHA-256 {entry.sha256}{'' if len(entry.sha256) == 64 else '…'}" if entry.sha256 else "no checksum"
-                )
-                print(f"{entry.name}: {args.folder / entry.file}, {size}, {sha256}\n    {entry.url}")
-            elif args.check:
-                state = state_of(entry, args.folder)
-                failed += state not in ("ok", "there")
-                print(f"{entry.name}: {args.folder / entry.file}: {state}")
-            else:
-                print(fetch(entry, args.folder, CONFIGS))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    entries = wanted(args.names) if args.names else list(PUBLISHED_FILES.values())
+    if not (args.names or args.list or args.check):
+        parser.error(f"give configs or names ({', '.join(PUBLISHED_FILES)}), or --list or --check")
+    for entry in entries:
+        if args.list:
+            size = "size unknown" if entry.size is None else f"{entry.size:,} bytes"
+            sha256 = (
+                f"SHA-256 {entry.sha256}{'' if len(entry.sha256) == 64 else '…'}" if entry.sha256 else "no checksum"
+            )
+            print(f"{entry.name}: {args.folder / entry.file}, {size}, {sha256}\n    {entry.url}")
+        elif args.check:
+            state = state_of(entry, args.folder)
+            failed += state not in ("ok", "there")
+            print(f"{entry.name}: {args.folder / entry.file}: {state}")
+        else:
+            print(fetch(entry, args.folder, CONFIGS))
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

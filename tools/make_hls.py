@@ -2,13 +2,12 @@
 """Generate HLS C++ from a layer spec; simulate it, and synthesise it where Vitis HLS is installed."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from ahcq_plugin.export import SpecError, load_spec
+from ahcq_plugin.export import load_spec
 from ahcq_plugin.hls import HLSOptions, cosim, flow, generate, select, synth
-from ahcq_plugin.hls.csim import BuildError
 from ahcq_plugin.hls.vectors import make_vectors
+from ahcq_plugin.support.tool import run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,33 +29,29 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     failed, results = False, {}
-    try:
+    if args.synth:
+        synth.find_vitis()
+    options = HLSOptions(args.pe, args.simd, args.out_floats, args.part, args.clock_mhz)
+    layers = select(load_spec(args.spec), args.layers, options)
+    generate(layers, args.out)
+    print(f"written: {len(layers)} layers in {args.out}")
+    for layer in layers:
+        measured = results.setdefault(layer.top, {})
+        if args.csim:
+            measured["csim"], said = flow.run_testbench(layer, args.out)
+            print(f"csim   {layer.top}: {'equal' if measured['csim'] else said}")
+        if args.cosim:
+            result = cosim.simulate(layer, args.out, [make_vectors(layer.matmul, 2, 2, seed=1)])
+            measured["cosim"] = not result.failed
+            print(f"cosim  {layer.top}: {result.failed or f'{len(result.passed)} tests passed'}")
         if args.synth:
-            synth.find_vitis()
-        options = HLSOptions(args.pe, args.simd, args.out_floats, args.part, args.clock_mhz)
-        layers = select(load_spec(args.spec), args.layers, options)
-        generate(layers, args.out)
-        print(f"written: {len(layers)} layers in {args.out}")
-        for layer in layers:
-            measured = results.setdefault(layer.top, {})
-            if args.csim:
-                measured["csim"], said = flow.run_testbench(layer, args.out)
-                print(f"csim   {layer.top}: {'equal' if measured['csim'] else said}")
-            if args.cosim:
-                result = cosim.simulate(layer, args.out, [make_vectors(layer.matmul, 2, 2, seed=1)])
-                measured["cosim"] = not result.failed
-                print(f"cosim  {layer.top}: {result.failed or f'{len(result.passed)} tests passed'}")
-            if args.synth:
-                report = synth.synthesize(args.out / layer.top, layer.top, args.synth)
-                measured["synthesis"] = flow.synthesis_entry(report)
-                print(f"synth  {layer.top}: {report.used}, II {report.interval_cycles}, {report.estimated_ns} ns")
-            failed = failed or not all(measured.get(step, True) for step in ("csim", "cosim"))
-        print(f"report: {flow.write_report(args.out, results)}")
-    except (SpecError, BuildError, synth.SynthesisError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            report = synth.synthesize(args.out / layer.top, layer.top, args.synth)
+            measured["synthesis"] = flow.synthesis_entry(report)
+            print(f"synth  {layer.top}: {report.used}, II {report.interval_cycles}, {report.estimated_ns} ns")
+        failed = failed or not all(measured.get(step, True) for step in ("csim", "cosim"))
+    print(f"report: {flow.write_report(args.out, results)}")
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

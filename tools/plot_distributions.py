@@ -13,6 +13,7 @@ from itertools import islice
 from ahcq_plugin.studies.conditioning_errors import draw_conditioning
 from ahcq_plugin.studies.family_errors import draw_families
 from ahcq_plugin.studies.paper_figures import draw
+from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.predict import make_batch
 from ahcq_plugin.zoo.sam import box_forward, build_sam
@@ -39,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

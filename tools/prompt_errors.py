@@ -10,6 +10,7 @@ from itertools import islice
 
 from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.studies.prompt_errors import prompt_errors
+from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.items import coco_items
 from ahcq_plugin.zoo.prompts import KINDS
 from ahcq_plugin.zoo.sam import build_sam
@@ -39,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -3,7 +3,6 @@
 
 import argparse
 import os
-import sys
 import warnings
 
 # Read once, when torch is loaded: threads that wait by spinning make a run several times slower on busy cores.
@@ -13,6 +12,7 @@ with warnings.catch_warnings(record=True):  # torch shows one whatever the filte
     from mmengine.config import DictAction
 
     from ahcq_plugin.mm.launch import launch
+    from ahcq_plugin.support.tool import run_tool
 
 # Deprecations in these packages, which users cannot act on.
 warnings.filterwarnings("ignore", module=r"mmengine|mmcv|mmdet|torch\.functional")
@@ -44,4 +44,4 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(**vars(parse_args())))
+    run_tool(lambda: launch(**vars(parse_args())))

@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in ptq.py
 from ahcq_plugin.studies.results import Cell, fill
 from ahcq_plugin.studies.results_tables import SUITES, markdown, page, stages_table, update_readme
 from ahcq_plugin.support.files import write_text
+from ahcq_plugin.support.tool import run_tool
 
 
 def main() -> int:
@@ -56,4 +57,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_tool(main)

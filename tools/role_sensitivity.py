@@ -13,6 +13,7 @@ from torch import Tensor
 from ahcq_plugin.export.compare import mask_overlap
 from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.studies.sensitivity import role_sensitivity
+from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.predict import make_batch
 from ahcq_plugin.zoo.sam import box_forward, build_sam
@@ -49,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

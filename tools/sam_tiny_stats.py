@@ -10,6 +10,7 @@ from pathlib import Path
 from ahcq_plugin.studies.evaluation.report import statistics_tables
 from ahcq_plugin.studies.evaluation.stats import activation_statistics
 from ahcq_plugin.studies.tensors import condition_numbers
+from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.sam import build_sam
 
@@ -38,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

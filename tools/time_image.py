@@ -3,7 +3,6 @@
 """Size of a quantized SAM's file, and the time of an image on integers beside floating point, measured in turn."""
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -11,7 +10,8 @@ import torch
 from ahcq_plugin import load_quantized
 from ahcq_plugin.integer import to_integer
 from ahcq_plugin.integer.backends import backend_for
-from ahcq_plugin.studies.inference_timing import in_turn, sam_parts
+from ahcq_plugin.studies.inference.timing import in_turn, sam_parts
+from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.rebuild import rebuild_from_state
 
 
@@ -24,12 +24,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    try:
-        quantized = load_quantized(args.checkpoint)
-        floating = rebuild_from_state(quantized.state_dict())
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    quantized = load_quantized(args.checkpoint)
+    floating = rebuild_from_state(quantized.state_dict())
     models = {"FP32": floating, "fake-quantized": quantized, "integers": to_integer(quantized)}
     weights = sum(p.numel() for p in floating.parameters()) * 4
     size = Path(args.checkpoint).stat().st_size
@@ -48,4 +44,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -10,6 +10,7 @@ import torch
 
 from ahcq_plugin.studies.training.clip_loop import SAM2_TINY, ClipTrainCfg, train_clips
 from ahcq_plugin.studies.training.job import Job
+from ahcq_plugin.support.tool import run_tool
 
 
 def main() -> None:
@@ -35,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -9,6 +9,7 @@ import logging
 from ahcq_plugin.studies.training.job import Job
 from ahcq_plugin.studies.training.loop import TrainCfg, train
 from ahcq_plugin.studies.training.models import MODELS
+from ahcq_plugin.support.tool import run_tool
 
 
 def configure_logging(rank: int) -> None:
@@ -67,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

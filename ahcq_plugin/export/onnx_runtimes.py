@@ -14,13 +14,14 @@ Graph = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 RUNTIMES = ("onnxruntime", "openvino")
 
 
-def open_graph(path: str | Path, runtime: str = "onnxruntime", threads: int = 0) -> Graph:
+def open_graph(path: str | Path, runtime: str = "onnxruntime", threads: int = 0, precision: str = "f32") -> Graph:
     """A function from the graph's inputs by name to its outputs in their order.
 
     Args:
-        path: the ONNX file.
+        path: the ONNX file; for OpenVINO also its own ``.xml``.
         runtime: ``onnxruntime`` or ``openvino``; what it does not compute on integers it computes in float32.
         threads: within an operator; 0: as many as the runtime likes.
+        precision: for OpenVINO, ``bf16`` allows it bfloat16 in the place of float32, where the processor has it.
 
     Raises:
         ValueError: another runtime.
@@ -31,7 +32,7 @@ def open_graph(path: str | Path, runtime: str = "onnxruntime", threads: int = 0)
     if importlib.util.find_spec(runtime) is None:
         extra = "onnx" if runtime == "onnxruntime" else runtime
         raise ModuleNotFoundError(f"{runtime} is not installed: pip install 'ahcq_plugin[{extra}]'")
-    return (_onnxruntime if runtime == "onnxruntime" else _openvino)(str(path), threads)
+    return _onnxruntime(str(path), threads) if runtime == "onnxruntime" else _openvino(str(path), threads, precision)
 
 
 def _onnxruntime(path: str, threads: int) -> Graph:
@@ -44,11 +45,11 @@ def _onnxruntime(path: str, threads: int) -> Graph:
     return lambda inputs: session.run(None, dict(inputs))
 
 
-def _openvino(path: str, threads: int) -> Graph:
+def _openvino(path: str, threads: int, precision: str) -> Graph:
     import openvino
 
     # without the hint it computes in bfloat16 where the processor has it
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
     request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()

@@ -28,9 +28,9 @@ from ahcq_plugin.mm.report.summary import coverage_lines, everything_lines, resu
 from ahcq_plugin.ptq import AuditError, ResumeError
 from ahcq_plugin.support.files import write_text
 from ahcq_plugin.support.lock import LockedError
+from ahcq_plugin.support.tool import BAD_INPUT, OK, one_line
 
 #: Exit codes.
-OK, AUDIT_FAILED, BAD_INPUT = 0, 1, 2
 #: Who may have started several processes; none: there is one.
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 #: What is the input's fault also in the middle of a run.
@@ -79,7 +79,7 @@ def launch(
             cfg.trust_checkpoint = True
         runner = build_runner(cfg, dry_run, console)
     except (ValueError, FileNotFoundError) as error:
-        _complain(console, f"error: {_one_line(error)}")
+        _complain(console, f"error: {one_line(error)}")
         return BAD_INPUT
     return run(runner, console)
 
@@ -93,9 +93,9 @@ def run(runner: Runner, console: Console) -> int:
         runner.test()
     except AuditError as error:
         _complain(console, str(error))
-        return AUDIT_FAILED
+        return error.exit_status
     except LockedError as error:  # the work dir is another run's, its error.txt too
-        _complain(console, f"error: {_one_line(error)}")
+        _complain(console, f"error: {one_line(error)}")
         return BAD_INPUT
     except (ValueError, FileNotFoundError, UnitError) as error:
         if runner.test_loop.computing and not isinstance(error, _INPUT_ERRORS):
@@ -103,12 +103,12 @@ def run(runner: Runner, console: Console) -> int:
         trace = Path(runner.work_dir) / "error.txt"
         if is_main_process():
             write_text(traceback.format_exc(), trace)
-        _complain(console, f"error: {_one_line(error)} (traceback in {trace})")
+        _complain(console, f"error: {one_line(error)} (traceback in {trace})")
         return BAD_INPUT
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
-        _complain(console, f"error: {_one_line(error)}; what is finished is kept: --resume goes on with it")
+        _complain(console, f"error: {one_line(error)}; what is finished is kept: --resume goes on with it")
         return BAD_INPUT
     print_result(runner.test_loop.result, console)
     return OK
@@ -144,10 +144,6 @@ def start_processes(launcher: str, cfg: Config) -> None:
         raise ValueError(
             f"--launcher {launcher}: {type(error).__name__}: {error}; start the tool with torchrun, srun or mpirun"
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _complain(console: Console, text: str) -> None:

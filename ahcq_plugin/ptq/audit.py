@@ -59,6 +59,8 @@ class AuditReport:
 class AuditError(RuntimeError):
     """A model failed its audit: no figure of it may be reported."""
 
+    exit_status = 1  # of a tool: the input was good, the result is not
+
     def __init__(self, report: AuditReport):
         shown = "\n  ".join(report.problems[:20])
         super().__init__(f"the audit failed with {len(report.problems)} problems; no result is reported:\n  {shown}")

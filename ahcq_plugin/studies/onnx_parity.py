@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ahcq_plugin.export import OnnxSam, export_onnx
 from ahcq_plugin.export.compare import mask_overlap
-from ahcq_plugin.studies.inference_timing import Times, in_turn
+from ahcq_plugin.studies.inference.timing import Times, in_turn
 from ahcq_plugin.zoo.sam import box_forward
 
 

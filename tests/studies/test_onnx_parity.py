@@ -7,7 +7,7 @@ import copy
 
 from ahcq_plugin import quantize
 from ahcq_plugin.export import export_onnx
-from ahcq_plugin.studies.inference_timing import in_turn
+from ahcq_plugin.studies.inference.timing import in_turn
 from ahcq_plugin.studies.onnx_parity import measure
 from ahcq_plugin.zoo.sam import box_forward
 from tests.conftest import make_tiny_items, make_tiny_sam

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The measured ways as Markdown and as a chart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ahcq_plugin.studies.inference.bench import Part, Row
+from ahcq_plugin.support.files import replacing, write_text
+
+OURS = ("ahcq_plugin", "our")
+BEGIN, END = "<!-- inference:begin -->", "<!-- inference:end -->"
+
+
+def read_rows(work: Path) -> dict[str, list[Row]]:
+    """Model -> its rows, of all folders that have some."""
+    found = {}
+    for path in sorted(work.glob("*/rows.json")):
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        found[path.parent.name] = [
+            Row(**{**row, "parts": tuple(Part(**part) for part in row["parts"])}) for row in rows
+        ]
+    return found
+
+
+def write_page(tables: Mapping[str, Sequence[Row]], page: Path) -> None:
+    """Put tables between the marks of a page, and the chart beside it.
+
+    Raises:
+        ValueError: the page has no such marks.
+    """
+    text = page.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{page} needs one line {BEGIN} and one line {END}, for the tables between them")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    made = "\n\n".join(f"### {name}\n\n{table(rows)}" for name, rows in tables.items())
+    draw(tables, page.with_suffix(".png"))
+    write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{after}", page)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: a row for each way, a column for each part, ms least / median and ratio to FP32 PyTorch."""
+    parts = next(row.parts for row in rows if row.parts)
+    shown = any(row.iou is not None for row in rows)
+    heads = ["runtime", "computes", *(f"{title(part)}, ms" for part in parts), "peak MB", "file MB"]
+    heads += ["IoU to FP32"] if shown else []
+    lines = [_line(heads), _line(["---"] * len(heads))]
+    for row in rows:
+        if row.error:
+            continue
+        cells = [row.runtime, row.computes, *(_time(part) for part in row.parts)]
+        cells += [
+            " / ".join(f"{part.peak / 1e6:.0f}" for part in (row.parts[0], row.parts[-1])),
+            f"{row.bytes / 1e6:.1f}",
+        ]
+        cells += [f"{row.iou:.3f}"] if shown and row.iou is not None else []
+        lines.append(_line([f"**{cell}**" for cell in cells] if is_ours(row) else cells))
+    notes = [f"- {row.runtime}, {row.computes}: {row.error}" for row in rows if row.error]
+    return "\n".join([*lines, *(["", "Does not run:", "", *notes] if notes else [])])
+
+
+def title(part: Part) -> str:
+    """Of a column."""
+    if not part.boxes:
+        return "encoder"
+    return f"decoder, {part.boxes} box{'es' if part.boxes > 1 else ''}"
+
+
+def is_ours(row: Row) -> bool:
+    """Made by this package."""
+    return row.runtime == OURS[0] or row.computes.startswith(OURS[1])
+
+
+def draw(tables: Mapping[str, Sequence[Row]], path: Path) -> None:
+    """How many times as fast as FP32 PyTorch each way is: a panel for each model, a dot for each part."""
+    figure = Figure(figsize=(5.2 * len(tables), 5.4), layout="constrained")
+    for axes, (name, rows) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
+        rows = [row for row in rows if not row.error][::-1]
+        for index, marker in enumerate("os^D"[: len(rows[0].parts)]):
+            values = [row.parts[index].ratio for row in rows]
+            colours = ["tab:red" if is_ours(row) else "tab:gray" for row in rows]
+            axes.scatter(values, range(len(rows)), c=colours, marker=marker, label=title(rows[0].parts[index]))
+        axes.set_yticks(range(len(rows)), [f"{row.runtime}\n{row.computes}" for row in rows], fontsize=8)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}×")
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_title(name)
+        axes.set_xlabel("times as fast as FP32 PyTorch (more is better)")
+    axes.legend(fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _time(part: Part) -> str:
+    least, median = (f"{ms:.{0 if ms >= 100 else 1}f}" for ms in (part.least, part.median))
+    return f"{least} / {median} ({part.ratio:.2f}×)"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A SAM in any runtime behind two calls, ``encode`` an image and ``decode`` boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ahcq_plugin.export.onnx_runtimes import open_graph
+
+#: Labels of the two corners of a box among the points of a decoder graph.
+_BOX_LABELS = (2.0, 3.0)
+
+
+class Runner(Protocol):
+    """A model in a runtime."""
+
+    def encode(self, image: Tensor) -> Any:
+        """Whatever ``decode`` takes, of an image (1, 3, S, S), float32, normalised."""
+
+    def decode(self, features: Any, boxes: Tensor) -> Tensor:
+        """Mask logits (N, 1, h, w), float32, for boxes (N, 4) xyxy in pixels of the input."""
+
+
+class TorchSam:
+    """A ``Sam`` in PyTorch, in floating point, fake-quantized or on integers.
+
+    Args:
+        dtype: of image encoder and mask decoder; the prompt encoder stays in float32.
+        compiled: both by ``torch.compile``.
+    """
+
+    def __init__(self, sam: nn.Module, dtype: torch.dtype = torch.float32, compiled: bool = False):
+        self.prompts, self.dtype = sam.prompt_encoder, dtype
+        self.encoder, self.decoder = (_made(m, dtype, compiled) for m in (sam.image_encoder, sam.mask_decoder))
+
+    def encode(self, image: Tensor) -> Tensor:
+        """(1, C, h, w)."""
+        return self.encoder(image.to(self.dtype))
+
+    def decode(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """Of the single-mask token."""
+        sparse, dense = self.prompts(points=None, boxes=boxes, masks=None)
+        position = self.prompts.get_dense_pe()
+        given = (tensor.to(self.dtype) for tensor in (features, position, sparse, dense))
+        return self.decoder(*given, multimask_output=False)[0].float()
+
+
+class TorchSam2:
+    """A SAM 2 in PyTorch on single images, as ``SAM2ImagePredictor`` calls it; arguments as of :class:`TorchSam`."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32, compiled: bool = False):
+        self.prompts, self.dtype = model.sam_prompt_encoder, dtype
+        self.no_memory = model.no_mem_embed.detach().reshape(1, -1, 1, 1) if model.directly_add_no_mem_embed else 0
+        self.encoder, self.decoder = (_made(m, dtype, compiled) for m in (model.image_encoder, model.sam_mask_decoder))
+        self.fine = model.sam_mask_decoder.conv_s0, model.sam_mask_decoder.conv_s1
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """Feature maps, finest first; the last with the embedding of an empty memory."""
+        *fine, last = self.encoder(image.to(self.dtype))["backbone_fpn"]
+        return [*(conv(x) for conv, x in zip(self.fine, fine, strict=True)), last + self.no_memory]
+
+    def decode(self, features: list[Tensor], boxes: Tensor) -> Tensor:
+        """A box is two points, as SAM 2 has it."""
+        labels = torch.tensor([_BOX_LABELS], dtype=torch.int32).expand(len(boxes), 2)
+        sparse, dense = self.prompts(points=(boxes.reshape(-1, 2, 2), labels), boxes=None, masks=None)
+        fine = [tensor.to(self.dtype) for tensor in features[:-1]]
+        given = (tensor.to(self.dtype) for tensor in (features[-1], self.prompts.get_dense_pe(), sparse, dense))
+        return self.decoder(*given, False, True, fine)[0].float()
+
+
+class GraphSam:
+    """The two graphs of a SAM in a runtime.
+
+    Args:
+        folder: with ``image_encoder`` and ``mask_decoder``, each ``.onnx`` or OpenVINO's ``.xml``.
+        mask_size: (h, w) of the mask input.
+        precision: of what OpenVINO computes in floating point, ``f32`` or ``bf16``.
+    """
+
+    def __init__(self, folder: Path, runtime: str, threads: int, mask_size: tuple[int, int], precision: str = "f32"):
+        self.encoder, self.decoder = (
+            open_graph(next(folder.glob(f"{part}.[ox][nm]*")), runtime, threads, precision)
+            for part in ("image_encoder", "mask_decoder")
+        )
+        self.mask = np.zeros((1, 1, *mask_size), np.float32)
+
+    def encode(self, image: Tensor) -> np.ndarray:
+        """(1, C, h, w)."""
+        return self.encoder({"image": image.numpy()})[0]
+
+    def decode(self, features: np.ndarray, boxes: Tensor) -> Tensor:
+        """Of the single-mask token."""
+        return torch.from_numpy(self.decoder(decoder_inputs(features, boxes, self.mask))[0][:, :1])
+
+
+def decoder_inputs(features: np.ndarray, boxes: Tensor, mask: np.ndarray) -> dict[str, np.ndarray]:
+    """What a decoder graph takes for boxes (N, 4) alone."""
+    return {
+        "image_embeddings": features,
+        "point_coords": boxes.reshape(-1, 2, 2).numpy(),
+        "point_labels": np.tile(np.array(_BOX_LABELS, np.float32), (len(boxes), 1)),
+        "mask_input": mask,
+        "has_mask_input": np.zeros(1, np.float32),
+    }
+
+
+def _made(module: nn.Module, dtype: torch.dtype, compiled: bool) -> Callable[..., Any]:
+    if dtype != torch.float32:  # integers stay as they are
+        module = module.to(dtype)
+    return torch.compile(module) if compiled else module

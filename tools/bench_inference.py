@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Ways to run a SAM side by side: PyTorch, onnxruntime, OpenVINO, their INT8, and what this package makes of it.
+
+    python tools/bench_inference.py --models sam_tiny vit_b sam2.1_t --write
+
+Files are made once and kept in --work; each way runs in a process of its own, in turn with FP32 PyTorch. --write puts
+tables and chart into docs/inference.md and docs/inference.png, of the models that were measured in one folder.
+"""
+
+import argparse
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+from ahcq_plugin.studies.inference.artefacts import Subject, make
+from ahcq_plugin.studies.inference.bench import measure
+from ahcq_plugin.studies.inference.page import read_rows, write_page
+from ahcq_plugin.studies.inference.variants import VARIANTS, variants_of
+from ahcq_plugin.support.files import write_json
+from ahcq_plugin.support.tool import run_tool
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Random weights where the package has none that know boxes; pairs of calls: fewer where one takes long.
+SUBJECTS = {
+    "sam_tiny": Subject("sam_tiny", True),
+    "vit_b": Subject("vit_b", False, 2),
+    "sam2.1_t": Subject("sam2.1_t", False, 2),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--variants", nargs="+", choices=[v.name for v in VARIANTS], help="default: all")
+    parser.add_argument("--boxes", nargs="+", type=int, default=[1, 16, 64], help="of the decoder")
+    parser.add_argument("--repeats", type=int, default=5, help="pairs of calls")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--images", type=int, default=32, help="scenes whose masks are compared")
+    parser.add_argument("--work", type=Path, default=Path("work_dirs/bench_inference"))
+    parser.add_argument("--write", action="store_true", help="docs/inference.md from all results in --work")
+    args = parser.parse_args()
+    if min(*args.boxes, args.repeats, args.threads, args.images) < 1:
+        parser.error("--boxes, --repeats, --threads and --images are at least 1")
+    for name in args.models:
+        subject, folder = SUBJECTS[name], args.work / name
+        print(f"{name}: making what is missing in {folder}", flush=True)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:  # its memory goes with it
+            alone.submit(make, subject, folder).result()
+        ways = [v for v in variants_of(subject) if not args.variants or v.name in args.variants]
+        rows = measure(subject, folder, ways, args.boxes, args.repeats, args.threads, args.images, print)
+        write_json({"threads": args.threads, "rows": [asdict(row) for row in rows]}, folder / "rows.json")
+    found = read_rows(args.work)
+    if args.write:
+        write_page(found, ROOT / "docs" / "inference.md")
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
