@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,14 @@ _CHOICES = {
     "granularity": ("none", "layer", "unit"),
     "cache_device": ("cpu", "cuda", "disk"),
     "acnr_error": ("local", "accumulated"),
+}
+#: The seed is one of numpy's and torch's generators; the other bounds are beyond any use, and catch slips.
+_WHOLE_NUMBERS = {
+    "iterations": (1, 10_000_000),
+    "batch_size": (1, 100_000),
+    "acnr_steps": (1, 1_000_000),
+    "cag_groups": (0, 65_536),
+    "seed": (0, 2**32 - 1),
 }
 _COMPONENTS = {
     "cag": ("qkv_in", "mlp_in", "gated_act"),
@@ -147,9 +156,9 @@ class Recipe:
         for key, allowed in _CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"recipe: `{key}` must be one of {', '.join(allowed)}, got {getattr(self, key)!r}")
-        for key, least in (("iterations", 1), ("batch_size", 1), ("acnr_steps", 1), ("cag_groups", 0)):
-            if getattr(self, key) < least:
-                raise ValueError(f"recipe: `{key}` must be at least {least}, got {getattr(self, key)!r}")
+        for key, (least, most) in _WHOLE_NUMBERS.items():
+            if not least <= getattr(self, key) <= most:
+                raise ValueError(f"recipe: `{key}` must be in [{least}, {most}], got {getattr(self, key)!r}")
         for one, other in (("lnq", "agq"), ("acnr", "condiquant")):
             if getattr(self, one) and getattr(self, other):
                 raise ValueError(f"recipe: `{one}` and `{other}` exclude each other; set one of them to False")
@@ -161,6 +170,11 @@ class Recipe:
         for key in ("rounding_lr", "scale_lr", "rounding_weight", "exponent_start", "exponent_end", "acnr_lambda"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"recipe: `{key}` must be positive, got {getattr(self, key)!r}")
+        if self.exponent_end > self.exponent_start:
+            raise ValueError(
+                f"recipe: the exponent falls from `exponent_start` to `exponent_end`, got {self.exponent_start!r} and "
+                f"{self.exponent_end!r}"
+            )
 
     def _check_type(self, key: str, kind: str) -> None:
         value = getattr(self, key)
@@ -170,6 +184,8 @@ class Recipe:
         expected = {"int": int, "float": float, "bool": bool, "str": str}.get(kind, Mapping)
         if not isinstance(value, expected) or (kind == "int" and isinstance(value, bool)):
             raise ValueError(f"recipe: `{key}` must be of type {kind}, got {value!r}")
+        if kind == "float" and not math.isfinite(value):
+            raise ValueError(f"recipe: `{key}` must be finite, got {value!r}")
 
     def _check_without(self) -> None:
         for component, globs in self.without.items():
@@ -203,7 +219,7 @@ class Recipe:
         if isinstance(config, Recipe):
             return dataclasses.replace(config, **values)
         name = values.get("name")
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"unknown recipe {name!r}; allowed: {', '.join(PRESETS)}")
         known = {item.name for item in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.ptq.recipe import current_names
 from ahcq_plugin.quantizers import OutputErrorObserver
 from ahcq_plugin.support.digest import digest
+from tests.robustness.kinds import VALUES
 
 
 @given(st.sampled_from(Recipe.names()), st.integers(2, 8), st.integers(2, 8), st.integers(1, 20000))
@@ -79,7 +82,11 @@ def test_a_component_may_be_kept_to_some_units():
         ({"name": "rtn", "a_bits": 1}, r"recipe: `a_bits` must be in \[2, 8\], got 1"),
         ({"name": "rtn", "a_bits": 4.0}, r"recipe: `a_bits` must be of type int, got 4.0"),
         ({"name": "rtn", "w_bits": True}, r"recipe: `w_bits` must be of type int, got True"),
-        ({"name": "qdrop", "iterations": 0}, r"recipe: `iterations` must be at least 1, got 0"),
+        ({"name": "qdrop", "iterations": 0}, r"recipe: `iterations` must be in \[1, 10000000\], got 0"),
+        ({"name": "qdrop", "iterations": 10**9}, r"`iterations` must be in \[1, 10000000\], got 1000000000"),
+        ({"name": "qdrop", "scale_lr": float("inf")}, r"recipe: `scale_lr` must be finite, got inf"),
+        ({"name": "qdrop", "exponent_end": 30.0}, r"falls from `exponent_start` to `exponent_end`, got 20.0 and 30.0"),
+        ({"name": "rtn", "seed": -1}, r"recipe: `seed` must be in \[0, 4294967295\], got -1"),
         ({"name": "qdrop", "warmup": 1.5}, r"recipe: `warmup` must be in \[0, 1\], got 1.5"),
         ({"name": "qdrop", "scale_lr": 0}, r"recipe: `scale_lr` must be positive, got 0"),
         ({"name": "qdrop", "cache_device": "tape"}, r"`cache_device` must be one of cpu, cuda, disk, got 'tape'"),
@@ -115,3 +122,13 @@ def test_hashes_of_earlier_results_stay_valid():
     del former["range_by_output_error"]
     assert recipe.to_hash() == former and current_names(former) == recipe.to_dict()
     assert digest(recipe.to_hash()) == "938efbfadddd6885d0a7f693675c5f52f36914361c1f74bc826f858e25444deb"
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Recipe), ids=lambda field: field.name)
+def test_no_key_takes_a_value_of_another_type(field) -> None:
+    kinds = {"int": int, "float": float, "bool": bool, "str": str}
+    for text in VALUES[kinds.get(field.type, dict)]:
+        value = eval(text, {"float": float})
+        with pytest.raises(ValueError, match=r"^(recipe|unknown recipe)") as caught:
+            Recipe.from_config({"name": "qdrop", field.name: value})
+        assert "\n" not in str(caught.value)
