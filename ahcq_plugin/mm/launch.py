@@ -22,7 +22,7 @@ from ahcq_plugin.graph import UnitError
 from ahcq_plugin.mm.detectors.loading import load_detector
 from ahcq_plugin.mm.dry_run import initialise, make_dry_run
 from ahcq_plugin.mm.errors import DataError
-from ahcq_plugin.mm.preflight import check_keys, preflight
+from ahcq_plugin.mm.preflight import check_keys, loop_class, preflight
 from ahcq_plugin.mm.quantization_loop import PTQResult
 from ahcq_plugin.mm.report.summary import coverage_lines, everything_lines, result_table, size_line, stage_table
 from ahcq_plugin.ptq import AuditError, ResumeError
@@ -200,6 +200,7 @@ def build_runner(cfg: Config, dry_run: bool, console: Console) -> Runner:
         ValueError, FileNotFoundError: see :func:`ahcq_plugin.mm.preflight.preflight`.
     """
     check_keys(cfg)
+    loop_class(cfg).check_settings(cfg)
     check_work_dir(cfg.work_dir)
     for line in make_dry_run(cfg) if dry_run else ():
         console.print(f"dry run: {line}", highlight=False)

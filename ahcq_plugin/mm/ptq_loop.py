@@ -131,13 +131,20 @@ class PTQLoop(QuantizationLoop):
         self.box_options = asdict(BoxOptions(score_thr, max_boxes, box_chunk))
 
     @classmethod
+    def check_options(cls, loop: Mapping[str, Any]) -> None:
+        """Calibration, boxes, kinds of prompts, everything mode."""
+        Calibration.from_config(loop.get("calib"))
+        BoxOptions(**{field.name: loop[field.name] for field in fields(BoxOptions) if field.name in loop})
+        check_kinds(loop.get("eval_prompts", ()))
+        EverythingOptions.from_config(loop.get("everything"))
+        if not isinstance(loop.get("prompts", "detector"), str):
+            raise ValueError(f"test_cfg: `prompts` must be 'detector', 'gt' or a file, got {loop['prompts']!r}")
+
+    @classmethod
     def check_data(cls, cfg: Config, random_weights: bool) -> None:
         """Data sets, and the detector's checkpoint or the file of detections."""
         loop, source = cfg.test_cfg, cfg.get("data_source")
         calib = Calibration.from_config(loop.get("calib"))
-        BoxOptions(**{field.name: loop[field.name] for field in fields(BoxOptions) if field.name in loop})
-        check_kinds(loop.get("eval_prompts", ()))
-        EverythingOptions.from_config(loop.get("everything"))
         check_dataset(cfg.test_dataloader.dataset, source, masks=True)
         check_dataset(_calibration_data(cfg, calib), source)
         prompts = loop.get("prompts", "detector")

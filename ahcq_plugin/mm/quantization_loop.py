@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,9 +125,7 @@ class QuantizationLoop(BaseLoop):
             ValueError, FileNotFoundError: one line that says what is wrong and what to do.
         """
         loop = cfg.test_cfg
-        Recipe.from_config(cfg.recipe)
-        unit_preparer(loop.get("toolkit", "native"))
-        check_device(loop.get("device"))
+        cls.check_settings(cfg)
         cls.check_data(cfg, random_weights)
         sam = build_sam_from_config(cfg.sam, cls.build)
         check_finite(sam, "the SAM")
@@ -136,6 +134,23 @@ class QuantizationLoop(BaseLoop):
                 find_units(sam, loop.units)
         except TypeError as error:
             raise ValueError(f"test_cfg: {error}") from error
+
+    @classmethod
+    def check_settings(cls, cfg: Config) -> None:
+        """The part of :meth:`check` that reads no file: recipe and options, also of what a dry run replaces.
+
+        Raises:
+            ValueError: one line that names the key.
+        """
+        Recipe.from_config(cfg.recipe)
+        unit_preparer(cfg.test_cfg.get("toolkit", "native"))
+        check_device(cfg.test_cfg.get("device"))
+        cls.check_options(cfg.test_cfg)
+
+    @classmethod
+    @abstractmethod
+    def check_options(cls, loop: Mapping[str, Any]) -> None:
+        """The loop's own options in ``test_cfg``; ValueError for a wrong one."""
 
     @classmethod
     @abstractmethod

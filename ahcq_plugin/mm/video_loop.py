@@ -124,6 +124,11 @@ class VideoPTQLoop(QuantizationLoop):
             raise ValueError("VideoPTQLoop measures with a JFMetric: give test_evaluator = dict(type='JFMetric')")
 
     @classmethod
+    def check_options(cls, loop: Mapping[str, Any]) -> None:
+        """Calibration."""
+        VideoCalibration.from_config(loop.get("calib"))
+
+    @classmethod
     def check_data(cls, cfg: Config, random_weights: bool) -> None:
         """Both data sets are there; the model only stands in and has no weights."""
         calib = VideoCalibration.from_config(cfg.test_cfg.get("calib"))

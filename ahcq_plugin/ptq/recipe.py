@@ -184,7 +184,7 @@ class Recipe:
         expected = {"int": int, "float": float, "bool": bool, "str": str}.get(kind, Mapping)
         if not isinstance(value, expected) or (kind == "int" and isinstance(value, bool)):
             raise ValueError(f"recipe: `{key}` must be of type {kind}, got {value!r}")
-        if kind == "float" and not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"recipe: `{key}` must be finite, got {value!r}")
 
     def _check_without(self) -> None:
