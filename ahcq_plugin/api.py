@@ -129,6 +129,7 @@ def quantize(
     given = {"w_bits": w_bits, "a_bits": a_bits, "iterations": iterations, "seed": seed}
     recipe = Recipe.from_config(recipe, **{key: value for key, value in given.items() if value is not None})
     check_batches(batches)
+    recipe.check_machine()
     if resume and work_dir is None:
         raise ValueError("`resume=True` needs `work_dir`, the folder of the interrupted run")
     model = model if inplace else copied(model)

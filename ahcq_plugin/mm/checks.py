@@ -24,7 +24,7 @@ def check_device(name: str | None) -> None:
     if name is None:
         return
     try:
-        device = torch.device(name)
+        device = torch.device(str(name))  # a number would be a GPU
     except RuntimeError as error:
         raise ValueError(f"unknown device {name!r}: give cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):

@@ -56,6 +56,16 @@ class BoxOptions(Options):
 
 @dataclass(frozen=True)
 class CalibrationOptions(Options):
-    """Base of the options of ``test_cfg.calib``."""
+    """Base of the options of ``test_cfg.calib``: the data set, and the seed of what is chosen from it."""
 
     KEY: ClassVar[str] = "calib"
+
+    dataset: Mapping[str, Any] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise ValueError(f"calib: `seed` must be an integer in [0, 2**32), got {self.seed!r}")
+        if not isinstance(self.dataset, (Mapping, type(None))):
+            raise ValueError(f"calib: `dataset` must be the config of a data set, got {self.dataset!r:.80}")

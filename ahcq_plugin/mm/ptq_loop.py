@@ -53,10 +53,8 @@ class Calibration(CalibrationOptions):
 
     COUNTS: ClassVar[tuple[str, ...]] = ("num_images", "max_boxes")
 
-    dataset: Mapping[str, Any] | None = None
     num_images: int = 32
     max_boxes: int = 16
-    seed: int = 0
     prompts: str | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:

@@ -142,7 +142,7 @@ class QuantizationLoop(BaseLoop):
         Raises:
             ValueError: one line that names the key.
         """
-        Recipe.from_config(cfg.recipe)
+        Recipe.from_config(cfg.recipe).check_machine()
         unit_preparer(cfg.test_cfg.get("toolkit", "native"))
         check_device(cfg.test_cfg.get("device"))
         cls.check_options(cfg.test_cfg)

@@ -43,11 +43,9 @@ class VideoCalibration(CalibrationOptions):
 
     COUNTS: ClassVar[tuple[str, ...]] = ("num_videos", "num_frames", "max_objects")
 
-    dataset: Mapping[str, Any] | None = None
     num_videos: int = 8
     num_frames: int = 4
     max_objects: int = 3
-    seed: int = 0
 
 
 class VideoModel(nn.Module):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -83,7 +84,8 @@ def prepare(
     Returns:
         ``model``.
     Raises:
-        ValueError: no unit was found, the model is already prepared, or an entry of ``leave`` matches nothing.
+        ValueError: no unit was found, the model is already prepared, an entry of ``leave`` or one that was added to the
+            recipe's ``without`` matches nothing.
         UncoveredError: a unit computes something in floating point that is neither allowed nor named in ``leave`` (with
             its line).
         UnitError: a unit does not trace (named with the line that stopped the tracer), or its trace gives other
@@ -104,6 +106,7 @@ def prepare(
     if run is not None:
         check_traced(model, traced, run)
     _check_leave(traced, leave)
+    _check_without(recipe, names)
     prepared = {name: prepare_unit(unit, recipe) for name, unit in traced.items()}
     for unit in prepared.values():
         unit.meta[UNIT_KEY]["recipe"] = recipe.to_dict()
@@ -170,3 +173,15 @@ def _check_leave(units: Mapping[str, fx.GraphModule], leave: Sequence[str]) -> N
     for entry in leave:
         if not any(name_matches(entry, name, unit) for name, unit in names):
             raise ValueError(f"`leave` entry {entry!r} matches nothing in the units {', '.join(list(units)[:4])}")
+
+
+def _check_without(recipe: Recipe, units: Sequence[str]) -> None:
+    """Globs of a preset may be of another model's parts; those of a user should match something in this one."""
+    usual = Recipe.from_config(recipe.name).without
+    for component, globs in recipe.without.items():
+        for glob in globs:
+            if glob not in usual.get(component, ()) and not fnmatch.filter(units, glob):
+                raise ValueError(
+                    f"recipe: `without.{component}` has {glob!r}, which matches none of the {len(units)} units, as "
+                    f"{units[0]!r}"
+                )

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from ahcq_plugin.graph import ROLES
 from ahcq_plugin.quantizers import ACTIVATION_FAMILIES, OutputErrorObserver, OwnErrorObserver
 
@@ -194,6 +196,11 @@ class Recipe:
             if isinstance(globs, str) or not all(isinstance(glob, str) for glob in globs):
                 raise ValueError(f"recipe: `without.{component}` must be a list of globs of units, got {globs!r}")
         object.__setattr__(self, "without", {component: list(globs) for component, globs in self.without.items()})
+
+    def check_machine(self) -> None:
+        """ValueError where ``cache_device`` is a GPU and this machine has none."""
+        if self.cache_device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("recipe: `cache_device` is 'cuda', and this machine has no GPU: use 'cpu' or 'disk'")
 
     @staticmethod
     def names() -> tuple[str, ...]:

@@ -92,7 +92,10 @@ def test_a_dry_run_of_a_config_that_lacks_a_key(complain, ptq_config, key):
         ({"cfg_options": {"recipe.a_bits": 1}}, "must be "),
         ({"cfg_options": {"recipes.a_bits": 4}}, "--cfg-options: unknown config key 'recipes.a_bits'; the config has "),
         ({"cfg_options": {"test_cfg.promts": "gt"}}, "test_cfg: unknown key 'promts'; allowed: calib, prompts, "),
-        ({"cfg_options": {"test_cfg.calib.images": 5}}, "calib: unknown key 'images'; allowed: dataset, num_images, "),
+        (
+            {"cfg_options": {"test_cfg.calib.images": 5}},
+            "calib: unknown key 'images'; allowed: dataset, seed, num_images, ",
+        ),
         ({"cfg_options": {"test_cfg.calib.num_images": 0}}, "calib: `num_images` must be a positive integer, got 0"),
         ({"cfg_options": {"test_cfg.prompts": "detector"}}, "prompts='detector', but the config has NoDetector"),
         ({"cfg_options": {"test_cfg.prompts": "boxes.json"}}, "no detections file boxes.json: prompts must be"),

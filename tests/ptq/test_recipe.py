@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ahcq_plugin.graph import ROLES
-from ahcq_plugin.ptq import Recipe
+from ahcq_plugin.ptq import Recipe, prepare
 from ahcq_plugin.ptq.recipe import current_names
 from ahcq_plugin.quantizers import OutputErrorObserver
 from ahcq_plugin.support.digest import digest
@@ -132,3 +132,22 @@ def test_no_key_takes_a_value_of_another_type(field) -> None:
         with pytest.raises(ValueError, match=r"^(recipe|unknown recipe)") as caught:
             Recipe.from_config({"name": "qdrop", field.name: value})
         assert "\n" not in str(caught.value)
+
+
+def test_without_names_units_that_are_there(tiny_sam) -> None:
+    """A preset may name parts of another model; what a user adds and matches nothing is a slip."""
+    recipe = Recipe.from_config("ahcq")
+    assert recipe.without["lnq"]
+    typo = dataclasses.replace(recipe, without={"lnq": [*recipe.without["lnq"], "image_encoder.block.*"]})
+    with pytest.raises(ValueError, match=r"`without.lnq` has 'image_encoder.block.\*', which matches none of the"):
+        prepare(tiny_sam, typo)
+    prepare(tiny_sam, recipe)
+
+
+def test_a_cache_on_a_gpu_needs_one(monkeypatch) -> None:
+    recipe = Recipe.from_config("qdrop", cache_device="cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="this machine has no GPU: use 'cpu' or 'disk'"):
+        recipe.check_machine()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    recipe.check_machine()

@@ -73,7 +73,13 @@ _LOOP: dict[str, type] = {
 def loop_values(good: Materials) -> Iterator[Case]:
     """Every key of the test loop."""
     yield Case("loop", "good", "ptq.py", _config("test_cfg = dict(max_boxes=3)"), control=True)
-    allowed = {("everything", "None"), ("device", "None"), ("calib.max_boxes", "None"), ("calib", "None")}
+    allowed = {
+        ("prompts", "'no such'"),
+        ("everything", "None"),
+        ("device", "None"),
+        ("calib.max_boxes", "None"),
+        ("calib", "None"),
+    }
     for key, kind in _LOOP.items():
         for value in kinds.VALUES[kind]:
             if (key, value) in allowed:
