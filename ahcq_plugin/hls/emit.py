@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from ahcq_plugin.hls.layer import Layer
 from ahcq_plugin.hls.resources import sources
 from ahcq_plugin.hls.texts import layer_files
 from ahcq_plugin.hls.vectors import make_vectors
+from ahcq_plugin.support.files import replacing_folder
 
 MANIFEST = "layers.json"
 FORMAT = "ahcq_plugin.hls/2"
@@ -37,10 +36,7 @@ def generate(layers: Sequence[Layer], folder: str | Path) -> Path:
     tops = [layer.top for layer in layers]
     if len(set(tops)) != len(tops):
         raise SpecError(f"layers with the same C++ name: {sorted({top for top in tops if tops.count(top) > 1})}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        work.chmod(0o755)
+    with replacing_folder(folder) as work:
         shutil.copytree(sources("include"), work / "include")
         for layer in layers:
             vectors = layer.vectors or make_vectors(layer.matmul, 2, DEFAULT_ROWS, seed=0)
@@ -49,10 +45,6 @@ def generate(layers: Sequence[Layer], folder: str | Path) -> Path:
                 (work / layer.top / name).write_text(text, encoding="utf-8")
         manifest = dict(format=FORMAT, layers=[_entry(layer) for layer in layers])
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        _replace(work, folder)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     return folder
 
 
@@ -71,12 +63,3 @@ def _entry(layer: Layer) -> dict[str, object]:
         row_cycles=layout.row_cycles,
         weight_bits=layout.tiles * layout.folds * layout.pe * layout.simd * matmul.right.bits,
     )
-
-
-def _replace(work: Path, folder: Path) -> None:
-    """Put ``work`` where ``folder`` is; a directory cannot be replaced in one step, so the old one steps aside."""
-    aside = work.with_name(work.name + "-old")
-    if folder.exists():
-        os.replace(folder, aside)
-    os.replace(work, folder)
-    shutil.rmtree(aside, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Mapping
 
 from mmengine.config import Config
 from mmengine.registry import LOOPS
@@ -71,4 +72,7 @@ def check_keys(cfg: Config) -> None:
     for key in ("recipe", "sam", "model", "test_dataloader"):
         if cfg.get(key) is None:
             raise ValueError(f"the config has no `{key}`")
+    for key, part, kind in (("test_dataloader", "dataset", Mapping), ("model", "type", (str, type))):
+        if not isinstance(cfg[key].get(part), kind):
+            raise ValueError(f"the config's `{key}` needs a `{part}`, got {dict(cfg[key])!r:.80}")
     check_sam_config(cfg.sam)

@@ -1,25 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are either whole or absent: written beside their place, then moved there."""
+"""Files and folders that are either whole or absent: written beside their place, then moved there."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import glob
 import json
 import os
+import shutil
+import socket
+import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+#: Part of temporary names: whether a process of that number lives can only be asked on its own machine.
+_HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Gives a path to write to; it becomes ``path`` when the body ends, and is removed when the body raises.
 
-    The folder is made when absent; an older file stays until the end.
+    The folder is made when absent; an older file stays until the end. What killed processes left of the same path goes.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -27,6 +36,63 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: str | Path) -> Iterator[Path]:
+    """Gives an empty folder to fill; it takes the place of ``path`` when the body ends, and is removed when it raises.
+
+    On Linux the two change places in one step, so that ``path`` is there at any time, as it was or as it is to be.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if not path.exists():
+            os.rename(temporary, path)
+        elif not _exchange(temporary, path):
+            aside = temporary.with_name(f"{temporary.name[:-4]}-old.tmp")
+            os.rename(path, aside)
+            os.rename(temporary, path)
+            shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside ``path`` that no other process takes; makes its folder, removes what dead processes left there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for found in glob.iglob(f".{glob.escape(path.name)}.{_HOST}-*.tmp", root_dir=path.parent):
+        number = found.removesuffix(".tmp").rpartition(f"{_HOST}-")[2].removesuffix("-old")
+        if number.isdecimal() and not _lives(int(number)):
+            left = path.parent / found
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.tmp")
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places at once; False where the system or its file system cannot."""
+    with suppress(AttributeError):
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+        if call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+            return True
+        if (code := ctypes.get_errno()) not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise OSError(code, os.strerror(code), str(one), None, str(other))
+    return False
 
 
 def write_text(text: str, path: str | Path) -> None:
