@@ -81,8 +81,10 @@ def small_sam(name: str | Mapping[str, Any]) -> dict[str, Any]:
 def scenes(config: Mapping[str, Any], folder: Path, count: int = IMAGES) -> dict[str, Any]:
     """Data set of ``count`` generated images with the classes of the configured one, under its pipeline."""
     config = innermost(config)
-    ann_file = write_coco(folder / "scenes", count, size=IMAGE_SIZE)
     kind = DATASETS.get(config["type"])
+    if kind is None:
+        raise ValueError(f"unknown data set {config['type']!r}: its module belongs into custom_imports")
+    ann_file = write_coco(folder / "scenes", count, size=IMAGE_SIZE)
     classes: Sequence[str] = (config.get("metainfo") or kind.METAINFO)["classes"]
     content = json.loads(ann_file.read_text(encoding="utf-8"))
     content["categories"] = [dict(id=i, name=name) for i, name in enumerate(classes, 1)]

@@ -38,7 +38,8 @@ _INPUT_ERRORS = (DataError, ResumeError, UnitError, FileNotFoundError)
 #: What reading a config may raise, which is a program: it may also name itself as its base, or end the process.
 _CONFIG_ERRORS = (Exception, SystemExit)
 #: What keys of a config hold.
-_KINDS = dict.fromkeys(("recipe", "test_cfg", "sam", "model", "test_dataloader"), Mapping) | {"load_from": str}
+_KINDS: dict[str, type] = dict.fromkeys(("recipe", "test_cfg", "sam", "model", "test_dataloader"), Mapping)
+_KINDS |= dict.fromkeys(("load_from", "default_scope"), str)
 #: The system's refusals to write, which no part of a run can do anything about.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE)
 

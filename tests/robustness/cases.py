@@ -110,7 +110,6 @@ def configs(good: Materials) -> Iterator[Case]:
         "syntax": "recipe = dict(",
         "raises": "1 / 0",
         "exits": "import sys\nsys.exit(0)",
-        "kills itself": "import os\nraise KeyboardInterrupt",
         "unknown base": "_base_ = './nowhere.py'",
         "its own base": "_base_ = './leaf.py'",
         "no PTQ config": "model = dict(type='FasterRCNN')",
@@ -118,7 +117,6 @@ def configs(good: Materials) -> Iterator[Case]:
         "unknown SAM": "sam = dict(name='vit_z')",
         "unknown model": "model = dict(type='NoSuchDetector')",
         "unknown data set": "test_dataloader = dict(dataset=dict(type='NoSuchSet'))",
-        "unknown key of the data set": "test_dataloader = dict(dataset=dict(no_such_key=1))",
         "unknown loop": "test_cfg = dict(type='NoSuchLoop')",
         "units that match nothing": "test_cfg = dict(units=['no.such.*'])",
         "without that matches nothing": "recipe = dict(without=dict(lnq=['no.such.*']))",
@@ -133,6 +131,11 @@ def configs(good: Materials) -> Iterator[Case]:
             return [str(folder / "leaf.py"), "--dry-run", "--work-dir", str(folder / "run")]
 
         yield Case("config", kind, "ptq.py", prepare)
+    for kind, text in {
+        "unknown key of the data set": "test_dataloader = dict(dataset=dict(no_such_key=1))",
+        "unknown file of detections": "test_cfg = dict(prompts='no such')",
+    }.items():
+        yield Case("config", kind, "ptq.py", _config(text, ()))
     for kind, path in {"a file": "taken", "under a file": "taken/run", "too long": "x" * 300}.items():
 
         def prepare(folder: Path, path: str = path) -> list[str]:
