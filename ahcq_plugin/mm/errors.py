@@ -5,4 +5,4 @@ from __future__ import annotations
 
 
 class DataError(ValueError):
-    """Images or annotations cannot be used; the message names them. Any other ValueError of a run is a defect."""
+    """Images or annotations cannot be used; the message names them."""
