@@ -21,10 +21,11 @@ from rich.console import Console
 from ahcq_plugin.graph import UnitError
 from ahcq_plugin.mm.detectors.loading import load_detector
 from ahcq_plugin.mm.dry_run import initialise, make_dry_run
+from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.preflight import check_keys, loop_class, preflight
 from ahcq_plugin.mm.quantization_loop import PTQResult
 from ahcq_plugin.mm.report.summary import coverage_lines, everything_lines, result_table, size_line, stage_table
-from ahcq_plugin.ptq import AuditError
+from ahcq_plugin.ptq import AuditError, ResumeError
 from ahcq_plugin.support.files import write_text
 from ahcq_plugin.support.lock import LockedError
 from ahcq_plugin.support.tool import BAD_INPUT, OK, is_foreseen, one_line
@@ -32,6 +33,8 @@ from ahcq_plugin.support.tool import BAD_INPUT, OK, is_foreseen, one_line
 #: Exit codes.
 #: Who may have started several processes; none: there is one.
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
+#: What is the input's fault also in the middle of a run, as is what our own code says in words of its own.
+_INPUT_ERRORS = (DataError, ResumeError, UnitError, FileNotFoundError)
 #: What reading a config may raise, which is a program: it may also name itself as its base, or end the process.
 _CONFIG_ERRORS = (Exception, SystemExit)
 #: What keys of a config hold.
@@ -96,7 +99,7 @@ def run(runner: Runner, console: Console) -> int:
         _complain(console, f"error: {one_line(error)}")
         return BAD_INPUT
     except (ValueError, FileNotFoundError, UnitError) as error:
-        if runner.test_loop.computing and not is_foreseen(error):
+        if runner.test_loop.computing and not (isinstance(error, _INPUT_ERRORS) or is_foreseen(error)):
             raise  # a defect, not the input's fault
         trace = Path(runner.work_dir) / "error.txt"
         if is_main_process():

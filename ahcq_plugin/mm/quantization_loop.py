@@ -204,7 +204,7 @@ class QuantizationLoop(BaseLoop):
         Raises:
             LockedError: another one does.
             ValueError, FileNotFoundError: bad weights or data. Once ``self.computing`` is True a ValueError means bad
-                input only if it is a DataError or a ResumeError.
+                input only if it is a DataError, a ResumeError, or raised by this package in its own words.
             UnitError: the SAM cannot be quantized as it is.
             AuditError: the audit failed; nothing is reported then.
         """
