@@ -11,9 +11,9 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
-from ahcq_plugin.mm.data.coco_file import check_coco
 from ahcq_plugin.mm.data.wrappers import wrapped
 from ahcq_plugin.mm.detectors.loading import read_detector
+from ahcq_plugin.zoo.coco import check_coco
 from ahcq_plugin.zoo.published import of_path
 
 DRY_RUN = "--dry-run runs without it"

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from ahcq_plugin.zoo.coco import read_content
+from ahcq_plugin.zoo.images import decode_image
 from ahcq_plugin.zoo.scenes import box_of, render_scene
+from ahcq_plugin.zoo.segmentations import problem_of
 
 #: The 64 test scenes every figure is given for. Training and checks during it use other seeds.
 TEST_SCENES, TEST_SEED = 64, 20260101
@@ -49,6 +51,13 @@ def coco_items(folder: str | Path, ids: list[int] | None = None) -> Iterator[Ite
         annotations = coco.loadAnns(coco.getAnnIds(image_id, iscrowd=False))
         if not annotations:
             continue
+        size = coco.imgs[image_id]["height"], coco.imgs[image_id]["width"]
+        for annotation in annotations:
+            problem = problem_of(annotation.get("segmentation"), size)
+            if problem:
+                raise ValueError(
+                    f"{folder}: the segmentation of annotation {annotation['id']} cannot be used: {problem}"
+                )
         boxes = np.array([a["bbox"] for a in annotations], np.float32)
         boxes[:, 2:] += boxes[:, :2]
         yield Item(
@@ -62,11 +71,17 @@ def coco_items(folder: str | Path, ids: list[int] | None = None) -> Iterator[Ite
 
 
 def read_coco(folder: str | Path):
-    """The pycocotools index of ``instances.json`` in a COCO folder, read without its messages."""
+    """The pycocotools index of ``instances.json`` in a COCO folder, read without its messages.
+
+    Raises: FileNotFoundError, ValueError: no such file, or not in COCO's format.
+    """
     from pycocotools.coco import COCO
 
+    coco = COCO()
+    coco.dataset = read_content(Path(folder) / "instances.json")
     with contextlib.redirect_stdout(io.StringIO()):
-        return COCO(str(Path(folder) / "instances.json"))
+        coco.createIndex()
+    return coco
 
 
 def read_image(folder: str | Path, file_name: str) -> np.ndarray:
@@ -75,14 +90,3 @@ def read_image(folder: str | Path, file_name: str) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"no image {path}")
     return decode_image(path.read_bytes(), path)
-
-
-def decode_image(content: bytes, path: str | Path) -> np.ndarray:
-    """The bytes of an image file as (H, W, 3) uint8 RGB, rotated by its EXIF flag; ``path`` is for the message.
-
-    Raises: ValueError: not an image.
-    """
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
-    if image is None:
-        raise ValueError(f"{path} is not a readable image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

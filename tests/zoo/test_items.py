@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ahcq_plugin.zoo.items import decode_image, read_image
+from ahcq_plugin.zoo.images import decode_image
+from ahcq_plugin.zoo.items import read_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 

@@ -9,10 +9,9 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 from mmengine.fileio import get
-from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ahcq_plugin.mm.errors import DataError
-from ahcq_plugin.zoo.items import decode_image
+from ahcq_plugin.zoo.images import decode_image
 
 
 @TRANSFORMS.register_module()
@@ -52,26 +51,6 @@ def read_rgb(path: str | Path) -> np.ndarray:
         return decode_image(content, path)
     except ValueError as error:
         raise DataError(str(error)) from error
-
-
-def check_header(path: str | Path, size: tuple[int, int]) -> None:
-    """A quick look at an image file, which is not decoded.
-
-    Args:
-        size: (height, width) that its annotation says, after the EXIF flag is obeyed.
-
-    Raises: DataError: not an image, or of another size.
-    """
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            found = image.size if turned else image.size[::-1]
-    except UnidentifiedImageError:
-        found = read_rgb(path).shape[:2]  # of a format that only OpenCV knows
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is not a readable image ({error})") from error
-    if tuple(found) != size:
-        raise DataError(f"{path} has {tuple(found)} pixels (H, W), its annotation says {size}")
 
 
 def original_image(data_sample) -> np.ndarray:

@@ -10,8 +10,8 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from ahcq_plugin.metrics.mask_iou import iou_of_areas
-from ahcq_plugin.mm.data.segmentations import problem_of
 from ahcq_plugin.mm.errors import DataError
+from ahcq_plugin.zoo.segmentations import problem_of
 
 RLE = dict
 

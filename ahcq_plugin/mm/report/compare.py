@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ahcq_plugin.mm.data.images import read_rgb
 from ahcq_plugin.mm.report.images import draw_masks, draw_truth
 from ahcq_plugin.ptq import read_checkpoint
 from ahcq_plugin.support.files import replacing
+from ahcq_plugin.zoo.coco import read_content
 from ahcq_plugin.zoo.sam import build_sam, name_of_state
 
 COLUMNS = 4
@@ -44,16 +44,10 @@ def read_boxes(annotations: str | Path, image: str | Path) -> Tensor:
     Raises:
         FileNotFoundError, ValueError: no such file, not COCO, or no box for the image.
     """
-    if not Path(annotations).is_file():
-        raise FileNotFoundError(f"no annotation file {annotations}")
-    try:
-        content = json.loads(Path(annotations).read_text(encoding="utf-8"))
-        name = Path(image).name
-        ids = {row["id"] for row in content["images"] if Path(row["file_name"]).name == name}
-        rows = [row for row in content["annotations"] if row["image_id"] in ids and not row.get("iscrowd")]
-        boxes = [(x, y, x + width, y + height) for x, y, width, height in (row["bbox"] for row in rows)]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{annotations} is not in COCO format ({type(error).__name__}: {error})") from error
+    content, name = read_content(annotations), Path(image).name
+    ids = {row["id"] for row in content["images"] if Path(row["file_name"]).name == name}
+    rows = [row for row in content["annotations"] if row["image_id"] in ids and not row.get("iscrowd")]
+    boxes = [(x, y, x + width, y + height) for x, y, width, height in (row["bbox"] for row in rows)]
     if not boxes:
         raise ValueError(f"{annotations} has no box for an image {name}")
     return torch.tensor(boxes, dtype=torch.float32)

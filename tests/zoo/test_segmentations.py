@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from ahcq_plugin.mm.data.segmentations import problem_of
 from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.evaluation import masks
+from ahcq_plugin.zoo.segmentations import problem_of
 
 SQUARE = [2, 1, 7, 1, 7, 4, 2, 4]
 

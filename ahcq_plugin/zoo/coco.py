@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ahcq_plugin.mm.data.images import check_header
-from ahcq_plugin.mm.data.segmentations import problem_of
+from ahcq_plugin.zoo.images import check_header
+from ahcq_plugin.zoo.segmentations import problem_of
 
 _PARTS = ("images", "annotations", "categories")
 
@@ -26,21 +26,8 @@ def check_coco(ann_file: str, folder: str, masks: bool) -> None:
     Raises:
         FileNotFoundError, ValueError: one line that names the first row at fault.
     """
-    try:
-        content = json.loads(Path(ann_file).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{ann_file} is not JSON ({error})") from error
-    if not isinstance(content, dict) or not set(_PARTS) <= content.keys():
-        raise ValueError(f"{ann_file} is not in COCO format: expected an object with {', '.join(_PARTS)}")
-    for part in _PARTS:
-        if not isinstance(content[part], list):
-            raise ValueError(f"{ann_file}: {part} must be a list, got {type(content[part]).__name__}")
-        if part != "categories" and not content[part]:
-            raise ValueError(f"{ann_file} has no {part}")
-        for problem in _of_rows(part, content[part]):
-            raise ValueError(f"{ann_file}: {problem}")
+    content = read_content(ann_file)
     sizes = {row["id"]: (row["height"], row["width"]) for row in content["images"]}
-    categories = {row["id"] for row in content["categories"]}
     for row in content["images"]:
         image = os.path.join(folder, row["file_name"])
         if not os.path.isfile(image):
@@ -55,12 +42,38 @@ def check_coco(ann_file: str, folder: str, masks: bool) -> None:
             f"{ann_file}: {len(bare)} annotations have no segmentation (first id {bare[0]}); masks are compared"
         )
     for row in content["annotations"]:
-        for key, known in (("image_id", sizes), ("category_id", categories)):
-            if row[key] not in known:
-                raise ValueError(f"{ann_file}: annotation {row['id']} has the unknown {key} {row[key]!r}")
         problem = problem_of(row["segmentation"], sizes[row["image_id"]]) if masks and row.get("segmentation") else None
         if problem:
             raise ValueError(f"{ann_file}: the segmentation of annotation {row['id']} cannot be used: {problem}")
+
+
+def read_content(ann_file: str | Path) -> dict[str, Any]:
+    """The JSON of an annotation file: ids are known and different, sizes and boxes are numbers.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; one line that names the first row at fault.
+    """
+    if not Path(ann_file).is_file():
+        raise FileNotFoundError(f"no annotation file {ann_file}")
+    try:
+        content = json.loads(Path(ann_file).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{ann_file} is not JSON ({error})") from error
+    if not isinstance(content, dict) or not set(_PARTS) <= content.keys():
+        raise ValueError(f"{ann_file} is not in COCO format: expected an object with {', '.join(_PARTS)}")
+    for part in _PARTS:
+        if not isinstance(content[part], list):
+            raise ValueError(f"{ann_file}: {part} must be a list, got {type(content[part]).__name__}")
+        if part != "categories" and not content[part]:
+            raise ValueError(f"{ann_file} has no {part}")
+        for problem in _of_rows(part, content[part]):
+            raise ValueError(f"{ann_file}: {problem}")
+    ids = {part: {row["id"] for row in content[part]} for part in _PARTS}
+    for row in content["annotations"]:
+        for key, part in (("image_id", "images"), ("category_id", "categories")):
+            if row[key] not in ids[part]:
+                raise ValueError(f"{ann_file}: annotation {row['id']} has the unknown {key} {row[key]!r}")
+    return content
 
 
 def _of_rows(part: str, rows: Sequence[Any]) -> Iterator[str]:
