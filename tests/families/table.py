@@ -20,7 +20,8 @@ Cut-down models of each family's own classes with random weights, quantized from
   shrink with the depth.
 - **off**: relative difference of the outputs with quantizers off. 0: the same bits. "fused": the model calls attention
   that is one operation; written out, it differs in the last bits (at most {SAME:.0e} passes).
-- **W8A8**: relative error, rounding to nearest, the largest of all outputs (at most {W8A8_GOAL:.0%} passes). **W4A4**:
+- **W8A8**: relative error over all items, rounding to nearest, the largest of all outputs (at most
+  {W8A8_GOAL:.0%} passes). **W4A4**:
   the same after a few steps of `ahcq`, audited; a random model says little there.
 - **file**: `state_dict` keeps the model's names, and a loaded `quantized.pth` gives the same bits.
 - **spec**: matmuls exported, and how many are left out. **ONNX**: kinds of units that
@@ -90,6 +91,8 @@ def _notes(r: Result) -> list[str]:
         text = f"more than {W8A8_GOAL:.0%} off"
         if r.w7a7 is not None:
             text += f", {r.w7a7 / r.w8a8:.1f} times as much with 7 bits (rounding alone: about 2)"
+        if r.noise is not None:
+            text += f"; {r.noise:.1%} with noise within half a step of each quantizer in place of rounding"
         stages.setdefault(text, []).append("W8A8")
     if r.off and not r.fused:
         stages.setdefault("other bits, without fused attention", []).append("off")
