@@ -28,16 +28,17 @@ from ahcq_plugin.api import load_quantized
 from ahcq_plugin.export import export_spec
 from ahcq_plugin.export.onnx_graphs import export_onnx
 from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.ptq import Recipe, calibrate, prepare
+from ahcq_plugin.ptq import Recipe, prepare
 from ahcq_plugin.ptq.coverage import IN_UNITS, INTEGERS, OUTSIDE
-from ahcq_plugin.ptq.prepared import quantizers
 from ahcq_plugin.support.files import write_json
 from tests.families import hugging_face, sams, timm_models
 from tests.families.case import Case, Family, equal, pooled_error, relative_error, tensors
+from tests.families.controls import noisy, unclipped
 
 FAMILIES = {(f.source, f.name): f for f in (*sams.FAMILIES, *hugging_face.FAMILIES, *timm_models.FAMILIES)}
-#: Steps of reconstruction: shows that it runs, not how well.
+#: Steps of reconstruction and of what goes before it: shows that they run, not how well.
 ITERATIONS = 4
+ACNR_STEPS = 10
 SAME, W8A8_GOAL = 1e-5, 0.05
 #: A value that lies on a boundary of a quantizer may fall to the other side in onnxruntime.
 ONNX_GOAL = 0.02
@@ -59,7 +60,7 @@ class Result:
         reloads: a loaded file gives the same bits.
         w8a8, w4a4: relative error over all items, the largest of all outputs.
         w7a7: measured where W8A8 is off too much: twice that is what rounding gives.
-        noise: as ``w7a7``: the error with noise as wide as each quantizer's step in place of rounding and clipping.
+        noise, unclipped: as ``w7a7``: of ``tests/families/controls.py``.
         matmuls, left_out: of the spec.
         onnx: units that export, and ``units_of_a_kind``: that were tried, one of every class.
     """
@@ -75,6 +76,7 @@ class Result:
     w8a8: float | None = None
     w7a7: float | None = None
     noise: float | None = None
+    unclipped: float | None = None
     w4a4: float | None = None
     off: float | None = None
     fused: bool = False
@@ -179,7 +181,8 @@ class _Stages:
         self.result.reloads = loaded is not None and equal(self.output(loaded), got)
         if self.result.w8a8 > W8A8_GOAL:
             self.result.w7a7 = self.run("W7A7", self.seven_bits)
-            self.result.noise = self.run("noise", self.noisy)
+            self.result.noise = self.run("noise", lambda: self.error(noisy(self.family.case())))
+            self.result.unclipped = self.run("unclipped", lambda: self.error(unclipped(self.family.case())))
         return model
 
     def seven_bits(self) -> float:
@@ -188,25 +191,11 @@ class _Stages:
         model, _ = quantize(case.model, case.items, "rtn", w_bits=7, a_bits=7, **options)
         return self.error(model)
 
-    def noisy(self) -> float:
-        """What 8 bits do at best: every value is somewhere within half a step of where it was."""
-        case, random = self.family.case(), torch.Generator().manual_seed(0)
-        prepare(case.model, Recipe.from_config("rtn", w_bits=8, a_bits=8), leave=case.leave, run=self.output)
-        calibrate(case.model, case.items, case.forward, False)
-
-        def jitter(quantizer: nn.Module, _: Any, out: Tensor) -> Tensor:
-            return out + quantizer.params(out.ndim).scale * (torch.rand(out.shape, generator=random) - 0.5)
-
-        for _, quantizer in quantizers(case.model):
-            quantizer.finish()
-            quantizer.register_forward_hook(jitter)
-        return self.error(case.model)
-
     def ahcq(self) -> None:
         model, _ = quantize(
             self.case.model,
             self.case.items,
-            "ahcq",
+            {"name": "ahcq", "acnr_steps": ACNR_STEPS},
             w_bits=4,
             a_bits=4,
             iterations=ITERATIONS,

@@ -20,9 +20,9 @@ from tests.conftest import make_clips, make_sam2
 from tests.families.case import ITEMS, Case, Family, boxes, image, points
 
 SIDE, PATCH, WIDTH, DIM = 64, 8, 64, 64  # half the width: rounding to 8 bits is off by 12 % instead of 2 %
-#: Of the decoder: heads and hidden channels of its layers, channels of the mask's encoder, depth and width of the
-#: head that predicts IoU.
-PUBLISHED_DIM, PUBLISHED_DECODER = 256, (8, 2048, 16, 3, 256)
+#: Of the decoder: heads of its layers and their hidden channels (an eighth), channels of the mask's encoder, depth and
+#: width of the head that predicts IoU: a head of 32 channels with random weights predicts about 0.
+PUBLISHED_DIM, PUBLISHED_DECODER = 256, (8, 256, 16, 3, 256)
 NARROW = {
     "in_chans": 3,
     "num_classes": 0,
@@ -64,7 +64,7 @@ def items(side: int, count: int = ITEMS) -> list[dict[str, Tensor]]:
 
 
 def _parts(modeling: Any, side: int = SIDE, patch: int = PATCH, dim: int = DIM, decoder: Any = None) -> dict[str, Any]:
-    """Prompt encoder and mask decoder of a package that has SAM's classes; as published where ``dim`` is."""
+    """Prompt encoder and mask decoder of a package that has SAM's classes; nearly as published where ``dim`` is."""
     grid, decoder = side // patch, decoder or modeling.MaskDecoder
     heads, hidden, channels, depth, width = PUBLISHED_DECODER if dim == PUBLISHED_DIM else (2, 64, 4, 2, 32)
     transformer = modeling.TwoWayTransformer(depth=2, embedding_dim=dim, mlp_dim=hidden, num_heads=heads)

@@ -92,7 +92,9 @@ def _notes(r: Result) -> list[str]:
         if r.w7a7 is not None:
             text += f", {r.w7a7 / r.w8a8:.1f} times as much with 7 bits (rounding alone: about 2)"
         if r.noise is not None:
-            text += f"; {r.noise:.1%} with noise within half a step of each quantizer in place of rounding"
+            text += f"; {r.noise:.1%} with noise within half a step in place of every rounding"
+        if r.unclipped is not None:
+            text += f"; {r.unclipped:.1%} with ranges that hold all values, in place of the mean of the items' ranges"
         stages.setdefault(text, []).append("W8A8")
     if r.off and not r.fused:
         stages.setdefault("other bits, without fused attention", []).append("off")
