@@ -20,6 +20,7 @@ from ahcq_plugin.export.onnx_bundle import DECODER_FILE, ENCODER_FILE, write_bun
 from ahcq_plugin.export.onnx_deploy import DeployLinear, DequantizedWeight, deploy_quantizer, scale_products
 from ahcq_plugin.export.onnx_int4 import INT4_BITS, pack_weights
 from ahcq_plugin.export.onnx_quantizers import StoredWeight, onnx_quantizer
+from ahcq_plugin.export.onnx_symbolic import mended_symbolics
 from ahcq_plugin.graph.units import prepared_units
 from ahcq_plugin.ptq.prepared import is_weight, quantizers, weight_layers
 from ahcq_plugin.quantizers import QuantLinear
@@ -191,7 +192,7 @@ def _put_stand_ins(model: nn.Module, of_activations: Callable, of_weights: Calla
 def _write(
     model: nn.Module, args: tuple, path: Path, inputs: list, outputs: list, dynamic: dict[str, Any], int4: bool = False
 ) -> None:
-    with replacing(path) as temporary, warnings.catch_warnings():
+    with replacing(path) as temporary, warnings.catch_warnings(), mended_symbolics(OPSET):
         # the tracer warns of sizes it takes as constants: the image's size is one
         warnings.simplefilter("ignore")
         torch.onnx.export(

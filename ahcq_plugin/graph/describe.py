@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of roles: which tensor of which unit plays which role, and what quantizes it."""
+"""The table of roles: which tensor of which unit plays which role, what quantizes it, and how many weights are left."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import fx, nn
+from torch.ao.quantization import FakeQuantizeBase
 
 from ahcq_plugin.graph.placement import placements
 from ahcq_plugin.graph.roles import find_roles, find_weight_layers
@@ -15,6 +16,7 @@ from ahcq_plugin.graph.units import UnitSpec, find_units, prepared_units
 
 NO_QUANTIZER = "-"
 WEIGHT_ROLE = "weight"
+_MOST = 5  # parts outside of units that are named
 _HEADER = ("unit", "tensor", "role", "quantizer")
 
 
@@ -36,9 +38,18 @@ class RoleRow:
 
 @dataclass(frozen=True)
 class RoleTable:
-    """Rows in unit and graph order, the weights of a unit last; ``str()`` is an aligned table."""
+    """Rows in unit and graph order, the weights of a unit last; ``str()`` is an aligned table and the share of weights.
+
+    Attributes:
+        quantized, in_units: elements of the weights of Linear and Conv2d layers with the role ``weight``, and of all
+            other parameters in units.
+        outside: module -> elements of its own parameters, of those outside of units, largest first.
+    """
 
     rows: tuple[RoleRow, ...]
+    quantized: int = 0
+    in_units: int = 0
+    outside: tuple[tuple[str, int], ...] = ()
 
     def __iter__(self) -> Iterator[RoleRow]:
         return iter(self.rows)
@@ -50,7 +61,18 @@ class RoleTable:
         cells = [_HEADER, *((row.unit, row.tensor, row.role, row.quantizer) for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = [" | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells]
-        return "\n".join([lines[0], "-+-".join("-" * w for w in widths), *lines[1:]])
+        return "\n".join([lines[0], "-+-".join("-" * w for w in widths), *lines[1:], *self._shares()])
+
+    def _shares(self) -> list[str]:
+        outside = sum(count for _, count in self.outside)
+        total = self.quantized + self.in_units + outside
+        if not total:
+            return []
+        names = [name for name, _ in self.outside]
+        more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+        named = f" ({', '.join(names[:_MOST])}{more})" if names else ""
+        shares = (f"{count / total:.2%}" for count in (self.quantized, self.in_units, outside))
+        return ["of the weights {} are quantized, {} in floating point in units, {} outside".format(*shares) + named]
 
 
 def describe(model: nn.Module, units: UnitSpec | Iterable[UnitSpec] | None = None) -> RoleTable:
@@ -65,12 +87,33 @@ def describe(model: nn.Module, units: UnitSpec | Iterable[UnitSpec] | None = Non
     prepared = prepared_units(model)
     names = list(prepared) if units is None and prepared else find_units(model, units)
     rows: list[RoleRow] = []
-    for name in names:
-        if name in prepared:
-            rows += _prepared_rows(name, prepared[name])
-        else:
-            rows += _planned_rows(name, trace_unit(model.get_submodule(name), name))
-    return RoleTable(tuple(rows))
+    traced = {n: prepared[n] if n in prepared else trace_unit(model.get_submodule(n), n) for n in names}
+    for name, unit in traced.items():
+        rows += (_prepared_rows if name in prepared else _planned_rows)(name, unit)
+    return RoleTable(tuple(rows), *_count(model, traced))
+
+
+def _count(model: nn.Module, units: Mapping[str, fx.GraphModule]) -> tuple[int, int, tuple[tuple[str, int], ...]]:
+    """See ``RoleTable``; the parameters of quantizers are no weights of the model."""
+    quantized, inside, sizes = 0, set(), {}
+    for unit in units.values():
+        layers = [unit.get_submodule(name) for name in find_weight_layers(unit)]
+        quantized += sum(layer.weight.numel() for layer in layers)
+        for module in unit.modules():
+            own = dict(module.named_parameters(recurse=False)).values()
+            inside.update(map(id, own))
+            if not isinstance(module, FakeQuantizeBase):
+                sizes.update((id(parameter), parameter.numel()) for parameter in own)
+    outside = {
+        name: sum(p.numel() for p in module.parameters(recurse=False) if id(p) not in inside)
+        for name, module in model.named_modules()
+    }
+    rest = sorted(((name or "the model itself", count) for name, count in outside.items() if count), key=_largest)
+    return quantized, sum(sizes.values()) - quantized, tuple(rest)
+
+
+def _largest(part: tuple[str, int]) -> tuple[int, str]:
+    return -part[1], part[0]
 
 
 def _planned_rows(unit: str, gm: fx.GraphModule) -> list[RoleRow]:

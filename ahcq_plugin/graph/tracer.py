@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.ao.quantization import FakeQuantizeBase
+from torch.fx.node import map_arg
 from torch.fx.proxy import TraceError
 from torch.nn import functional as F
 
@@ -26,6 +27,7 @@ from ahcq_plugin.graph.examples import Examples, Unknown
 from ahcq_plugin.graph.fixed import check_answer, check_fixed, check_given, put
 from ahcq_plugin.graph.multihead import functional_attention, multihead_attention, why_kept
 from ahcq_plugin.graph.rewrites import erase_unused_products, expand_fused_attention
+from ahcq_plugin.graph.structure import Keys
 from ahcq_plugin.graph.surroundings import emptied_caches, unwrapped
 from ahcq_plugin.graph.untraceable import ROTARY_FUNCTIONS, treatment
 
@@ -34,8 +36,11 @@ WRAPPED_FUNCTIONS = (
     *("window_partition", "window_unpartition", "get_rel_pos", "add_decomposed_rel_pos"),
     *ROTARY_FUNCTIONS,
 )
-#: Functions that make tensors of traced sizes, which torch does not let a proxy into.
-MAKERS = (torch.arange, torch.zeros, torch.ones, torch.full, torch.empty, torch.linspace, torch.eye, torch.tensor)
+#: Functions of sizes (and of answers about them), which torch does not let a proxy into.
+PLAIN_ARGUMENTS = (
+    *(torch.arange, torch.zeros, torch.ones, torch.full, torch.empty, torch.linspace, torch.eye, torch.tensor),
+    F.scaled_dot_product_attention,
+)
 #: Folders that hold no code of a model; the separator keeps `torchvision` out of `torch`.
 OUR_DIR, TORCH_DIR = (str(path.parent) + os.sep for path in (Path(__file__), Path(torch.__file__)))
 
@@ -55,28 +60,37 @@ class BlockTracer(fx.Tracer):
             as they were in this call. The graph checks both (a call that differs raises ValueError).
             None: all parameters without a default are arguments, those with one are fixed to it, and questions that
             decide what is computed raise ``TraceError``.
+        turned: keys (``graph/structure.py``) of questions that are answered with yes instead of no, and no instead of
+            yes: where does the code go then?
+
+    Attributes:
+        asked: (check, key of the question, answer), of the last trace.
     """
 
-    def __init__(self, call: Call | None = None):
+    def __init__(self, call: Call | None = None, turned: frozenset[str] = frozenset()):
         super().__init__()
-        self.call = call
+        self.call, self.turned = call, turned
+        self.asked: list[tuple[fx.Node, str, Any]] = []
 
     def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace ``root`` as it is (training flags included) into a graph whose sizes stay dynamic."""
-        super().__init__(autowrap_functions=(*_wrapped_functions(root), *MAKERS))
-        self._autowrap_search.append(torch)
+        super().__init__(autowrap_functions=(*_wrapped_functions(root), *PLAIN_ARGUMENTS))
+        self._autowrap_search += [torch, F]
         self.record_stack_traces = True  # errors name the line
         self.optional: list[fx.Node] = []  # erased in the end where nothing uses them
         self.answering = False  # examples are being computed: nothing is traced
-        self.examples = Examples(root if isinstance(root, nn.Module) else nn.Module())
+        module = root if isinstance(root, nn.Module) else nn.Module()
+        self.examples, self.keys, self.asked = Examples(module), Keys(module), []
         with unwrapped(WRAPPED_FUNCTIONS) if self.call is not None else nullcontext(), emptied_caches(root):
             graph = super().trace(root, concrete_args)
         for node in graph.nodes:
-            if node.target in MAKERS:  # fx would declare it whole once more whenever the graph is compiled
+            if node.target in PLAIN_ARGUMENTS:  # fx would declare it whole once more whenever the graph is compiled
                 node.meta.pop("is_wrapped", None)
         for node in self.optional:
             if not node.users:
                 graph.erase_node(node)
+        for check, _, answer in self.asked:
+            _put_answer(check, answer)
         expand_fused_attention(graph)
         erase_unused_products(graph)
         return graph
@@ -231,7 +245,11 @@ class BlockTracer(fx.Tracer):
             raise TraceError("symbolically traced variables cannot be used as inputs to control flow")
         answer = question(value)
         asked = obj if isinstance(value, bool) else self.create_proxy("call_function", question, (obj,), {})
-        self.create_proxy("call_function", check_answer, (asked, answer, _line_of_the_model().strip()), {})
+        key = self.keys.of(asked.node)
+        if key in self.turned and isinstance(answer, bool):
+            answer = not answer
+        check = self.create_proxy("call_function", check_answer, (asked, answer, _line_of_the_model().strip()), {})
+        self.asked.append((check.node, key, answer))
         return answer
 
 
@@ -268,6 +286,15 @@ class _ExampleAttribute(_Answers, fx.proxy.Attribute):
 
     def __getattr__(self, name: str) -> _ExampleAttribute:
         return _ExampleAttribute(self, name)
+
+
+def _put_answer(check: fx.Node, answer: Any) -> None:
+    """``length > 1 and causal`` is the first of the two where that is False: what reads it gets False."""
+    asked = check.args[0]
+    assert isinstance(asked, fx.Node)
+    for user in list(asked.users) if isinstance(answer, bool) and asked.target is not bool else ():
+        if user.target is not check_answer:
+            user.args, user.kwargs = map_arg((user.args, user.kwargs), lambda node: answer if node is asked else node)
 
 
 def _line_of_the_model() -> str:

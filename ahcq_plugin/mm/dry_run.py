@@ -18,6 +18,8 @@ from ahcq_plugin.mm.data.wrappers import innermost
 from ahcq_plugin.mm.preflight import loop_class
 from ahcq_plugin.support.files import write_json
 from ahcq_plugin.zoo.checkpoints import packaged_config
+from ahcq_plugin.zoo.hugging_face import PREFIX
+from ahcq_plugin.zoo.relatives import RELATIVES
 from ahcq_plugin.zoo.scenes import write_coco
 
 IMAGES, FRAMES, IMAGE_SIZE, BOXES, ITERATIONS = 2, 4, 64, 2, 1
@@ -64,8 +66,11 @@ def small_sam2(name: str | Mapping[str, Any]) -> dict[str, Any]:
     return config | {"image_size": min(config.get("image_size", INPUT_SIZE), INPUT_SIZE)}
 
 
-def small_sam(name: str | Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of ``build_sam``: at most :data:`DEPTH` blocks and :data:`INPUT_SIZE` pixels of input."""
+def small_sam(name: str | Mapping[str, Any]) -> dict[str, Any] | None:
+    """Arguments of ``build_sam``: at most :data:`DEPTH` blocks and :data:`INPUT_SIZE` pixels of input; None for a model
+    of another package, which nothing here can cut down: whether that one runs is the question."""
+    if isinstance(name, str) and (name in RELATIVES or name.startswith(PREFIX)):
+        return None
     config = packaged_config() if isinstance(name, str) else dict(name)
     if name in _PUBLISHED:
         width, heads = _PUBLISHED[name]

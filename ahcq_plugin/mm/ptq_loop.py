@@ -161,8 +161,9 @@ class PTQLoop(QuantizationLoop):
     def cut_down(cls, cfg: Config) -> list[str]:
         """Generated images, a small SAM, small inputs, boxes whatever their scores."""
         loop = cfg.test_cfg
-        sam = dry_run.small_sam(cfg.sam["name"])
-        cfg.sam = dict(name=sam, checkpoint=False)
+        name = cfg.sam["name"]
+        sam = dry_run.small_sam(name)
+        cfg.sam = dict(name=sam or name, checkpoint=False)
         calib = Calibration.from_config(loop.get("calib"))
         kinds = [] if calib.shares is None else list(check_shares(calib.shares))
         images = max(dry_run.IMAGES, len(kinds))
@@ -171,7 +172,9 @@ class PTQLoop(QuantizationLoop):
             f"{images} generated images of {dry_run.IMAGE_SIZE} pixels, "
             f"{dry_run.ITERATIONS} iterations a unit, random weights",
             f"SAM's input is {sam['image_size']} pixels, its encoder has {sam['depth']} blocks of width "
-            f"{sam['embed_dim']} with {sam['num_heads']} heads",
+            f"{sam['embed_dim']} with {sam['num_heads']} heads"
+            if sam
+            else f"SAM is {name} as it is, which may take minutes an image on a CPU",
         ]
         if dry_run.shrink_inputs(dataset["pipeline"]):
             notes.append(f"the detector's input is {dry_run.DETECTOR_INPUT_SIZE} pixels")

@@ -14,6 +14,7 @@ from torch import fx, nn
 from ahcq_plugin.graph import UNIT_KEY, UncoveredError, UnitError, find_units, place, prepared_units, trace_unit
 from ahcq_plugin.graph.allowed import listed, name_matches, node_name
 from ahcq_plugin.graph.calls import Call, Calls, record_calls
+from ahcq_plugin.graph.questions import drop_idle_questions
 from ahcq_plugin.ptq.coverage import OUTSIDE, cover
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.static import unquantized
@@ -103,6 +104,9 @@ def prepare(
         if name in recorded.problems:
             raise UnitError(f"unit '{name}' {recorded.problems[name]}: leave it out with `units=`")
     traced = {name: trace_unit(model.get_submodule(name), name, leave, recorded.by_name.get(name)) for name in names}
+    for name, unit in traced.items():
+        if name in recorded.by_name:
+            drop_idle_questions(unit, model.get_submodule(name), recorded.by_name[name])
     if run is not None:
         check_traced(model, traced, run)
     _check_leave(traced, leave)

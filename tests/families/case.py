@@ -79,6 +79,21 @@ def relative_error(got: Any, expected: Any) -> float:
     return max(errors)
 
 
+def pooled_error(got: Sequence[Any], expected: Sequence[Any]) -> float:
+    """As ``relative_error``, for each tensor of the outputs over all items at once: a few numbers of one item (the
+    predicted IoU of a mask) may happen to lie next to zero."""
+    squares: dict[str, list[float]] = {}
+    for one, other in zip(got, expected, strict=True):
+        for (path, a), (_, b) in zip(tensors(one), tensors(other), strict=True):
+            if b.is_floating_point() and b.numel():
+                sums = squares.setdefault(path, [0.0, 0.0])
+                sums[0] += float((a.double() - b.double()).square().sum())
+                sums[1] += float(b.double().square().sum())
+    if not squares:
+        raise ValueError("no floating-point tensor in the outputs: nothing to compare")
+    return max((error / max(size, 1e-24)) ** 0.5 for error, size in squares.values())
+
+
 def equal(got: Any, expected: Any) -> bool:
     """Whether two outputs have the same structure and the same bits."""
     pairs = zip(tensors(got), tensors(expected), strict=True)

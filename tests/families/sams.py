@@ -20,6 +20,9 @@ from tests.conftest import make_clips, make_sam2
 from tests.families.case import ITEMS, Case, Family, boxes, image, points
 
 SIDE, PATCH, WIDTH, DIM = 64, 8, 64, 64  # half the width: rounding to 8 bits is off by 12 % instead of 2 %
+#: Of the decoder: heads of its layers and their hidden channels (an eighth), channels of the mask's encoder, depth and
+#: width of the head that predicts IoU: a head of 32 channels with random weights predicts about 0.
+PUBLISHED_DIM, PUBLISHED_DECODER = 256, (8, 256, 16, 3, 256)
 NARROW = {
     "in_chans": 3,
     "num_classes": 0,
@@ -61,20 +64,20 @@ def items(side: int, count: int = ITEMS) -> list[dict[str, Tensor]]:
 
 
 def _parts(modeling: Any, side: int = SIDE, patch: int = PATCH, dim: int = DIM, decoder: Any = None) -> dict[str, Any]:
-    """Prompt encoder and mask decoder of a package that has SAM's classes."""
-    grid = side // patch
-    transformer = modeling.TwoWayTransformer(depth=2, embedding_dim=dim, mlp_dim=64, num_heads=2)
-    decoder = decoder or modeling.MaskDecoder
+    """Prompt encoder and mask decoder of a package that has SAM's classes; nearly as published where ``dim`` is."""
+    grid, decoder = side // patch, decoder or modeling.MaskDecoder
+    heads, hidden, channels, depth, width = PUBLISHED_DECODER if dim == PUBLISHED_DIM else (2, 64, 4, 2, 32)
+    transformer = modeling.TwoWayTransformer(depth=2, embedding_dim=dim, mlp_dim=hidden, num_heads=heads)
     return {
         "prompt_encoder": modeling.PromptEncoder(
-            embed_dim=dim, image_embedding_size=(grid, grid), input_image_size=(side, side), mask_in_chans=4
+            embed_dim=dim, image_embedding_size=(grid, grid), input_image_size=(side, side), mask_in_chans=channels
         ),
         "mask_decoder": decoder(
             num_multimask_outputs=3,
             transformer=transformer,
             transformer_dim=dim,
-            iou_head_depth=2,
-            iou_head_hidden_dim=32,
+            iou_head_depth=depth,
+            iou_head_hidden_dim=width,
         ),
     }
 
@@ -183,22 +186,23 @@ def _efficient_sam() -> Case:
     from efficient_sam.efficient_sam_encoder import ImageEncoderViT
     from efficient_sam.two_way_transformer import TwoWayTransformer
 
-    encoder = ImageEncoderViT(SIDE, PATCH, 3, WIDTH, "layer_norm", 2, 2, 2.0, [DIM, DIM], nn.GELU)
-    grid = SIDE // PATCH
+    dim, grid = PUBLISHED_DIM, SIDE // PATCH
+    heads, hidden, _, depth, width = PUBLISHED_DECODER
+    encoder = ImageEncoderViT(SIDE, PATCH, 3, 192, "layer_norm", 2, 3, 4.0, [dim, dim], nn.GELU)
     sam = EfficientSam(
         image_encoder=encoder,
-        prompt_encoder=PromptEncoder(DIM, (grid, grid), (SIDE, SIDE)),
+        prompt_encoder=PromptEncoder(dim, (grid, grid), (SIDE, SIDE)),
         decoder_max_num_input_points=6,
         mask_decoder=MaskDecoder(
-            transformer_dim=DIM,
-            transformer=TwoWayTransformer(2, DIM, 2, 64, nn.GELU, False),
+            transformer_dim=dim,
+            transformer=TwoWayTransformer(2, dim, heads, hidden, nn.GELU, False),
             num_multimask_outputs=3,
             activation=nn.GELU,
             normalization_type="layer_norm",
             normalize_before_activation=False,
-            iou_head_depth=2,
-            iou_head_hidden_dim=32,
-            upscaling_layer_dims=[16, 8],
+            iou_head_depth=depth,
+            iou_head_hidden_dim=width,
+            upscaling_layer_dims=[64, 32],
         ),
     )
     corners = boxes(SIDE).reshape(1, 2, 2, 2)

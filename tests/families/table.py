@@ -20,8 +20,11 @@ Cut-down models of each family's own classes with random weights, quantized from
   shrink with the depth.
 - **off**: relative difference of the outputs with quantizers off. 0: the same bits. "fused": the model calls attention
   that is one operation; written out, it differs in the last bits (at most {SAME:.0e} passes).
-- **W8A8**: relative error, rounding to nearest, the largest of all outputs (at most {W8A8_GOAL:.0%} passes). **W4A4**:
-  the same after a few steps of `ahcq`, audited; a random model says little there.
+- **W8A8**: relative error over all items, rounding to nearest, the largest of all outputs (at most
+  {W8A8_GOAL:.0%} passes). **W4A4**: the same after a few steps of `ahcq`, audited; a random model says little there.
+  Where 8 bits are further off, the notes at the end say what it is made of: 7 bits, twice as far off where rounding is
+  all; noise within half a step of every quantizer in place of its rounding, which is the least that 8 bits can do to
+  this model; and ranges that hold all values, where `rtn` takes the mean of the items' ranges and clips what is beyond.
 - **file**: `state_dict` keeps the model's names, and a loaded `quantized.pth` gives the same bits.
 - **spec**: matmuls exported, and how many are left out. **ONNX**: kinds of units that
   onnxruntime computes alike (a code on a boundary may flip: at most {ONNX_GOAL:.0%}), of all kinds.
@@ -90,6 +93,10 @@ def _notes(r: Result) -> list[str]:
         text = f"more than {W8A8_GOAL:.0%} off"
         if r.w7a7 is not None:
             text += f", {r.w7a7 / r.w8a8:.1f} times as much with 7 bits (rounding alone: about 2)"
+        if r.noise is not None:
+            text += f"; {r.noise:.1%} with noise within half a step in place of every rounding"
+        if r.unclipped is not None:
+            text += f"; {r.unclipped:.1%} with ranges that hold all values, in place of the mean of the items' ranges"
         stages.setdefault(text, []).append("W8A8")
     if r.off and not r.fused:
         stages.setdefault("other bits, without fused attention", []).append("off")

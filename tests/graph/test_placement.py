@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ahcq_plugin.graph import describe, place, trace_unit
+from ahcq_plugin.ptq import Recipe, prepare
+from ahcq_plugin.ptq.coverage import INTEGERS, OUTSIDE, cover
 
 segment_anything = pytest.importorskip("segment_anything.modeling.image_encoder")
 
@@ -199,5 +201,24 @@ def test_describe_shows_sites_before_and_quantizers_after_preparation(tiny_sam):
     assert {row.quantizer for row in prepared} == {"Record 4 bit", "Record 3 bit, per channel"}
     lines = str(prepared).splitlines()
     assert [cell.strip() for cell in lines[0].split("|")] == ["unit", "tensor", "role", "quantizer"]
-    assert len(lines) == len(prepared) + 2 and len({line.index("|") for line in lines if "|" in line}) == 1
+    assert len(lines) == len(prepared) + 3 and len({line.index("|") for line in lines if "|" in line}) == 1
     assert any("norm2 -> mlp.lin1" in line and "mlp_in" in line for line in lines)
+
+
+def test_describe_counts_every_weight_once(tiny_sam):
+    planned = describe(tiny_sam)
+    outside = sum(count for _, count in planned.outside)
+    assert planned.quantized + planned.in_units + outside == sum(p.numel() for p in tiny_sam.parameters())
+    assert [count for _, count in planned.outside] == sorted((c for _, c in planned.outside), reverse=True)
+    assert "image_encoder.patch_embed.proj" in dict(planned.outside)
+    prepared = describe(prepare(tiny_sam, Recipe.from_config("ahcq")))
+    assert (prepared.quantized, prepared.in_units, prepared.outside) == planned_numbers(planned)
+    coverage = cover(tiny_sam)
+    assert prepared.quantized == sum(part.weights for part in coverage.parts if part.kind == INTEGERS)
+    assert outside == sum(part.weights for part in coverage.parts if part.kind == OUTSIDE)
+    share = prepared.quantized / sum(part.weights for part in coverage.parts)
+    assert str(prepared).splitlines()[-1].startswith(f"of the weights {share:.2%} are quantized, ")
+
+
+def planned_numbers(table):
+    return table.quantized, table.in_units, table.outside
