@@ -77,7 +77,8 @@ class OnnxSam2:
             )
         rules = self.bundle["preprocessing"]
         resized = np.asarray(Image.fromarray(image).resize((self.side, self.side)), np.float32)  # bicubic
-        pixels = (resized - np.array(rules["pixel_mean"], np.float32)) / np.array(rules["pixel_std"], np.float32)
+        mean, std = (np.array(rules[name], np.float32) for name in ("pixel_mean", "pixel_std"))
+        pixels = (resized / np.float32(rules["pixel_scale"]) - mean) / std
         return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
     def decode(

@@ -20,17 +20,17 @@ from ahcq_plugin.export.onnx_bundle import (
 )
 from ahcq_plugin.export.onnx_sam2 import CONSTANTS_FILE
 from ahcq_plugin.support.files import replacing, write_json
+from ahcq_plugin.zoo.segment import MEAN, STD
 
 GRAPHS = (ENCODER_FILE, MEMORY_ATTENTION_FILE, MEMORY_ENCODER_FILE, DECODER_FILE)
-#: Of the normalisation that SAM 2 was trained with, in shares of 255.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def write_sam2_bundle(model: Any, path: str | Path, style: str) -> None:
     """Write ``bundle.json`` and the tensors into the folder that has the graphs of ``model``."""
     folder = Path(path)
+    arrays: dict[str, Any] = {n: tensor.detach().float().cpu().numpy() for n, tensor in _constants(model).items()}
     with replacing(folder / CONSTANTS_FILE) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **{name: tensor.detach().float().cpu().numpy() for name, tensor in _constants(model).items()})
+        np.savez(file, **arrays)
     decoder = model.sam_mask_decoder
     content = {
         "format": SAM2_FORMAT,
@@ -40,8 +40,10 @@ def write_sam2_bundle(model: Any, path: str | Path, style: str) -> None:
             "channels": "RGB, 0 to 255",
             "image_size": model.image_size,
             "resize": "both sides to image_size, bicubic and antialiased, as Pillow does it",
-            "pixel_mean": [255 * value for value in _MEAN],
-            "pixel_std": [255 * value for value in _STD],
+            "pixel_scale": 255,
+            "pixel_mean": list(MEAN),
+            "pixel_std": list(STD),
+            "normalisation": "(pixel / pixel_scale - pixel_mean) / pixel_std",
         },
         "prompts": {
             "coordinates": "x, y in pixels of the resized frame",
