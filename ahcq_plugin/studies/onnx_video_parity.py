@@ -106,10 +106,10 @@ def measure_videos(
         runs: timed pairs of runs, after one that is not.
     """
     prepared = [prepare_frames(images, qmodel.image_size) for images, _ in clips]
-    wanted = [_followed(qmodel, frames, clip[1]) for frames, clip in zip(prepared, clips, strict=True)]
+    wanted = [follow(qmodel, frames, clip[1]) for frames, clip in zip(prepared, clips, strict=True)]
     last_bit = [torch.nextafter(frames, frames + 1) for frames in prepared]
-    nudged = [_followed(qmodel, frames, clip[1]) for frames, clip in zip(last_bit, clips, strict=True)]
-    own = float(_overlaps(wanted, nudged).mean())
+    nudged = [follow(qmodel, frames, clip[1]) for frames, clip in zip(last_bit, clips, strict=True)]
+    own = float(overlaps_of(wanted, nudged).mean())
     with tempfile.TemporaryDirectory() as beside:
         export_onnx(floating, beside, style="float")
         return [_of_runtime(runtime, folder, beside, clips, wanted, own, runs) for runtime in runtimes]
@@ -129,7 +129,7 @@ def _of_runtime(
     found = [
         torch.from_numpy(np.stack([x for _, x in sam.track(list(images), masks)])) for images, masks in clips[::-1]
     ]
-    overlaps = _overlaps(wanted, found[::-1])
+    overlaps = overlaps_of(wanted, found[::-1])
     parts = {}
     for name in PARTS:
         graphs = {which: getattr(one, name) for which, one in (("quantized", sam), ("floating", plain))}
@@ -152,12 +152,12 @@ def _noted(sam: OnnxSam2, name: str) -> dict[str, np.ndarray]:
 
 
 @torch.inference_mode()
-def _followed(model: nn.Module, frames: Tensor, masks: np.ndarray) -> Tensor:
+def follow(model: nn.Module, frames: Tensor, masks: np.ndarray) -> Tensor:
     """Logits (T, N, H, W)."""
     return torch.stack([logits for _, logits in track(model, frames, torch.from_numpy(masks))])
 
 
-def _overlaps(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> Tensor:
+def overlaps_of(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> Tensor:
     """IoU of all masks of the frames behind the first, whose masks were given."""
     pairs = zip(wanted, found, strict=True)
     return torch.cat([mask_overlap(*(x[1:].flatten(0, 1)[:, None].cpu() for x in pair))[0] for pair in pairs])

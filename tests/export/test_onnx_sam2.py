@@ -11,15 +11,15 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tests.conftest import ROOT, make_clips, make_sam2
+from tests.conftest import ROOT, SMALL_SAM2, make_clips, make_sam2
 
 pytest.importorskip("sam2")
 from ahcq_plugin.export import OnnxSam, OnnxSam2, Video, export_onnx
-from ahcq_plugin.export.onnx_bundle import BUNDLE_FILE
+from ahcq_plugin.export.onnx_bundle import BUNDLE_FILE, read_bundle
 from ahcq_plugin.export.onnx_graphs import deploy_model
 from ahcq_plugin.export.onnx_resize import resize_bilinear
 from ahcq_plugin.export.onnx_sam2_bundle import GRAPHS, write_sam2_bundle
@@ -72,20 +72,22 @@ def folder(model, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def driver(folder):
+    return OnnxSam2(folder, 1)
+
+
 @pytest.fixture
-def with_options(model, folder, request):
-    """The model and its folder with options of SAM 2; the graphs do not depend on them."""
+def with_options(model, folder, driver, request, monkeypatch):
+    """The model, and the driver of its folder, with options of SAM 2; the graphs do not depend on them."""
     options, decoder = OPTIONS[request.param], model.sam_mask_decoder
     owners = {name: model if hasattr(model, name) else decoder for name in options}
     owners |= {name: decoder for name in options if hasattr(decoder, name)}
-    before = {name: getattr(owners[name], name) for name in options}
     for name, value in options.items():
-        setattr(owners[name], name, value)
+        monkeypatch.setattr(owners[name], name, value)
     write_sam2_bundle(model, folder, "float")
-    yield model, folder
-    for name, value in before.items():
-        setattr(owners[name], name, value)
-    write_sam2_bundle(model, folder, "float")
+    monkeypatch.setattr(driver, "bundle", read_bundle(folder))
+    return model, driver
 
 
 def session(model, frames):
@@ -134,11 +136,11 @@ def worst(found, wanted):
 
 @pytest.mark.parametrize("with_options", OPTIONS, indirect=True)
 def test_prompts_memories_and_masks_are_those_of_the_predictor(with_options):
-    model, folder = with_options
+    model, driver = with_options
     frames = make_clips(1, frames=FRAMES)[0]["frames"]
     with torch.inference_mode():
         wanted = list(script(*session(model, frames)))
-    video = Video(OnnxSam2(folder, 1), frames.numpy(), SIZE)
+    video = Video(driver, frames.numpy(), SIZE)
     found = list(script(video.prompt, video.propagate))
     assert len(found) == 4 + FRAMES + 3 + 3 + 4 and all(logits.dtype == np.float32 for logits in found)
     assert worst(found, wanted) <= LIMIT
@@ -149,9 +151,8 @@ def test_prompts_memories_and_masks_are_those_of_the_predictor(with_options):
 @pytest.mark.parametrize("with_options", ["others"], indirect=True)
 def test_every_rule_of_the_json_matters(with_options):
     """One rule changed, and logits are others: the test above would notice."""
-    model, folder = with_options
+    _, sam = with_options
     frames = make_clips(1, frames=FRAMES)[0]["frames"].numpy()
-    sam = OnnxSam2(folder, 1)
     rules = copy.deepcopy(sam.bundle)
 
     def run():
@@ -202,7 +203,8 @@ def test_openvino_follows_as_onnxruntime(folder):
 def quantized():
     """All families, 8 bits."""
     recipe = {"name": "rtn", "cag": True, "hluq": True, "lnq": True, "w_bits": 8, "a_bits": 8}
-    return quantized_by_guess(make_sam2(), Recipe.from_config(recipe))
+    shape = {**SMALL_SAM2, "stages": [1, 1, 1, 1], "global_att_blocks": [2], "memory_layers": 1}
+    return quantized_by_guess(make_sam2(shape), Recipe.from_config(recipe))
 
 
 @pytest.mark.parametrize("style", [pytest.param("exact", marks=pytest.mark.slow), "deploy"])
@@ -233,7 +235,9 @@ def test_rotation_by_sines_is_that_by_complex_numbers(unrotated, grids):
     assert all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(own, rotate(q, q, 0, 100.0, False), strict=True))
 
 
-@given(st.tuples(*[st.integers(1, 40)] * 4), st.booleans(), st.integers(0, 2**31))
+# PyTorch 2.5 repeats the first pixel of an axis where the other has one, with antialiasing
+@settings(max_examples=40)
+@given(st.tuples(*[st.integers(2, 40)] * 4), st.booleans(), st.integers(0, 2**31))
 def test_resizing_is_that_of_pytorch(sizes, antialias, seed):
     height, width, new_height, new_width = sizes
     x = np.random.default_rng(seed).normal(size=(2, height, width)).astype(np.float32)
@@ -248,14 +252,13 @@ def test_bfloat16_is_that_of_pytorch(values):
     assert np.array_equal(as_bfloat16(x), torch.from_numpy(x).bfloat16().float().numpy())
 
 
-def test_frames_are_prepared_as_for_the_predictor(folder):
+def test_frames_are_prepared_as_for_the_predictor(driver):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (50, 70, 3), dtype=np.uint8), rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)]
-    sam = OnnxSam2(folder, 1)
     for image in images:
-        assert np.array_equal(sam.prepare(image)[0], prepare_frames([image], 64)[0].numpy())
+        assert np.array_equal(driver.prepare(image)[0], prepare_frames([image], 64)[0].numpy())
     with pytest.raises(ValueError, match=r"a frame must be \(H, W, 3\) uint8 RGB, or \(3, 64, 64\) float32 .*got"):
-        sam.prepare(np.zeros((64, 64, 3), np.float32))
+        driver.prepare(np.zeros((64, 64, 3), np.float32))
 
 
 def test_videos_need_no_pytorch(folder):
@@ -277,7 +280,7 @@ assert [(n, x.shape) for n, x in video.propagate()] == [(0, (1, 48, 64)), (1, (1
     assert run.returncode == 0, run.stderr
 
 
-def test_errors(model, folder, tmp_path):
+def test_errors(model, folder, driver, tmp_path):
     other = copy.deepcopy(model)
     other.fill_hole_area = 8
     with pytest.raises(ValueError, match="got fill_hole_area=8: build it without post-processing"):
@@ -290,7 +293,7 @@ def test_errors(model, folder, tmp_path):
         ValueError, match=r"its format is 'ahcq_plugin.bundle.sam2/1', this reads 'ahcq_plugin.bundle/1'"
     ):
         OnnxSam(folder)
-    video = Video(OnnxSam2(folder, 1), [np.zeros((8, 8, 3), np.uint8)])
+    video = Video(driver, [np.zeros((8, 8, 3), np.uint8)])
     with pytest.raises(RuntimeError, match="no object to follow: call prompt first"):
         next(video.propagate())
     box, mask = np.zeros(4), np.zeros((8, 8), bool)
