@@ -17,7 +17,7 @@ pytest.importorskip("sam2")
 from ahcq_plugin import quantize, save_quantized
 from ahcq_plugin.export import OnnxSam2, export_onnx
 from ahcq_plugin.export.onnx_bundle import read_bundle
-from ahcq_plugin.studies.onnx_video_parity import PARTS, follow, overlaps_of, generated_clips, measure_videos
+from ahcq_plugin.studies.onnx_video_parity import PARTS, follow, generated_clips, measure_videos, overlaps_of
 from ahcq_plugin.zoo.sam2 import build_sam2
 from ahcq_plugin.zoo.segment import prepare_frames
 from ahcq_plugin.zoo.track import clip_forward
