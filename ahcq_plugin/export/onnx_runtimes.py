@@ -23,7 +23,7 @@ def open_graph(path: str | Path, runtime: str = "onnxruntime", threads: int = 0)
         threads: within an operator; 0: as many as the runtime likes.
 
     Raises:
-        ValueError: another runtime.
+        ValueError: another runtime, or a graph that OpenVINO does not take.
         ModuleNotFoundError: the runtime is not installed.
     """
     if runtime not in RUNTIMES:
@@ -51,7 +51,12 @@ def _openvino(path: str, threads: int) -> Graph:
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
-    request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
+    try:
+        request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
+    except RuntimeError as error:
+        raise ValueError(
+            f"OpenVINO does not take {path} ({str(error).strip().splitlines()[-1]}): use style 'deploy', or onnxruntime"
+        ) from error
 
     def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         found = request.infer(dict(inputs))

@@ -148,9 +148,16 @@ def test_prompts_memories_and_masks_are_those_of_the_predictor(with_options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("with_options", ["others"], indirect=True)
-def test_every_rule_of_the_json_matters(with_options):
-    """One rule changed, and logits are others: the test above would notice."""
+@pytest.mark.parametrize(
+    ("with_options", "untouched"),
+    [
+        ("others", {"of_prompted_frames", "of_tracked_frames", "points", "pointer_of_chosen"}),  # all are unstable
+        ("as published", {"prompted_frames", "pointers", "times_have_signs"}),
+    ],
+    indirect=["with_options"],
+)
+def test_every_rule_of_the_json_matters(with_options, untouched):
+    """One rule changed, and logits are others: the test above would notice. No rule is untouched by both scripts."""
     _, sam = with_options
     frames = make_clips(1, frames=FRAMES)[0]["frames"].numpy()
     rules = copy.deepcopy(sam.bundle)
@@ -171,8 +178,7 @@ def test_every_rule_of_the_json_matters(with_options):
             sam.bundle[section][name] = changed
             if not isinstance(value, str) and worst(run(), right) <= 2 * LIMIT:
                 same.append(name)
-    # what the script's clicks do not reach with these options
-    assert set(same) <= {"of_prompted_frames", "pointer_of_chosen", "points", "of_tracked_frames"}, same
+    assert set(same) <= untouched, same
 
 
 @pytest.mark.slow
@@ -203,8 +209,7 @@ def test_openvino_follows_as_onnxruntime(folder):
 def quantized():
     """All families, 8 bits."""
     recipe = {"name": "rtn", "cag": True, "hluq": True, "lnq": True, "w_bits": 8, "a_bits": 8}
-    shape = {**SMALL_SAM2, "stages": [1, 1, 1, 1], "global_att_blocks": [2], "memory_layers": 1}
-    return quantized_by_guess(make_sam2(shape), Recipe.from_config(recipe))
+    return quantized_by_guess(make_sam2({**SMALL_SAM2, "memory_layers": 1}), Recipe.from_config(recipe))
 
 
 @pytest.mark.parametrize("style", [pytest.param("exact", marks=pytest.mark.slow), "deploy"])
@@ -219,6 +224,9 @@ def test_quantized_graphs_compute_what_the_model_does_in_pytorch(style, quantize
     found = np.stack([logits for _, logits in sam.track(clip["frames"].numpy(), clip["masks"].numpy())])[1:]
     error = float((torch.from_numpy(found) - wanted).norm() / wanted.norm())
     assert 0 < error < 0.01, error
+    if style == "exact":  # of 2026.4: it has no groups of channels in a tensor whose sizes are free
+        with pytest.raises(ValueError, match=r"OpenVINO does not take .*memory_attention.*use style 'deploy', or onnx"):
+            OnnxSam2(tmp_path, 1, "openvino")
 
 
 @pytest.mark.parametrize("unrotated", [0, 3])
