@@ -95,6 +95,7 @@ def test_export_and_hls(tiny_sam, tiny_items, tmp_path, monkeypatch) -> None:
     assert names["qsam"] is not tiny_sam and (tmp_path / "quantized.safetensors").is_file()
     names = run(source, sam=tiny_sam, batches=tiny_items, box_forward=box_forward, codes=codes)
     assert names["masks"].shape == (3, 48, 64) and (tmp_path / "bundle" / "bundle.json").is_file()
+    assert names["frame"] == 2 and names["shown"].shape == (1, 48, 64)
     assert names["result"].output.shape == (3, 96) and sorted(tmp_path.glob("onnx/*.onnx"))
     x = torch.rand(1, 64).numpy()
     project = run(code("docs/hls.md"), torch=torch, spec=names["spec"], x=x)

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bundle.json``: all that a program needs to know to run the two graphs of a SAM on images, beside the graphs."""
+"""``bundle.json``: all that a program needs to know to run the graphs beside it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from ahcq_plugin.support.files import write_json
 
-FORMAT = "ahcq_plugin.bundle/1"
+if TYPE_CHECKING:
+    from torch import nn  # who runs graphs needs no PyTorch
+
+FORMAT, SAM2_FORMAT = "ahcq_plugin.bundle/1", "ahcq_plugin.bundle.sam2/1"
 ENCODER_FILE, DECODER_FILE, BUNDLE_FILE = "image_encoder.onnx", "mask_decoder.onnx", "bundle.json"
+MEMORY_ATTENTION_FILE, MEMORY_ENCODER_FILE = "memory_attention.onnx", "memory_encoder.onnx"
 
 
 def write_bundle(sam: nn.Module, path: str | Path, style: str) -> None:
@@ -48,8 +50,8 @@ def write_bundle(sam: nn.Module, path: str | Path, style: str) -> None:
     write_json(content, folder / BUNDLE_FILE)
 
 
-def read_bundle(path: str | Path) -> dict[str, Any]:
-    """The JSON of a folder.
+def read_bundle(path: str | Path, formats: Sequence[str] = (FORMAT, SAM2_FORMAT)) -> dict[str, Any]:
+    """The JSON of a folder, of one of the formats.
 
     Raises:
         FileNotFoundError: the folder has none.
@@ -58,8 +60,11 @@ def read_bundle(path: str | Path) -> dict[str, Any]:
     file = Path(path) / BUNDLE_FILE
     content = json.loads(file.read_text(encoding="utf-8"))
     found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        raise ValueError(f"{file}: its format is {found!r}, this reads {FORMAT!r}: export the model again")
+    if found not in formats:
+        raise ValueError(
+            f"{file}: its format is {found!r}, this reads {' or '.join(map(repr, formats))}: OnnxSam reads {FORMAT!r}, "
+            f"OnnxSam2 {SAM2_FORMAT!r}; of an older version export the model again"
+        )
     return content
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A SAM as two ONNX graphs, image encoder and prompt decoder, with the JSON that says how to use them."""
+"""A SAM as two ONNX graphs, a SAM 2 as four, with the JSON that says how to use them; any model as one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ahcq_plugin.export.convert import check_frozen
-from ahcq_plugin.export.onnx_bundle import DECODER_FILE, ENCODER_FILE, write_bundle
+from ahcq_plugin.export.onnx_bundle import write_bundle
 from ahcq_plugin.export.onnx_deploy import DeployLinear, DequantizedWeight, deploy_quantizer, scale_products
 from ahcq_plugin.export.onnx_int4 import INT4_BITS, pack_weights
+from ahcq_plugin.export.onnx_parts import sam_parts
 from ahcq_plugin.export.onnx_quantizers import StoredWeight, onnx_quantizer
+from ahcq_plugin.export.onnx_sam2_bundle import write_sam2_bundle
+from ahcq_plugin.export.onnx_sam2_parts import check_sam2, is_sam2, sam2_parts
 from ahcq_plugin.export.onnx_symbolic import mended_symbolics
 from ahcq_plugin.graph.units import prepared_units
 from ahcq_plugin.ptq.prepared import is_weight, quantizers, weight_layers
@@ -27,45 +30,6 @@ from ahcq_plugin.quantizers import QuantLinear
 from ahcq_plugin.support.files import replacing
 
 OPSET = 17
-
-
-class PromptDecoder(nn.Module):
-    """Prompt encoder and mask decoder of a SAM with the inputs of SAM's own ONNX decoder, so that one graph serves all
-    prompts: labels choose the embedding of a point, and a mask is weighted by ``has_mask_input``."""
-
-    def __init__(self, sam: nn.Module):
-        super().__init__()
-        self.prompt_encoder, self.mask_decoder = sam.prompt_encoder, sam.mask_decoder
-
-    def forward(
-        self,
-        image_embeddings: Tensor,
-        point_coords: Tensor,
-        point_labels: Tensor,
-        mask_input: Tensor,
-        has_mask_input: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Shapes as ``export_onnx`` says; the masks of all tokens, (N, tokens, h, w), and their predicted IoU."""
-        return self.mask_decoder.predict_masks(
-            image_embeddings=image_embeddings,
-            image_pe=self.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=self._points(point_coords, point_labels),
-            dense_prompt_embeddings=self._mask(mask_input, has_mask_input),
-        )
-
-    def _points(self, coords: Tensor, labels: Tensor) -> Tensor:
-        encoder, labels = self.prompt_encoder, labels[..., None]
-        # of a pixel the centre
-        found = encoder.pe_layer.forward_with_coords(coords + 0.5, encoder.input_image_size)
-        found = torch.where(labels == -1, encoder.not_a_point_embed.weight, found)
-        for label, embedding in enumerate(encoder.point_embeddings):
-            found = torch.where(labels == label, found + embedding.weight, found)
-        return found
-
-    def _mask(self, mask: Tensor, given: Tensor) -> Tensor:
-        encoder = self.prompt_encoder
-        none = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        return torch.where(given.reshape(-1, 1, 1, 1) > 0, encoder.mask_downscaling(mask), none)
 
 
 @torch.no_grad()
@@ -77,13 +41,13 @@ def export_onnx(
     style: str = "exact",
     int4: bool = False,
 ) -> None:
-    """Write a SAM as a folder of two graphs and ``bundle.json``, or any model as one file.
+    """Write a SAM, or a SAM 2, as a folder of graphs and ``bundle.json``, or any model as one file.
 
     Args:
         qmodel: frozen; with ``style="float"`` not quantized.
         path: a folder; with ``args`` the file.
         args: what ``qmodel`` is called with, positional; sizes stay those of these tensors but for ``dynamic``. None:
-            ``qmodel`` is a SAM.
+            ``qmodel`` is a SAM or a SAM 2.
         dynamic: input -> axis -> name, of sizes that may change; inputs are called as the parameters of ``forward``.
         style: ``exact``: the graphs compute in float32 what the fake-quantized model does; ``deploy``: QDQ with one
             scale a tensor and int8 weights, which runtimes execute on integers (:mod:`.onnx_deploy`); ``float``: the
@@ -94,14 +58,15 @@ def export_onnx(
     Inputs and outputs of a SAM, float32: ``image`` (1, 3, S, S) -> ``image_embeddings``; ``image_embeddings``,
     ``point_coords`` (N, P, 2) x, y in pixels of the input, ``point_labels`` (N, P): 0 background, 1 foreground, 2 and 3
     the corners of a box, -1 none, ``mask_input`` (1 or N, 1, h, w) logits, ``has_mask_input`` (1,) 0 or 1 -> ``masks``
-    (N, T, h, w) logits and ``iou_predictions`` (N, T) of all T mask tokens; any N, P.
+    (N, T, h, w) logits and ``iou_predictions`` (N, T) of all T mask tokens; any N, P. Those of a SAM 2 stand in
+    ``docs/export.md``.
 
     Raises:
         SpecError: the model is not frozen.
         ModuleNotFoundError: the package onnx is not installed.
-        AttributeError: without ``args``, the model is not a SAM.
+        AttributeError: without ``args``, the model is neither.
         ValueError: ``dynamic`` names no input; an unknown style; ``int4`` without ``deploy`` or without weights of at
-            most 4 bits; ``float`` of a quantized model.
+            most 4 bits; ``float`` of a quantized model; a SAM 2 that its driver could not follow.
     """
     if importlib.util.find_spec("onnx") is None:
         raise ModuleNotFoundError("ONNX export needs the packages onnx, onnxruntime: pip install 'ahcq_plugin[onnx]'")
@@ -113,20 +78,13 @@ def export_onnx(
             raise ValueError(f"`dynamic` names inputs that are none: {unknown}; inputs: {names}")
         write(prepare(qmodel), args, Path(path), names, [], {k: dict(v) for k, v in (dynamic or {}).items()})
         return
+    of_videos = is_sam2(qmodel)
+    if of_videos:
+        check_sam2(qmodel)
     prepared = prepare(qmodel)
-    side, device = prepared.image_encoder.img_size, next(prepared.parameters()).device
-    image = torch.zeros(1, 3, side, side, device=device)
-    embeddings = prepared.image_encoder(image)
-    write(prepared.image_encoder, (image,), Path(path) / ENCODER_FILE, ["image"], ["image_embeddings"], {})
-    mask = torch.zeros(1, 1, *prepared.prompt_encoder.mask_input_size, device=device)
-    points = torch.tensor([[[0.0, 0.0], [side / 2, side / 2]]] * 2, device=device)
-    prompts = points, torch.tensor([[2.0, 3.0]] * 2, device=device), mask, torch.zeros(1, device=device)
-    inputs = list(inspect.signature(PromptDecoder.forward).parameters)[1:]
-    outputs = ["masks", "iou_predictions"]
-    sizes = {name: {0: "prompts", 1: "points"} for name in ("point_coords", "point_labels")}
-    sizes |= {name: {0: "prompts"} for name in outputs} | {"mask_input": {0: "mask_inputs"}}
-    write(PromptDecoder(prepared), (embeddings, *prompts), Path(path) / DECODER_FILE, inputs, outputs, sizes)
-    write_bundle(qmodel, path, style)
+    for part in sam2_parts(prepared) if of_videos else sam_parts(prepared):
+        write(part.module, part.args, Path(path) / part.file, part.inputs, part.outputs, part.dynamic)
+    (write_sam2_bundle if of_videos else write_bundle)(qmodel, path, style)
 
 
 def _maker(model: nn.Module, style: str, int4: bool) -> Callable[[nn.Module], nn.Module]:

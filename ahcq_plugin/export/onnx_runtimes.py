@@ -24,7 +24,7 @@ def open_graph(path: str | Path, runtime: str = "onnxruntime", threads: int = 0,
         precision: for OpenVINO, ``bf16`` allows it bfloat16 in the place of float32, where the processor has it.
 
     Raises:
-        ValueError: another runtime.
+        ValueError: another runtime, or a graph that OpenVINO does not take.
         ModuleNotFoundError: the runtime is not installed.
     """
     if runtime not in RUNTIMES:
@@ -52,7 +52,12 @@ def _openvino(path: str, threads: int, precision: str) -> Graph:
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
-    request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
+    try:
+        request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
+    except RuntimeError as error:
+        raise ValueError(
+            f"OpenVINO does not take {path} ({str(error).strip().splitlines()[-1]}): use style 'deploy', or onnxruntime"
+        ) from error
 
     def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         found = request.infer(dict(inputs))

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ahcq_plugin.export.onnx_bundle import DECODER_FILE, ENCODER_FILE, read_bundle
+from ahcq_plugin.export.onnx_bundle import DECODER_FILE, ENCODER_FILE, FORMAT, read_bundle
+from ahcq_plugin.export.onnx_resize import resize_bilinear
 from ahcq_plugin.export.onnx_runtimes import open_graph
 
 
@@ -28,7 +29,7 @@ class OnnxSam:
     """
 
     def __init__(self, path: str | Path, threads: int = 0, runtime: str = "onnxruntime"):
-        self.bundle = read_bundle(path)
+        self.bundle = read_bundle(path, [FORMAT])
         self.side = int(self.bundle["preprocessing"]["image_size"])
         self.encoder, self.decoder = (
             open_graph(Path(path) / name, runtime, threads) for name in (ENCODER_FILE, DECODER_FILE)
@@ -141,19 +142,3 @@ class OnnxSam:
         masks = resize_bilinear(square, self.size)
         threshold = self.bundle["postprocessing"]["mask_threshold"]
         return (masks if return_logits else masks > threshold), quality[0], logits[0]
-
-
-def resize_bilinear(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(..., h, w) float32 to (..., H, W), half-pixel centres, no antialiasing, as torch does."""
-    rows, columns = (_weights(old, new) for old, new in zip(x.shape[-2:], size, strict=True))
-    return rows @ x @ columns.T
-
-
-def _weights(old: int, new: int) -> np.ndarray:
-    """(new, old) float32: the share of every old pixel in a new one, at most two of them."""
-    place = np.maximum((np.arange(new) + 0.5) * (old / new) - 0.5, 0)
-    low = np.minimum(place.astype(int), old - 1)
-    weights = np.zeros((new, old), np.float32)
-    np.add.at(weights, (np.arange(new), low), 1 - (place - low))
-    np.add.at(weights, (np.arange(new), np.minimum(low + 1, old - 1)), place - low)
-    return weights

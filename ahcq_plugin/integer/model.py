@@ -4,25 +4,27 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 
-from ahcq_plugin.export.convert import activation_operand, patches_of, weight_operand
+from ahcq_plugin.export.convert import activation_operand, check_frozen, patches_of, weight_operand
 from ahcq_plugin.export.matmul import Unsupported, check_supported
-from ahcq_plugin.export.operands import SpecError, UniformOperand
+from ahcq_plugin.export.operands import Activation, PerHeadOperand, SpecError, UniformOperand
 from ahcq_plugin.export.sites import Site, find_sites
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.graph.allowed import is_left
 from ahcq_plugin.graph.ops import GraphIndex
 from ahcq_plugin.graph.positions import exception_of
 from ahcq_plugin.integer.encoder import Encoder
+from ahcq_plugin.integer.heads import PerHeadEncoder, PerHeadProduct
 from ahcq_plugin.integer.layers import IntegerConv2d, IntegerGroupedConv2d, IntegerLinear
 from ahcq_plugin.integer.products import IntegerProduct
 from ahcq_plugin.integer.rewrite import Rewriter
-from ahcq_plugin.quantizers import FakeQuantize
+from ahcq_plugin.quantizers import FakeQuantize, UniformFakeQuantize
 
 #: How weights are kept: packed beside the form that is multiplied with, made at first use; or packed alone.
 MEMORY = ("fast", "low")
@@ -65,15 +67,10 @@ def integer_unit(unit: fx.GraphModule, name: str = "", memory: str = "fast") -> 
     for node in unit.graph.nodes:
         quantizer = index.module(node)
         if isinstance(quantizer, FakeQuantize):
-            operand = activation_operand(quantizer)
-            levels = None
-            if operand.family in ("hluq", "table"):
-                levels = quantizer.decode(torch.arange(2**quantizer.bits, device=quantizer.scale.device))
-            tensor = str(node.target).removesuffix("_post_act_fake_quantizer")
-            modules[node.name] = Encoder(operand, levels, tensor).to(quantizer.scale.device)
+            modules[node.name] = _encoder(quantizer, str(node.target)).to(quantizer.scale.device)
     for site in sites:
         try:
-            modules[site.node.name] = _matmul(unit, site, memory == "fast").to(next(unit.parameters()).device)
+            modules[site.node.name] = _matmul(unit, site, memory == "fast", modules).to(next(unit.parameters()).device)
         except SpecError as error:
             raise type(error)(f"unit '{name}', node '{site.node.name}': {error}") from None
     for node in unit.graph.nodes:
@@ -87,20 +84,45 @@ def integer_unit(unit: fx.GraphModule, name: str = "", memory: str = "fast") -> 
     return rewritten
 
 
-def _matmul(unit: fx.GraphModule, site: Site, keep: bool) -> nn.Module:
-    left = activation_operand(unit.get_submodule(site.left.quantizer.target))
+def _encoder(quantizer: FakeQuantize, target: str) -> Encoder:
+    """What encodes in a quantizer's place."""
+    tensor, levels = target.removesuffix("_post_act_fake_quantizer"), None
+    if isinstance(quantizer, UniformFakeQuantize) and quantizer.scale.numel() > 1:
+        check_frozen(quantizer)
+        scales, zero_points = (t.detach().cpu().numpy() for t in (quantizer.scale, quantizer.zero_point))
+        grids = PerHeadOperand(quantizer.bits, scales.astype(np.float32), zero_points.astype(np.int64))
+        return PerHeadEncoder(grids, quantizer.ch_axis, tensor)
+    operand = activation_operand(quantizer)
+    if operand.family in ("hluq", "table"):
+        levels = quantizer.decode(torch.arange(2**quantizer.bits, device=quantizer.scale.device))
+    return Encoder(operand, levels, tensor)
+
+
+def _matmul(unit: fx.GraphModule, site: Site, keep: bool, coders: Mapping[str, nn.Module]) -> nn.Module:
     if site.layer is None:
-        right = activation_operand(unit.get_submodule(site.right.quantizer.target))
-        if not isinstance(right, UniformOperand):
+        left, right = (_factor(unit, source.quantizer, coders) for source in (site.left, site.right))
+        if not isinstance(right, UniformOperand | PerHeadOperand):
             raise Unsupported(f"the right operand must be uniform, got {right.family}")
         check_supported(site.kind, left, right, None)
-        return IntegerProduct(left, right)
+        per_head = any(isinstance(operand, PerHeadOperand) for operand in (left, right))
+        return (PerHeadProduct if per_head else IntegerProduct)(left, right)
+    left = activation_operand(unit.get_submodule(site.left.quantizer.target))
     layer, weight, patches = site.layer, weight_operand(site.layer), patches_of(site.layer)
     bias = _bias(layer, len(weight.codes))
     check_supported("linear", left, weight, patches)
     if patches is None:
         return IntegerLinear(left, weight, bias, keep)
     return (IntegerConv2d if patches.groups == 1 else IntegerGroupedConv2d)(left, weight, bias, patches, keep)
+
+
+def _factor(unit: fx.GraphModule, quantizer: fx.Node, coders: Mapping[str, nn.Module]) -> Activation:
+    """The operand of a product of activations; of one that is per head the grids by label."""
+    coder = coders[quantizer.name]
+    return (
+        coder.operand()
+        if isinstance(coder, PerHeadEncoder)
+        else activation_operand(unit.get_submodule(str(quantizer.target)))
+    )
 
 
 def _bias(layer: nn.Module, n: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ahcq_plugin.export.matmul import zeros_of
-from ahcq_plugin.export.operands import Activation, TableOperand, UniformOperand, top
+from ahcq_plugin.export.operands import Activation, PerHeadOperand, TableOperand, UniformOperand, top
 from ahcq_plugin.integer.backends import backend_for
 from ahcq_plugin.integer.forms import Forms
 from ahcq_plugin.integer.lanes import Lane, Pass, make_lanes
@@ -18,8 +18,8 @@ class IntegerProduct(Forms):
     """``acc = ((P - zero_b * A) - zero_a * B) + k * zero_a * zero_b``, then ``f(acc) * scale``.
 
     Left codes (..., m, k) and right codes (..., k, n), uint8, give float32 (..., m, n). Scale and zero points may
-    differ between heads: vectors of h elements, h dividing the product of the leading axes, the last of which are the
-    heads.
+    differ between heads: vectors of h elements, h dividing the product of the leading axes. As in the golden model
+    product i, counted over these in C order, is of head i % h.
 
     Attributes:
         family: of the left operand.
@@ -28,15 +28,16 @@ class IntegerProduct(Forms):
         scale: float32 (1,) or (h,), the product of both scales.
     """
 
-    def __init__(self, left: Activation, right: UniformOperand):
+    def __init__(self, left: Activation, right: UniformOperand | PerHeadOperand):
         super().__init__()
         self.family, self.left_bits, self.right_bits = left.family, left.bits, right.bits
-        self._left = left
-        unit = left.unit if isinstance(left, TableOperand) else left.scale
+        # digits of codes are the same for all heads
+        self._left = UniformOperand(left.bits, np.float32(1), 0) if isinstance(left, PerHeadOperand) else left
         zeros = zeros_of(left), zeros_of(right)
         self.register_buffer("left_zero", torch.from_numpy(np.atleast_1d(zeros[0]).astype(np.int64)))
         self.register_buffer("right_zero", torch.from_numpy(np.atleast_1d(zeros[1]).astype(np.int64)))
-        self.register_buffer("scale", torch.from_numpy(np.atleast_1d(unit * right.scale).astype(np.float32)))
+        self.register_buffer("scale", torch.from_numpy(np.atleast_1d(_scale(left) * _scale(right)).astype(np.float32)))
+        self.heads = max(map(len, (self.left_zero, self.right_zero, self.scale)))
 
     @torch.compiler.disable
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
@@ -46,6 +47,8 @@ class IntegerProduct(Forms):
                 f"leading axes of the operands differ: {tuple(left.shape)} and {tuple(right.shape)}; expand them"
             )
         left, right = (codes.reshape(-1, *codes.shape[-2:]) for codes in (left, right))
+        if len(left) % self.heads:
+            raise ValueError(f"{len(left)} products cannot be shared out to {self.heads} heads")
         return backend_for(left).product(self, left, right).view(shape)
 
     def lane(self, k: int) -> Lane:
@@ -71,3 +74,9 @@ class IntegerProduct(Forms):
 
     def extra_repr(self) -> str:
         return f"{self.family}, bits={self.left_bits} x {self.right_bits}"
+
+
+def _scale(operand: Activation | PerHeadOperand) -> np.float32 | np.ndarray:
+    if isinstance(operand, PerHeadOperand):
+        return operand.scales
+    return operand.unit if isinstance(operand, TableOperand) else operand.scale

@@ -17,6 +17,7 @@ from ahcq_plugin.graph.unit import Unit, block_class, keep_attributes
 from ahcq_plugin.integer.encoder import Decoder, Encoder
 from ahcq_plugin.integer.encoding import encode_outputs
 from ahcq_plugin.integer.fusing import fuse_attention, fuse_mlp, fuse_sums, reads_rows
+from ahcq_plugin.integer.heads import HeadLabels, PerHeadEncoder, PerHeadProduct
 
 _CASTS = frozenset({"to", "type", "type_as", "float", "half", "bfloat16", "double"})
 _SIZES = frozenset({"size", "dim", "numel"})
@@ -42,6 +43,7 @@ class Rewriter:
         self.graph = fx.Graph()
         self.values: dict[fx.Node, fx.Node] = {}
         self.codes: dict[fx.Node, fx.Node] = {}
+        self.labels: dict[fx.Node, fx.Node] = {}  # of operands with parameters of their own for each head
 
     def run(self) -> fx.GraphModule:
         """The unit on integers; float modules and tensors in it are shared with ``unit``."""
@@ -70,6 +72,8 @@ class Rewriter:
         if isinstance(module, Encoder):
             codes = self._call(f"{module.name}_codes", module, (self._value(node.all_input_nodes[0]),), targets)
             self.codes[node] = codes
+            if isinstance(module, PerHeadEncoder):
+                self.labels[node] = self._call(f"{module.name}_heads", HeadLabels(module), (codes,), targets)
             self.values[node] = self._call(f"{module.name}_levels", Decoder(module), (codes,), targets)
             return
         if node in self.steps:
@@ -90,14 +94,21 @@ class Rewriter:
     def _step(self, node: fx.Node, operand: OperandSource) -> None:
         """Codes behind a node between a quantizer and its operand; scalars are applied behind the product."""
         before = operand.path[operand.path.index(node) - 1] if node is not operand.path[0] else operand.quantizer
-        if node in operand.scalings or node.target in _CASTS:
-            self.codes[node] = self.codes[before]
-        else:
-            self.codes[node] = self.graph.node_copy(node, lambda n: self.codes[n] if n is before else self._value(n))
+        for carried in (self.codes, self.labels):
+            if before not in carried:
+                continue
+            if node in operand.scalings or node.target in _CASTS:
+                carried[node] = carried[before]
+            else:
+                moved = {**self.values, before: carried[before]}
+                carried[node] = self.graph.node_copy(node, moved.__getitem__)
 
     def _matmul(self, node: fx.Node, site: Site, targets: dict[str, Any]) -> fx.Node:
         operands = [operand for operand in (site.left, site.right) if operand is not None]
-        codes = tuple(self.codes[o.path[-1] if o.path else o.quantizer] for o in operands)
+        ends = [o.path[-1] if o.path else o.quantizer for o in operands]
+        codes: tuple[fx.Node | None, ...] = tuple(self.codes[end] for end in ends)
+        if isinstance(self.modules[node.name], PerHeadProduct):
+            codes += tuple(self.labels.get(end) for end in ends)
         target = node.target if site.layer is not None else f"{node.name}_product"
         out = self._call(str(target), self.modules[node.name], codes, targets)
         for operand in operands:

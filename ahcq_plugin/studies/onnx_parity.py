@@ -49,6 +49,20 @@ class Parity:
         """Plain values, for JSON."""
         return asdict(self)
 
+    def lines(self) -> list[str]:
+        """The row of a table in Markdown."""
+        pairs = (self.encoder, self.encoder_fp, self.decoder, self.decoder_fp)
+        times = [f"{least:.1f} / {half:.1f}" for least, half in pairs]
+        encoder = f"{times[0]} | {times[1]} | {self.encoder_ratio:.2f}"
+        decoder = f"{times[2]} | {times[3]} | {self.decoder_ratio:.2f} | {self.boxes}"
+        return [f"| {self.runtime} | {self.iou:.3f} ({self.least_iou:.3f}) | {encoder} | {decoder} |"]
+
+
+TITLES = (
+    "| runtime | IoU to PyTorch (least) | encoder ms, least / median | FP32 | ratio | decoder ms | FP32 | ratio | "
+    "boxes |\n|---|---|---|---|---|---|---|---|---|"
+)
+
 
 def measure(
     qmodel: nn.Module,

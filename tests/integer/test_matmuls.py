@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ahcq_plugin.export import golden
 from ahcq_plugin.export.interpret import cut_patches
-from ahcq_plugin.export.matmul import Patches, accumulator_range, signed_bits
+from ahcq_plugin.export.matmul import Patches, accumulator_range, heads_of, signed_bits
 from ahcq_plugin.export.operands import UniformOperand
 from ahcq_plugin.integer import use_backend
 from ahcq_plugin.integer.digits import INT32_TOP, split
@@ -25,7 +25,7 @@ from ahcq_plugin.integer.lanes import make_lanes, product_count
 from ahcq_plugin.integer.layers import IntegerConv2d, IntegerGroupedConv2d, IntegerLinear
 from ahcq_plugin.integer.packed import PackedWeight, unpack_codes
 from ahcq_plugin.integer.products import IntegerProduct
-from tests.export.specs import LEFT_FAMILIES, make_left, make_linear, make_product, make_scale, make_weight
+from tests.export.specs import LEFT_FAMILIES, PRODUCTS, make_left, make_linear, make_product, make_scale, make_weight
 from tests.integer.cases import BACKENDS, agq_operand, lnq_operand
 
 SIZES = st.integers(1, 70)
@@ -75,7 +75,7 @@ def test_linear(backend, family, bits, w_bits, m, k, n, seed, extreme, keep) -> 
 @pytest.mark.parametrize("backend", BACKENDS)
 @hypothesis_settings(max_examples=60)
 @given(
-    kind_and_family=st.sampled_from([("qk", "uniform"), ("av", "uniform"), ("av", "table")]),
+    families=st.sampled_from([*PRODUCTS, ("av", "uniform", "uniform")]),
     bits=st.integers(2, 8),
     batch=st.integers(0, 4),
     m=st.integers(1, 20),
@@ -84,10 +84,11 @@ def test_linear(backend, family, bits, w_bits, m, k, n, seed, extreme, keep) -> 
     seed=st.integers(0, 2**31),
     extreme=st.booleans(),
 )
-def test_product(backend, kind_and_family, bits, batch, m, k, n, seed, extreme) -> None:
+def test_product(backend, families, bits, batch, m, k, n, seed, extreme) -> None:
     rng = np.random.default_rng(seed)
-    kind, family = kind_and_family
-    matmul = make_product(kind, family, bits, k, n, rng)
+    kind, left_family, right_family = families
+    matmul = make_product(kind, left_family, bits, k, n, rng, right_family)
+    batch *= heads_of(matmul.left, matmul.right)  # products of all heads
     shapes = (batch, m, k), ((batch, n, k) if kind == "qk" else (batch, k, n))
     draw = (lambda s: rng.choice([0, 2**bits - 1], s)) if extreme else (lambda s: rng.integers(0, 2**bits, s))
     assert_product(matmul, draw(shapes[0]), draw(shapes[1]), backend)
