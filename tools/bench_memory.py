@@ -7,7 +7,6 @@ import ctypes
 from functools import partial
 
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
 from ahcq_plugin.ptq import Recipe, calibrate, prepare, set_quantization
@@ -49,7 +48,7 @@ def measure(sam, boxes: int, device: str) -> dict[str, tuple[float, float, float
         ctypes.CDLL(None).malloc_trim(0)  # glibc: what was freed before does not hide what the step takes
         with stages("before", device):
             pass
-        with stages("step", device), saved_tensors_hooks(partial(note, kept), lambda t: t):
+        with stages("step", device), torch.autograd.graph.saved_tensors_hooks(partial(note, kept), lambda t: t):
             loss = sum(leaf.square().mean() for leaf in pytree.tree_leaves(unit(*args, **kwargs)))
             torch.autograd.grad(loss, learned, allow_unused=True)
         peak = stages.records["step"]["peak_bytes"] - stages.records["before"]["peak_bytes"]

@@ -13,6 +13,7 @@ from mmengine.config import Config
 
 from ahcq_plugin.mm import weights
 from ahcq_plugin.mm.weights import download, fetch, state_of, wanted
+from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.published import PUBLISHED_FILES, PublishedFile, damage
 from ahcq_plugin.zoo.sam import CHECKPOINTS
 
@@ -208,7 +209,9 @@ def test_the_tool_lists_and_checks(tmp_path, capsys, monkeypatch):
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["fetch_weights.py", "--folder", str(tmp_path), *arguments])
-        return tool.main(), capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run_tool(tool.main)
+        return end.value.code, capsys.readouterr()
 
     code, out = run("--list")
     assert code == 0 and all(entry.url in out.out for entry in PUBLISHED_FILES.values())

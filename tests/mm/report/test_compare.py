@@ -13,6 +13,7 @@ from ahcq_plugin import quantize
 from ahcq_plugin.mm.report import compare as module
 from ahcq_plugin.mm.report.compare import compare, draw, read_boxes
 from ahcq_plugin.ptq import Recipe, calibrate, freeze, prepare, save_checkpoint
+from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.sam import box_forward, build_sam
 from tests.conftest import TINY_SAM, make_tiny_sam
 
@@ -74,7 +75,9 @@ def test_the_tool_prints_overlaps_and_errors_in_a_line(runs, scenes, tmp_path, m
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["compare.py", *map(str, arguments)])
-        return tool.main(), capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run_tool(tool.main)
+        return end.value.code, capsys.readouterr()
 
     image, out = scenes / "images" / "000000.png", tmp_path / "c.png"
     code, text = run(image, *runs, "--box", "5,5,40,40", "--box", "1,2,30,30", "--out", out)
