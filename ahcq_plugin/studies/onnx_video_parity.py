@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ahcq_plugin.export import export_onnx
 from ahcq_plugin.export.compare import mask_overlap
 from ahcq_plugin.export.onnx_sam2 import OnnxSam2
-from ahcq_plugin.studies.inference_timing import in_turn
+from ahcq_plugin.studies.inference.timing import in_turn
 from ahcq_plugin.zoo.clips import render_clip
 from ahcq_plugin.zoo.segment import prepare_frames
 from ahcq_plugin.zoo.track import track

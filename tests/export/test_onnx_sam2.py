@@ -18,8 +18,6 @@ from torch.nn import functional as F
 from tests.conftest import ROOT, SMALL_SAM2, make_clips, make_sam2
 
 pytest.importorskip("sam2")
-from ahcq_plugin.studies.inference_timing import quantized_by_guess
-
 from ahcq_plugin.export import OnnxSam, OnnxSam2, Video, export_onnx
 from ahcq_plugin.export.onnx_bundle import BUNDLE_FILE, read_bundle
 from ahcq_plugin.export.onnx_graphs import deploy_model
@@ -29,6 +27,7 @@ from ahcq_plugin.export.onnx_sam2_memory import as_bfloat16
 from ahcq_plugin.export.onnx_sam2_parts import SineCosineRotation
 from ahcq_plugin.graph.untraceable import rotate
 from ahcq_plugin.ptq import Recipe
+from ahcq_plugin.studies.inference.timing import quantized_by_guess
 from ahcq_plugin.zoo.segment import prepare_frames
 from ahcq_plugin.zoo.track import clip_forward, start_state
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections import Counter
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ class Outcome:
 def judge(ended: Ended) -> tuple[str, str]:
     """(outcome, what was said)."""
     lines = [line.strip() for line in ended.text.splitlines() if line.strip()]
-    errors = [line for line in lines if "error: " in line]
+    errors = [line for line in lines if re.match(r"(\S+: )?error: ", line)]  # libraries may say more
     said = (errors or lines or ["nothing"])[-1][:300]
     if ended.signal in (signal.SIGXCPU, signal.SIGKILL, signal.SIGALRM):
         return "hang", said

@@ -53,6 +53,18 @@ def read_boxes(annotations: str | Path, image: str | Path) -> Tensor:
     return torch.tensor(boxes, dtype=torch.float32)
 
 
+def _check_boxes(boxes: Tensor, size: tuple[int, int]) -> None:
+    """ValueError for a box without area, or with none of it in an image of ``size`` (height, width)."""
+    corner = torch.tensor([size[1], size[0]])
+    for box in boxes:
+        low, high = box[:2].clamp(min=0), torch.minimum(box[2:], corner)
+        if not (box.isfinite().all() and (high > low).all()):
+            raise ValueError(
+                f"the box {', '.join(f'{number:g}' for number in box.tolist())} has no area in an image of {size[1]} x "
+                f"{size[0]} pixels: give x0,y0,x1,y1 with x0 < x1, y0 < y1"
+            )
+
+
 def compare(
     image_path: str | Path,
     boxes: Tensor,
@@ -73,6 +85,7 @@ def compare(
     image = read_rgb(image_path) if Path(image_path).is_file() else None
     if image is None:
         raise FileNotFoundError(f"no image {image_path}")
+    _check_boxes(boxes, image.shape[:2])
     quantized = [read_checkpoint(path) for path in checkpoints]
     names = {name_of_state(checkpoint.state) for checkpoint in quantized}
     if len(names) != 1:

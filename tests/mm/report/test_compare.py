@@ -84,6 +84,9 @@ def test_the_tool_prints_overlaps_and_errors_in_a_line(runs, scenes, tmp_path, m
     assert code == 0 and text.out.count("over 2 boxes") == 2 and out.is_file()
     for arguments, message in (
         ((image, runs[0], "--box", "1,2,3"), "--box must be four numbers"),
+        ((image, runs[0], "--box", "5,5,1,1"), "the box 5, 5, 1, 1 has no area"),
+        ((image, runs[0], "--box", "-9,-9,-5,-5"), "has no area in an image of"),
+        ((image, runs[0], "--box", "nan,1,9,9"), "the box nan, 1, 9, 9"),
         ((tmp_path / "no.png", runs[0], "--box", "1,2,3,4"), "no image"),
         ((image, tmp_path / "no.pth", "--box", "1,2,3,4"), "checkpoint not found"),
         ((image, tmp_path / "fp.pth", "--box", "1,2,30,40"), "is not a quantized checkpoint"),
