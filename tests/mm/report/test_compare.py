@@ -85,7 +85,7 @@ def test_the_tool_prints_overlaps_and_errors_in_a_line(runs, scenes, tmp_path, m
     for arguments, message in (
         ((image, runs[0], "--box", "1,2,3"), "--box must be four numbers"),
         ((image, runs[0], "--box", "5,5,1,1"), "the box 5, 5, 1, 1 has no area"),
-        ((image, runs[0], "--box", "-9,-9,-5,-5"), "has no area in an image of"),
+        ((image, runs[0], "--box=-9,-9,-5,-5"), "has no area in an image of"),
         ((image, runs[0], "--box", "nan,1,9,9"), "the box nan, 1, 9, 9"),
         ((tmp_path / "no.png", runs[0], "--box", "1,2,3,4"), "no image"),
         ((image, tmp_path / "no.pth", "--box", "1,2,3,4"), "checkpoint not found"),
