@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segment Anything models: the packaged ``sam_tiny``, its twin that is hard to quantize, the published sizes, any size given as a dict, and relatives.
+"""Segment Anything models: the packaged ``sam_tiny`` and its twin that is hard to quantize, the published sizes, any
+size given as a dict, and relatives.
 
 SAMs are of the classes of the ``segment_anything`` package, relatives of those of their own, so a model built here has
 the module names and the ``state_dict`` layout of the published code.
