@@ -30,7 +30,7 @@ from ahcq_plugin.zoo.invariances import (
     shift_stream,
 )
 
-LEAST = 1e-3  # of the mean range: channels that hardly vary are treated as if they varied so much
+LEAST = 1e-3  # of the mean range: channels that hardly vary are left, other data may have them at work
 
 
 @torch.no_grad()
@@ -52,8 +52,9 @@ def equalize(sam: nn.Module, items: Sequence[Any], forward: Forward) -> nn.Modul
             shift_keys(attention, -k.mean(0))
         width = key_width(attention)
         reach = (q.abs().amax(0), k.diff(dim=0)[0] / 2)
-        queries, keys = (_least(size.view(-1, width).amax(0)) for size in reach)
-        scale_queries(attention, (keys / queries).sqrt())
+        queries, keys = (size.view(-1, width).amax(0) for size in reach)
+        both = _varies(queries) & _varies(keys)
+        scale_queries(attention, torch.where(both, (keys / queries).sqrt(), 1.0))
     for number, layer in enumerate(sam.mask_decoder.transformer.layers):
         scale_relu_units(layer.mlp, _equal(ranges[f"layers.{number}.mlp"].amax(0)))
     return sam
@@ -87,8 +88,8 @@ def _measure(sam: nn.Module, items: Sequence[Any], forward: Forward) -> dict[str
 
 def _equal(sizes: Tensor) -> Tensor:
     """Factors that give all channels their mean size."""
-    return sizes.mean().clamp(min=1e-12) / _least(sizes)
+    return torch.where(_varies(sizes), sizes.mean() / sizes, 1.0)
 
 
-def _least(sizes: Tensor) -> Tensor:
-    return torch.maximum(sizes, LEAST * sizes.mean().clamp(min=1e-12))
+def _varies(sizes: Tensor) -> Tensor:
+    return sizes > LEAST * sizes.mean()

@@ -6,10 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ahcq_plugin.api import load_quantized, quantize, save_quantized
 from ahcq_plugin.studies.hardness import statistics
+from ahcq_plugin.zoo.checkpoints import default_checkpoint
 from ahcq_plugin.zoo.hard import SAM_TINY_HARD, Hardness, hard_config, harden, knobs, off
 from ahcq_plugin.zoo.invariances import attentions, decoder_streams, split_gelu_units
-from ahcq_plugin.zoo.sam import box_forward, build_sam
+from ahcq_plugin.zoo.items import scene_items
+from ahcq_plugin.zoo.predict import make_batch
+from ahcq_plugin.zoo.rebuild import built_as, rebuild, rebuild_from_state
+from ahcq_plugin.zoo.sam import box_forward, build_sam, name_of_state
 from tests.conftest import TINY_SAM, make_tiny_items, make_tiny_sam
 
 #: Knob -> the statistics of ``statistics`` that it raises.
@@ -46,7 +51,7 @@ def worst_difference(sam, twin, items) -> float:
     return worst
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 1000),
     strengths=st.fixed_dictionaries(
@@ -118,6 +123,42 @@ def test_the_config_of_a_hardened_model_builds_its_shapes(tiny_sam) -> None:
     empty = build_sam(hard_config(TINY_SAM, hardness), checkpoint=False)
     empty.load_state_dict(harden(tiny_sam, hardness).state_dict())
     assert hard_config(TINY_SAM, Hardness(channels=9.0)) == TINY_SAM
+
+
+def test_the_twin_of_the_package_has_its_masks_and_is_built_again_from_what_it_notes() -> None:
+    sam, twin = build_sam("sam_tiny"), build_sam("sam_tiny_hard")
+    scene = next(scene_items(1))
+    item = make_batch(sam, scene.image, scene.boxes)
+    with torch.no_grad():
+        wanted, found = (box_forward(model, item)[0] for model in (sam, twin))
+    assert float((wanted - found).abs().max() / wanted.abs().max()) < 1e-4  # float32
+    for empty in (rebuild(built_as(twin)), rebuild_from_state(twin.state_dict())):
+        assert name_of_state(empty.state_dict()) == "sam_tiny_hard"
+        empty.load_state_dict(twin.state_dict())
+    assert default_checkpoint("sam_tiny_hard") == default_checkpoint("sam_tiny")
+
+
+def test_weights_of_the_twin_are_read_from_a_file(tmp_path) -> None:
+    twin = build_sam("sam_tiny_hard", checkpoint=False)
+    torch.save(twin.state_dict(), tmp_path / "twin.pth")
+    again = build_sam("sam_tiny_hard", tmp_path / "twin.pth").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in twin.state_dict().items())
+    with pytest.raises(ValueError, match="does not fit the model"):
+        build_sam("sam_tiny", tmp_path / "twin.pth")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_quantized_twin_is_loaded_without_being_told_what_it_is(tmp_path, packed: bool) -> None:
+    twin = build_sam("sam_tiny_hard")
+    item = make_batch(twin, next(scene_items(1)).image, next(scene_items(1)).boxes[:2])
+    quantized, report = quantize(twin, [item], "rtn", forward=box_forward, work_dir=tmp_path, progress=False)
+    path = tmp_path / "quantized.pth"
+    if packed:
+        path = tmp_path / "quantized.safetensors"
+        save_quantized(quantized, path, report=report)
+    with torch.no_grad():
+        assert torch.equal(box_forward(load_quantized(path), item)[0], box_forward(quantized, item)[0])
 
 
 @pytest.mark.parametrize("wrong", [{"channels": 0.5}, {"keys": -1.0}, {"tails": float("nan")}, {"values": 1e9}])
