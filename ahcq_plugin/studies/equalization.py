@@ -87,8 +87,9 @@ def _measure(sam: nn.Module, items: Sequence[Any], forward: Forward) -> dict[str
 
 
 def _equal(sizes: Tensor) -> Tensor:
-    """Factors that give all channels their mean size."""
-    return torch.where(_varies(sizes), sizes.mean() / sizes, 1.0)
+    """Factors that give all channels that vary their mean size."""
+    varies = _varies(sizes)
+    return torch.where(varies, sizes[varies].mean() / sizes, 1.0)
 
 
 def _varies(sizes: Tensor) -> Tensor:
