@@ -7,6 +7,8 @@ the twin or of a method make them invalid, and the next fill makes them again.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -90,13 +92,18 @@ class Cell:
     def key(self) -> str:
         """Hash of weights, challenge, method and data."""
         content = [
-            digest(default_checkpoint("sam_tiny").read_bytes().hex()),
+            _weights(default_checkpoint("sam_tiny")),
             asdict(CHALLENGES[self.challenge]),
             self.method.settings().to_hash(),
             self.method.equalized,
             [CALIBRATION, CALIBRATION_SEED, HELD_OUT, BOXES],
         ]
         return digest(json.loads(json.dumps(content)))
+
+
+@functools.cache
+def _weights(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def cells(methods: Iterable[Method] = CALIBRATED) -> list[Cell]:

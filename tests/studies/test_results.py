@@ -58,6 +58,21 @@ def test_a_failed_run_is_a_gap_and_is_tried_again(tmp_path):
     assert runs.calls == [("rtn", 8, 0, True)]
 
 
+def test_limits_have_a_column_where_runs_have_them(tmp_path):
+    fill(CONFIG, tmp_path / "cells", tmp_path / "work", CELLS, Runs())
+    without = markdown(CONFIG, tmp_path / "cells", ROWS)
+    assert "95 %" not in without
+    for seed, low in ((0, 0.85), (1, 0.87)):
+        path = tmp_path / "cells" / f"{Cell('qdrop', 4, seed=seed).name}.json"
+        stored = json.loads(path.read_text())
+        stored["metrics"]["quantized"] |= {"IoU_fp_low": low, "IoU_fp_high": 0.93}
+        path.write_text(json.dumps(stored))
+    lines = markdown(CONFIG, tmp_path / "cells", ROWS).splitlines()
+    assert "| IoU to FP | 95 % | seeds |" in lines[0]
+    assert [line.split(" | ")[-4] for line in lines[2:]] == ["–", "–", "0.860–0.930"]
+    assert len({line.count("|") for line in lines}) == 1
+
+
 def test_stages_of_a_cell(tmp_path):
     assert results_tables.stages_table(CONFIG, tmp_path / "cells", CELLS[1]) == ""
     fill(CONFIG, tmp_path / "cells", tmp_path / "work", CELLS[1:2], Runs())
