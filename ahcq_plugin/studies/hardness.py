@@ -34,7 +34,8 @@ def statistics(model: nn.Module, items: Sequence[Any], forward: Forward) -> dict
     ``channel ratio, ...``: range of all channels of a tensor together by the median range of one, of inputs of the
     encoder's and of the decoder's q, k, v and first MLP layers, of values and of queries: what one range for the tensor
     costs its ordinary channels. ``condition number``: of the encoder's qkv and lin1 weights. ``bimodality of keys``:
-    ``bimodality`` of the decoder's keys. ``reach after activations``: largest size by its 99th percentile.
+    ``bimodality`` of the decoder's keys; ``distance of keys' modes``: mean size of their channels' middles. ``reach
+    after activations``: largest size by its 99th percentile; ``share in [-0.2, 0] after GELU``: of all values.
 
     Args: items, forward: the model is run on each item.
     """
@@ -60,7 +61,13 @@ def statistics(model: nn.Module, items: Sequence[Any], forward: Forward) -> dict
     conditions = condition_numbers(model.image_encoder)
     figures["condition number"] = [c for name, c in conditions.items() if name.endswith(("qkv", "lin1"))]
     figures["bimodality of keys"] = [bimodality(torch.cat(parts)) for parts in keys.values()]
+    middles = [
+        torch.stack(found).mean((0, 1)) for name, found in ranges.items() if name.startswith("keys mask_decoder")
+    ]
+    figures["distance of keys' modes"] = [float(middle.abs().mean()) for middle in middles]
     figures["reach after activations"] = [_reach(torch.cat(parts)) for parts in hidden.values()]
+    gelu = [torch.cat(parts) for name, parts in hidden.items() if name.startswith("image_encoder")]
+    figures["share in [-0.2, 0] after GELU"] = [float(((x >= -0.2) & (x <= 0)).float().mean()) for x in gelu]
     return {name: Spread(of_numbers.median(values), max(values)) for name, values in figures.items()}
 
 
@@ -106,7 +113,7 @@ def _ratios(ranges: Mapping[str, Sequence[Tensor]], mark: str) -> list[float]:
     ratios = []
     for name, found in ranges.items():
         if name.startswith(f"{mark} "):
-            low, high = torch.stack(found).mean(0)
+            low, high = torch.stack(list(found)).mean(0)
             ratios.append(float((high.max() - low.min()) / (high - low).median().clamp(min=1e-12)))
     return ratios
 

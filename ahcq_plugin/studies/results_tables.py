@@ -167,6 +167,14 @@ SUITES = {
         ("mIoU", "IoU_fp"),
         "how the figures are made stands in the README.",
     ),
+    "hard": Suite(
+        "mm_configs/sam_tiny_hard_w4a4_yolox_nano_coco.py",
+        Path("docs/results_hard"),
+        COLUMNS,
+        (Table("recipes", "sam_tiny_hard, the twin with SAM-B's extremes", (*_recipes(6, 1), *_recipes(4, 3))),),
+        ("mIoU", "IoU_fp"),
+        "as docs/results.md, of the twin that docs/challenges.md describes.",
+    ),
     "clips": Suite(
         "mm_configs/demo_sam2_tiny_w4a4.py",
         Path("docs/results_clips"),

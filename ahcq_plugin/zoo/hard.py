@@ -78,7 +78,7 @@ def knobs() -> tuple[str, ...]:
 
 def off(knob: str) -> float:
     """The value of a knob that changes nothing."""
-    return Hardness.__dataclass_fields__[knob].default
+    return float(getattr(Hardness, knob))  # the class has the defaults
 
 
 #: Of ``build_sam("sam_tiny_hard")``.

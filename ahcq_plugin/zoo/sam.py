@@ -91,7 +91,9 @@ def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | boo
         sam, source = _from_config(packaged_config()), None
         checkpoint = default_checkpoint(name_or_cfg) if checkpoint is None else checkpoint
     elif name_or_cfg == "sam_tiny_hard" and checkpoint is None:
-        sam, source, checkpoint = harden(build_sam("sam_tiny"), SAM_TINY_HARD), None, False
+        twin = harden(build_sam("sam_tiny"), SAM_TINY_HARD)
+        remember(twin, "sam", name_or_cfg)
+        return twin
     elif name_or_cfg == "sam_tiny_hard":
         sam, source = _from_config(hard_config(packaged_config(), SAM_TINY_HARD)), None
     elif name_or_cfg in CHECKPOINTS or name_or_cfg in RELATIVES:

@@ -6,6 +6,7 @@ import torch
 
 from ahcq_plugin.studies import challenges, challenges_page
 from ahcq_plugin.studies.challenges import CALIBRATED, CHALLENGES, RECONSTRUCTED, Cell, cells, fill, read_cell
+from ahcq_plugin.studies.hardness import statistics
 from ahcq_plugin.zoo.hard import SAM_TINY_HARD, knobs
 from tests.conftest import make_tiny_items, make_tiny_sam
 
@@ -87,3 +88,12 @@ def test_tables_show_intervals_differences_and_gaps(runs, tmp_path) -> None:
     picture = tmp_path / "overlaps.png"
     assert challenges_page.draw_overlaps(tmp_path, METHODS, picture) and picture.read_bytes().startswith(b"\x89PNG")
     assert not challenges_page.draw_overlaps(tmp_path / "none", METHODS, tmp_path / "no.png")
+
+
+def test_the_table_of_statistics_has_every_figure(runs, monkeypatch) -> None:
+    monkeypatch.setattr(challenges_page, "_items", lambda: iter(make_tiny_items()))
+    lines = challenges_page.statistics_table().splitlines()
+    names = statistics(make_tiny_sam(), make_tiny_items(), challenges.box_forward)
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:-1]] == list(names)
+    counts = [int(text[0]) for text in lines[-1].split(" | ") if text.endswith(" of 7")]
+    assert len(counts) == 3 and counts[0] < min(counts[1:])

@@ -7,6 +7,7 @@ from ahcq_plugin.mm.quantization_loop import STAGES
 from ahcq_plugin.studies import results, results_tables
 from ahcq_plugin.studies.results import Cell, cell_key, fill, read_cell
 from ahcq_plugin.studies.results_tables import BEGIN, END, SUITES, TABLES, Row, Table, chart, markdown, update_readme
+from ahcq_plugin.zoo.hard import Hardness
 
 CONFIG = "mm_configs/sam_tiny_w4a4_yolox_nano_coco.py"
 ROWS = (Row("rtn", Cell("rtn", 8)), Row("qdrop, 3 seeds", Cell("qdrop", 4), 3))
@@ -95,6 +96,14 @@ def test_other_weights_make_figures_stale(tmp_path, monkeypatch):
     other.write_bytes(b"other weights")
     monkeypatch.setattr(results, "default_checkpoint", lambda name: other)
     assert read_cell(tmp_path / "cells", CONFIG, CELLS[0]) is None
+
+
+def test_figures_of_the_twin_depend_on_what_is_planted(monkeypatch):
+    twin = "mm_configs/sam_tiny_hard_w4a4_yolox_nano_coco.py"
+    before = [cell_key(config, CELLS[0]) for config in (twin, CONFIG)]
+    monkeypatch.setattr(results, "SAM_TINY_HARD", Hardness(channels=2.0))
+    after = [cell_key(config, CELLS[0]) for config in (twin, CONFIG)]
+    assert before[0] != after[0] and before[1] == after[1]
 
 
 def test_every_run_has_a_name_and_a_key_of_its_own():
