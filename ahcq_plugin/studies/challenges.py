@@ -60,7 +60,7 @@ class Method:
 
 
 _NOT_LEARNED = {"granularity": "none", "learn_scales": False, "quantize_activations": False}
-_LEARNED = {"iterations": 100, "rounding_lr": 0.01, "scale_lr": 0.003}
+_LEARNED = {"iterations": 300, "rounding_lr": 3e-2, "scale_lr": 2.7e-3}  # as mm_configs/_base_/quant/ahcq_w4a4_short.py
 #: Calibrated alone: what the quantizers can do, not what rounding that was learned repairs.
 CALIBRATED = (
     Method("rtn", "rtn"),

@@ -95,17 +95,20 @@ def hard_config(config: Mapping[str, Any], hardness: Hardness) -> dict[str, Any]
 
 
 def harden(sam: nn.Module, hardness: Hardness) -> nn.Module:
-    """Plant what ``hardness`` says into a Sam (or a relative with its parts), in place; computed in float64.
+    """Plant what ``hardness`` says into a Sam of ``segment_anything``, in place; computed in float64.
 
     Returns: ``sam``, its masks as before to the rounding of its parameters' dtype.
     """
     dtype = next(sam.image_encoder.parameters()).dtype
-    sam.image_encoder.double(), sam.mask_decoder.double()  # the prompt encoder stays: its positions are float32
+    parts = (sam.image_encoder, sam.mask_decoder)  # not the prompt encoder: its positions are float32
+    for part in parts:
+        part.double()
     for number, knob in enumerate(knobs()):
         strength = getattr(hardness, knob)
         if strength != off(knob):
             _PLANTS[knob](sam, strength, torch.Generator().manual_seed(1000 * hardness.seed + number))
-    sam.image_encoder.to(dtype), sam.mask_decoder.to(dtype)
+    for part in parts:
+        part.to(dtype)
     return sam
 
 
