@@ -119,10 +119,9 @@ def draw_overlaps(folder: Path, methods: Sequence[Method], path: Path) -> bool:
                 interval = bootstrap_mean(row[label])
                 sides = [[interval.mean - interval.low], [interval.high - interval.mean]]
                 axes.errorbar(interval.mean, place, xerr=sides, fmt="o", color="#4878a8", capsize=3)
-        axes.set(title=challenge, xlim=(0, 1), xlabel="IoU to floating point")
+        axes.set(title=challenge, xlim=(0, 1), ylim=(len(labels) - 0.5, -0.5), xlabel="IoU to floating point")
         axes.set_yticks(range(len(labels)), labels)
         axes.grid(axis="x", linewidth=0.4)
-    figure.axes[0].invert_yaxis()
     save_figure(figure, path)
     return True
 
