@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.support.digest import digest
 from ahcq_plugin.support.files import write_json
 from ahcq_plugin.zoo.checkpoints import default_checkpoint
+from ahcq_plugin.zoo.hard import SAM_TINY_HARD
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def cell_key(config: str, cell: Cell) -> str:
         dict(cfg.sam),
         hashlib.sha256(weights.read_bytes()).hexdigest(),
     ]
+    if cfg.sam["name"] == "sam_tiny_hard":
+        content.append(asdict(SAM_TINY_HARD))
     return digest(json.loads(json.dumps(content, default=str)))
 
 

@@ -167,6 +167,14 @@ SUITES = {
         ("mIoU", "IoU_fp"),
         "how the figures are made stands in the README.",
     ),
+    "hard": Suite(
+        "mm_configs/sam_tiny_hard_w4a4_yolox_nano_coco.py",
+        Path("docs/results_hard"),
+        COLUMNS,
+        (Table("recipes", "sam_tiny_hard, the twin with SAM-B's extremes", (*_recipes(6, 1), *_recipes(4, 3))),),
+        ("mIoU", "IoU_fp"),
+        "as docs/results.md, of the twin that docs/challenges.md describes.",
+    ),
     "clips": Suite(
         "mm_configs/demo_sam2_tiny_w4a4.py",
         Path("docs/results_clips"),
@@ -205,6 +213,11 @@ class Figures:
         mean = form.format(statistics.mean(values))
         return mean if len(values) == 1 else f"{mean} ± {form.format(statistics.stdev(values))}"
 
+    def limits(self, key: str) -> str:
+        """The limits of ``key``, mean over the seeds, which saw the same images; empty where no run has them."""
+        sides = [self.values(f"{key}_{side}") for side in ("low", "high")]
+        return "–".join(f"{statistics.mean(side):.3f}" for side in sides) if all(sides) else ""
+
 
 def collect(config: str, folder: Path, rows: Sequence[Row]) -> list[Figures]:
     """The stored figures of ``rows``."""
@@ -213,16 +226,19 @@ def collect(config: str, folder: Path, rows: Sequence[Row]) -> list[Figures]:
 
 
 def markdown(config: str, folder: Path, rows: Sequence[Row], gaps: bool = True, columns: Columns = COLUMNS) -> str:
-    """A table; a row without figures is one of gaps, or is left out."""
+    """A table; a row without figures is one of gaps, or is left out. A column has the 95 % limits of the last figure by
+    bootstrap over images, where runs have them."""
     figures = [row for row in collect(config, folder, rows) if gaps or row.runs]
-    titles = [title for title, _, _ in columns]
+    limited = any(row.limits(columns[-1][1]) for row in figures)
+    titles = [title for title, _, _ in columns] + ["95 %"] * limited
     lines = ["| | bits | " + " | ".join(titles) + " | seeds | seconds | peak MB |", "|---" * (len(titles) + 5) + "|"]
     floating = next((run["fp"] for row in figures for run in row.runs), None)
     if floating is not None:
         cells = [form.format(floating[key]) if key in floating else GAP for _, key, form in columns]
-        lines.append("| floating point | 32 | " + " | ".join([*cells, GAP, GAP, GAP]) + " |")
+        lines.append("| floating point | 32 | " + " | ".join([*cells, *[GAP] * limited, GAP, GAP, GAP]) + " |")
     for row in figures:
         cells = [row.text(key, form) for _, key, form in columns]
+        cells += [row.limits(columns[-1][1]) or GAP] * limited
         seconds, peak = _costs(row.runs)
         bits = f"W{row.row.cell.bits}A{row.row.cell.bits}"
         seeds = str(len(row.runs)) if row.runs else GAP

@@ -17,6 +17,8 @@ from ahcq_plugin.zoo.published import PUBLISHED_FILES, PublishedFile, damage, of
 WEIGHTS_DIR = Path(__file__).resolve().parent / "weights"
 #: Models whose weights come with the package.
 PACKAGED = ("sam_tiny", "sam2_tiny")
+#: Models whose weights are computed from packaged ones (:mod:`ahcq_plugin.zoo.hard`) -> which.
+MADE_OF = {"sam_tiny_hard": "sam_tiny"}
 #: Where the published weights are looked for when no path is given (relative to the working directory).
 CHECKPOINT_DIR = Path("checkpoints")
 
@@ -27,17 +29,18 @@ def packaged_config(name: str = "sam_tiny") -> dict[str, Any]:
 
 
 def default_checkpoint(name_or_cfg: str | Mapping[str, Any]) -> Path:
-    """Where the weights of a SAM or SAM 2 are when no path is given.
+    """Where the weights of a SAM or SAM 2 are when no path is given, or those that they are made of.
 
     Args: name_or_cfg: as ``build_sam`` and ``build_sam2`` take it.
     Raises: ValueError: nobody publishes weights for it.
     """
     name = name_or_cfg if isinstance(name_or_cfg, str) else name_or_cfg.get("name", "")
+    name = MADE_OF.get(name, name)
     if name in PACKAGED:
         return WEIGHTS_DIR / f"{name}.pth"
     entry = of_model(name)
     if entry is None:
-        known = (*PACKAGED, *(entry.model for entry in PUBLISHED_FILES.values() if entry.model))
+        known = (*PACKAGED, *MADE_OF, *(entry.model for entry in PUBLISHED_FILES.values() if entry.model))
         raise ValueError(f"no weights are known for model {name_or_cfg!r}, only for {', '.join(known)}: give a path")
     return CHECKPOINT_DIR / entry.file
 

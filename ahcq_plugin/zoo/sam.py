@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segment Anything models: the packaged ``sam_tiny``, the published sizes, any size given as a dict, and relatives.
+"""Segment Anything models: the packaged ``sam_tiny`` and its twin that is hard to quantize, the published sizes, any
+size given as a dict, and relatives.
 
 SAMs are of the classes of the ``segment_anything`` package, relatives of those of their own, so a model built here has
 the module names and the ``state_dict`` layout of the published code.
@@ -17,6 +18,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 
 from ahcq_plugin.zoo.checkpoints import default_checkpoint, load_weights, packaged_config, require_file
+from ahcq_plugin.zoo.hard import SAM_TINY_HARD, hard_config, harden
 from ahcq_plugin.zoo.hugging_face import PREFIX, build_hugging_face
 from ahcq_plugin.zoo.published import PUBLISHED_FILES, of_model
 from ahcq_plugin.zoo.rebuild import remember
@@ -46,6 +48,8 @@ _KEYS = frozenset(
     )
 )
 
+_HIDDEN = "image_encoder.blocks.0.mlp.lin1.weight"  # wider in the twin, and all else as in ``sam_tiny``
+
 #: Published sizes and their weight files.
 CHECKPOINTS = {entry.model: entry for entry in PUBLISHED_FILES.values() if entry.model.startswith("vit_")}
 
@@ -57,13 +61,14 @@ def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | boo
     """Build a Sam in evaluation mode, parameters in float32 on the CPU.
 
     Args:
-        name_or_cfg: ``"sam_tiny"``, ``"vit_b"``, ``"vit_l"``, ``"vit_h"``, a name of
+        name_or_cfg: ``"sam_tiny"``, ``"sam_tiny_hard"`` (the same masks from weights and activations that are hard to
+            quantize, see :mod:`ahcq_plugin.zoo.hard`), ``"vit_b"``, ``"vit_l"``, ``"vit_h"``, a name of
             :data:`~ahcq_plugin.zoo.relatives.RELATIVES`, ``"hf:"`` and a folder or name for
             :func:`~ahcq_plugin.zoo.hugging_face.build_hugging_face`, or a mapping with the keys of
             :func:`~ahcq_plugin.zoo.checkpoints.packaged_config`.
-        checkpoint: path of a ``state_dict``; ``None``: the packaged weights of ``sam_tiny``, the published file in
-            :data:`~ahcq_plugin.zoo.checkpoints.CHECKPOINT_DIR`, or what is in the folder behind ``hf:``; ``False``:
-            random weights.
+        checkpoint: path of a ``state_dict``; ``None``: the packaged weights of ``sam_tiny``, of which its twin is made
+            too, the published file in :data:`~ahcq_plugin.zoo.checkpoints.CHECKPOINT_DIR`, or what is in the folder
+            behind ``hf:``; ``False``: random weights.
 
     Returns: a ``Sam``, or what is called as one.
 
@@ -85,6 +90,12 @@ def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | boo
     elif name_or_cfg == "sam_tiny":
         sam, source = _from_config(packaged_config()), None
         checkpoint = default_checkpoint(name_or_cfg) if checkpoint is None else checkpoint
+    elif name_or_cfg == "sam_tiny_hard" and checkpoint is None:
+        twin = harden(build_sam("sam_tiny"), SAM_TINY_HARD)
+        remember(twin, "sam", name_or_cfg)
+        return twin
+    elif name_or_cfg == "sam_tiny_hard":
+        sam, source = _from_config(hard_config(packaged_config(), SAM_TINY_HARD)), None
     elif name_or_cfg in CHECKPOINTS or name_or_cfg in RELATIVES:
         source = of_model(name_or_cfg)
         checkpoint = default_checkpoint(name_or_cfg) if checkpoint is None else checkpoint
@@ -95,7 +106,7 @@ def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | boo
     elif str(name_or_cfg).startswith("sam2"):
         raise ValueError(f"{name_or_cfg!r} is a SAM 2: build it with ahcq_plugin.zoo.sam2.build_sam2")
     else:
-        known = ("sam_tiny", *CHECKPOINTS, *RELATIVES)
+        known = ("sam_tiny", "sam_tiny_hard", *CHECKPOINTS, *RELATIVES)
         raise ValueError(
             f"unknown model {name_or_cfg!r}, allowed: {', '.join(known)}, {PREFIX} and a folder or a name on Hugging "
             "Face's hub, or a mapping"
@@ -120,6 +131,9 @@ def name_of_state(state: Mapping[str, Any]) -> str:
     size = (table.shape[1], table.shape[3]) if isinstance(table, Tensor) and table.ndim == 4 else None
     if size not in known:
         raise ValueError(f"these weights belong to none of {', '.join(known.values())}: (grid, width) is {size}")
+    if known[size] == "sam_tiny":
+        wider = len(state[_HIDDEN]) > int(packaged["embed_dim"] * packaged["mlp_ratio"])
+        return "sam_tiny_hard" if wider else "sam_tiny"
     of_hq = "mask_decoder.hf_token.weight" in state
     return f"hq_{known[size]}" if of_hq else known[size]
 

@@ -7,6 +7,7 @@ from ahcq_plugin.mm.quantization_loop import STAGES
 from ahcq_plugin.studies import results, results_tables
 from ahcq_plugin.studies.results import Cell, cell_key, fill, read_cell
 from ahcq_plugin.studies.results_tables import BEGIN, END, SUITES, TABLES, Row, Table, chart, markdown, update_readme
+from ahcq_plugin.zoo.hard import Hardness
 
 CONFIG = "mm_configs/sam_tiny_w4a4_yolox_nano_coco.py"
 ROWS = (Row("rtn", Cell("rtn", 8)), Row("qdrop, 3 seeds", Cell("qdrop", 4), 3))
@@ -58,6 +59,21 @@ def test_a_failed_run_is_a_gap_and_is_tried_again(tmp_path):
     assert runs.calls == [("rtn", 8, 0, True)]
 
 
+def test_limits_have_a_column_where_runs_have_them(tmp_path):
+    fill(CONFIG, tmp_path / "cells", tmp_path / "work", CELLS, Runs())
+    without = markdown(CONFIG, tmp_path / "cells", ROWS)
+    assert "95 %" not in without
+    for seed, low in ((0, 0.85), (1, 0.87)):
+        path = tmp_path / "cells" / f"{Cell('qdrop', 4, seed=seed).name}.json"
+        stored = json.loads(path.read_text())
+        stored["metrics"]["quantized"] |= {"IoU_fp_low": low, "IoU_fp_high": 0.93}
+        path.write_text(json.dumps(stored))
+    lines = markdown(CONFIG, tmp_path / "cells", ROWS).splitlines()
+    assert "| IoU to FP | 95 % | seeds |" in lines[0]
+    assert [line.split(" | ")[-4] for line in lines[2:]] == ["–", "–", "0.860–0.930"]
+    assert len({line.count("|") for line in lines}) == 1
+
+
 def test_stages_of_a_cell(tmp_path):
     assert results_tables.stages_table(CONFIG, tmp_path / "cells", CELLS[1]) == ""
     fill(CONFIG, tmp_path / "cells", tmp_path / "work", CELLS[1:2], Runs())
@@ -80,6 +96,14 @@ def test_other_weights_make_figures_stale(tmp_path, monkeypatch):
     other.write_bytes(b"other weights")
     monkeypatch.setattr(results, "default_checkpoint", lambda name: other)
     assert read_cell(tmp_path / "cells", CONFIG, CELLS[0]) is None
+
+
+def test_figures_of_the_twin_depend_on_what_is_planted(monkeypatch):
+    twin = "mm_configs/sam_tiny_hard_w4a4_yolox_nano_coco.py"
+    before = [cell_key(config, CELLS[0]) for config in (twin, CONFIG)]
+    monkeypatch.setattr(results, "SAM_TINY_HARD", Hardness(channels=2.0))
+    after = [cell_key(config, CELLS[0]) for config in (twin, CONFIG)]
+    assert before[0] != after[0] and before[1] == after[1]
 
 
 def test_every_run_has_a_name_and_a_key_of_its_own():

@@ -125,7 +125,9 @@ def test_half_precision_weights_are_widened(tmp_path, tiny_sam):
 
 
 def test_wrong_arguments_are_explained():
-    with pytest.raises(ValueError, match="unknown model 'vit_x', allowed: sam_tiny, vit_b, vit_l, vit_h"):
+    with pytest.raises(
+        ValueError, match="unknown model 'vit_x', allowed: sam_tiny, sam_tiny_hard, vit_b, vit_l, vit_h"
+    ):
         build_sam("vit_x")
     for name in ("sam2_t", "sam2.1_hiera_t"):
         with pytest.raises(ValueError, match=f"{name}' is a SAM 2: build it with ahcq_plugin.zoo.sam2.build_sam2"):
@@ -146,7 +148,8 @@ def test_packaged_config_is_the_json_next_to_the_weights():
 
 
 def test_weights_tell_whose_they_are(tiny_sam):
-    assert name_of_state(build_sam("sam_tiny", checkpoint=False).state_dict()) == "sam_tiny"
+    for name in ("sam_tiny", "sam_tiny_hard"):
+        assert name_of_state(build_sam(name, checkpoint=False).state_dict()) == name
     with torch.device("meta"):
         assert name_of_state(build_sam("vit_b", checkpoint=False).state_dict()) == "vit_b"
     with pytest.raises(ValueError, match=r"none of sam_tiny, vit_b, vit_l, vit_h: \(grid, width\) is \(8, 32\)"):

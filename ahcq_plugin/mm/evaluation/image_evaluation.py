@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.structures import InstanceData
 from tqdm import tqdm
 
+from ahcq_plugin.metrics.bootstrap import bootstrap_mean
 from ahcq_plugin.mm.box_prompted_sam import BoxPromptedSAM, ImageEmbedding
 from ahcq_plugin.mm.data.prompts import BoxPrompts
 from ahcq_plugin.mm.errors import DataError
@@ -29,7 +30,8 @@ class Evaluation:
         metrics: ``AP``, ``AP50``, ... of the masks with the prompts of the run (detections, or ground-truth boxes);
             with detections also ``AP_gt``, ``AP50_gt`` with ground-truth boxes; ``mIoU``: mean IoU, over objects, of
             masks prompted with ground-truth boxes and ground truth; ``IoU_fp``: the same against the reference's
-            masks; ``mIoU_click1``, ``IoU_fp_click1``, ...: the same with other prompts.
+            masks, ``IoU_fp_low`` and ``IoU_fp_high`` its 95 % limits by bootstrap over images; ``mIoU_click1``,
+            ``IoU_fp_click1``, ...: the same with other prompts.
         truth_masks: image id -> masks prompted with its ground-truth boxes, in their order.
         prompted: kind of prompt -> image id -> the same with that kind.
         everything: of everything mode, if asked for.
@@ -102,7 +104,7 @@ def evaluate(
     for record, (rles, prompted, results) in zip(records, workers.in_order(mine, len(records)), strict=True):
         truth_ious += masks.pairwise_iou(rles, record.truth_masks())
         if reference is not None:
-            reference_ious += masks.pairwise_iou(rles, reference.truth_masks[record.img_id])
+            reference_ious.append(masks.pairwise_iou(rles, reference.truth_masks[record.img_id]))
         kept[record.img_id] = rles
         for kind, others in prompted.items():
             by_kind[kind][record.img_id] = others
@@ -118,7 +120,10 @@ def evaluate(
         figures |= {f"{name}{suffix}": value for name, value in _result(metrics[suffix]).items()}
     figures["mIoU"] = sum(truth_ious) / len(truth_ious)
     if reference is not None:
-        figures["IoU_fp"] = sum(reference_ious) / len(reference_ious)
+        objects = [iou for image in reference_ious for iou in image]
+        figures["IoU_fp"] = sum(objects) / len(objects)
+        interval = bootstrap_mean(reference_ious)
+        figures |= {"IoU_fp_low": interval.low, "IoU_fp_high": interval.high}
     truth = {record.img_id: record.truth_masks() for record in records} if kinds else {}
     for kind, found in by_kind.items():
         figures[f"mIoU_{kind}"] = _mean_iou(found, truth)

@@ -187,6 +187,7 @@ def test_the_truth_scores_1_and_agrees_with_itself(loader, tiny_sam):
     assert exact.metrics["AP"] == pytest.approx(1) and exact.metrics["mIoU"] == 1 and "IoU_fp" not in exact.metrics
     moved = evaluate(Oracle(tiny_sam, records, shift=2), records, meta, loader.dataset.ann_file, reference=exact)
     assert moved.metrics["IoU_fp"] == moved.metrics["mIoU"] < 1
+    assert moved.metrics["IoU_fp_low"] <= moved.metrics["IoU_fp"] <= moved.metrics["IoU_fp_high"] < 1
     again = evaluate(Oracle(tiny_sam, records, shift=2), records, meta, loader.dataset.ann_file, reference=moved)
     assert again.metrics["IoU_fp"] == 1 and again.metrics["mIoU"] == moved.metrics["mIoU"]
 
