@@ -16,6 +16,7 @@ from pathlib import Path
 from ahcq_plugin.studies.challenges import CALIBRATED, CHALLENGES, RECONSTRUCTED, cells, fill
 from ahcq_plugin.studies.challenges_page import overlap_table, page
 from ahcq_plugin.studies.results_tables import update_readme
+from ahcq_plugin.support.tool import run_tool
 
 
 def main() -> None:
@@ -41,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)
