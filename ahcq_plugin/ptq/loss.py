@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What reconstruction minimises: a unit's output error, and the schedule of the rounding regulariser."""
+"""What reconstruction and tuning minimise: errors of outputs, and the schedule of the rounding regulariser."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 
@@ -32,6 +33,41 @@ def relative_error(out: Any, target: Any) -> float:
     ]
     error = sum(float((o - t).square().sum()) for o, t in pairs)
     return error / max(sum(float(t.square().sum()) for _, t in pairs), 1e-30)
+
+
+def model_error(out: Any, target: Any) -> Tensor:
+    """What tuning minimises unless told otherwise, a scalar: ``mask_error`` where a model returns masks as a SAM does,
+    logits (N, M, h, w) and their predicted qualities (N, M); else ``out``'s squared error by the target's square,
+    added up over its float tensors."""
+    if _are_masks(target):
+        return mask_error(*out, *target)
+    pairs = zip(pytree.tree_leaves(out), pytree.tree_leaves(target), strict=True)
+    shares = [(o.float() - t).square().sum() / t.square().sum().clamp(min=1e-30) for o, t in pairs if _is_float(t)]
+    return torch.stack(shares).sum()
+
+
+def mask_error(logits: Tensor, quality: Tensor, wanted: Tensor, wanted_quality: Tensor) -> Tensor:
+    """Distance of masks from soft ones, a scalar: cross-entropy of the pixels, Dice of each mask, squared error of the
+    predicted qualities, each averaged and all of equal weight.
+
+    Args:
+        logits, wanted: (N, M, h, w) floats; the sigmoid of ``wanted`` is the soft mask.
+        quality, wanted_quality: (N, M) floats.
+    Returns:
+        0 for no masks. The cross-entropy of a soft mask with itself is not 0.
+    """
+    soft, found = wanted.float().sigmoid(), logits.float().sigmoid()
+    cross = F.binary_cross_entropy_with_logits(logits.float(), soft, reduction="none")
+    both, either = (found * soft).sum((-2, -1)), (found + soft).sum((-2, -1))
+    dice = 1 - (2 * both + 1) / (either + 1)  # 1: two empty masks agree
+    return sum(t.sum() / max(t.numel(), 1) for t in (cross, dice, (quality.float() - wanted_quality).square()))
+
+
+def _are_masks(target: Any) -> bool:
+    if not isinstance(target, tuple | list) or len(target) != 2 or not all(map(_is_float, target)):
+        return False
+    masks, quality = target
+    return masks.ndim == 4 and masks.shape[:2] == quality.shape
 
 
 def _is_float(leaf: Any) -> bool:
