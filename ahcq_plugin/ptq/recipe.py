@@ -26,7 +26,7 @@ _COMPONENTS = {
 }
 
 #: Keys that came later: at these values they do nothing, and hashes leave them out, so that earlier results stay valid.
-_LATER = {"refit": 0.0, "tune_steps": 0, "tune_lr": 1e-3, "tune_scale_lr": 1e-3}
+_LATER = {"rotate": False, "refit": 0.0, "tune_steps": 0, "tune_lr": 1e-3, "tune_scale_lr": 1e-3}
 
 #: Keys that have another name now, old -> new. Hashes are made with the old ones: earlier results stay valid.
 _RENAMED = {"range_search": "range_by_output_error"}
@@ -88,6 +88,8 @@ class Recipe:
         lnq: logarithmic non-linear quantizer for ``softmax`` (AHCQ-SAM).
         agq: adaptive granularity quantizer for ``softmax`` (PTQ4SAM).
         big: fold the signs of bimodal keys into the projections of queries and keys (PTQ4SAM).
+        rotate: rotate attention heads in the projections of queries and keys, and of values and outputs, where nothing
+            that a rotation does not pass through stands between (``ptq/rotate.py``; QuaRot).
         range_by_output_error: uniform and HLUQ activation quantizers search their range by the error of the product
             behind the tensor, instead of taking the mean minimum and maximum of the published methods.
         refit: 0, or how strongly a layer's new weight and bias are held to the old ones, as a share of the mean square
@@ -134,6 +136,7 @@ class Recipe:
     agq: bool = False
     big: bool = False
     range_by_output_error: bool = False
+    rotate: bool = False
     refit: float = 0.0
     tune_steps: int = 0
     tune_lr: float = 1e-3

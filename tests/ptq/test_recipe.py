@@ -109,7 +109,7 @@ def test_a_former_name_is_taken_with_a_warning():
 
 
 #: Keys that came after the digest below was made, and their values that do nothing.
-LATER = {"refit": 0.0, "tune_steps": 0, "tune_lr": 1e-3, "tune_scale_lr": 1e-3}
+LATER = {"rotate": False, "refit": 0.0, "tune_steps": 0, "tune_lr": 1e-3, "tune_scale_lr": 1e-3}
 
 
 def test_hashes_of_earlier_results_stay_valid():
@@ -122,7 +122,7 @@ def test_hashes_of_earlier_results_stay_valid():
     assert digest(recipe.to_hash()) == "938efbfadddd6885d0a7f693675c5f52f36914361c1f74bc826f858e25444deb"
 
 
-@pytest.mark.parametrize("key, value", [("refit", 0.03), ("tune_steps", 10)])
+@pytest.mark.parametrize("key, value", [("rotate", True), ("refit", 0.03), ("tune_steps", 10)])
 def test_what_came_later_counts_in_a_hash_where_it_does_something(key, value):
     plain, other = Recipe.from_config("qdrop"), Recipe.from_config("qdrop", **{key: value})
     assert digest(plain.to_hash()) != digest(other.to_hash()) and other.to_hash()[key] == value
