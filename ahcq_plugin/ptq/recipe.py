@@ -32,6 +32,9 @@ _LATER = {"rotate": False, "refit": 0.0, "tune_steps": 0, "tune_lr": 1e-3, "tune
 _RENAMED = {"range_search": "range_by_output_error"}
 
 _QDROP = dict(granularity="unit", quantize_activations=True, learn_scales=True, keep_probability=0.5, input_mix=0.5)
+# In SAM 2 the paper keeps LNQ to the image encoder; the globs name the rest of SAM 2 that has attention, and nothing of
+# SAM.
+_AHCQ = dict(cag=True, hluq=True, lnq=True, without={"lnq": ["memory_attention.*", "sam_mask_decoder.*"]})
 PRESETS: dict[str, dict[str, Any]] = {
     # Round to nearest on the searched ranges; nothing is learned.
     "rtn": dict(granularity="none"),
@@ -43,16 +46,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qdrop": _QDROP,
     # Lv et al. 2024: QDrop, power-of-two-like attention weights, folded signs of bimodal keys.
     "ptq4sam": dict(**_QDROP, agq=True, big=True),
-    # AHCQ-SAM: QDrop and the paper's four components. In SAM 2 the paper keeps LNQ to the image encoder; the globs name
-    # the rest of SAM 2 that has attention, and nothing of SAM.
-    "ahcq": dict(
-        **_QDROP,
-        acnr=True,
-        cag=True,
-        hluq=True,
-        lnq=True,
-        without={"lnq": ["memory_attention.*", "sam_mask_decoder.*"]},
-    ),
+    # AHCQ-SAM: QDrop and the paper's four components.
+    "ahcq": dict(**_QDROP, **_AHCQ, acnr=True),
+    # What helps beyond the paper and costs hardware nothing: weights fitted to quantized inputs instead of ACNR, heads
+    # rotated and channels grouped behind them, constants tuned through the masks.
+    "ahcq_plus": dict(**_QDROP, **_AHCQ, rotate=True, refit=0.03, families={"attn_out": "cag"}, tune_steps=300),
 }
 
 

@@ -156,7 +156,7 @@ def _rotate(follower: _HeadFollower, node: fx.Node) -> bool:
         if users - positions or (positions and role != "q"):
             return False
         tables += [table for user in sorted(positions, key=str) for table in _tables(index, user)]
-    layers: dict[nn.Linear, list[Tensor]] = defaultdict(list)
+    layers: dict[Any, list[Tensor]] = defaultdict(list)
     for role in roles:
         layers[index.module(sources[role])].append(rows[role])
     size = rows[roles[0]].shape[1]
