@@ -36,23 +36,25 @@ def relative_error(out: Any, target: Any) -> float:
 
 
 def model_error(out: Any, target: Any) -> Tensor:
-    """What tuning minimises unless told otherwise, a scalar: ``mask_error`` where a model returns masks as a SAM does,
-    logits (N, M, h, w) and their predicted qualities (N, M); else ``out``'s squared error by the target's square,
-    added up over its float tensors."""
+    """What tuning minimises unless told otherwise, a scalar.
+
+    Where a model returns masks as a SAM does, logits (N, M, h, w) and their predicted qualities (N, M): ``mask_error``
+    and the mean squared error of the qualities. Else ``out``'s squared error by the target's square, added up over its
+    float tensors.
+    """
     if _are_masks(target):
-        return mask_error(*out, *target)
+        (logits, quality), (wanted, wanted_quality) = out, target
+        return mask_error(logits, wanted) + _mean((quality.float() - wanted_quality).square())
     pairs = zip(pytree.tree_leaves(out), pytree.tree_leaves(target), strict=True)
     shares = [(o.float() - t).square().sum() / t.square().sum().clamp(min=1e-30) for o, t in pairs if _is_float(t)]
     return torch.stack(shares).sum()
 
 
-def mask_error(logits: Tensor, quality: Tensor, wanted: Tensor, wanted_quality: Tensor) -> Tensor:
-    """Distance of masks from soft ones, a scalar: cross-entropy of the pixels, Dice of each mask, squared error of the
-    predicted qualities, each averaged and all of equal weight.
+def mask_error(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Distance of masks from soft ones, a scalar: mean cross-entropy of the pixels and mean Dice error of the masks.
 
     Args:
-        logits, wanted: (N, M, h, w) floats; the sigmoid of ``wanted`` is the soft mask.
-        quality, wanted_quality: (N, M) floats.
+        logits, wanted: (..., h, w) floats; the sigmoid of ``wanted`` is the soft mask.
     Returns:
         0 for no masks. The cross-entropy of a soft mask with itself is not 0.
     """
@@ -60,7 +62,12 @@ def mask_error(logits: Tensor, quality: Tensor, wanted: Tensor, wanted_quality: 
     cross = F.binary_cross_entropy_with_logits(logits.float(), soft, reduction="none")
     both, either = (found * soft).sum((-2, -1)), (found + soft).sum((-2, -1))
     dice = 1 - (2 * both + 1) / (either + 1)  # 1: two empty masks agree
-    return sum(t.sum() / max(t.numel(), 1) for t in (cross, dice, (quality.float() - wanted_quality).square()))
+    return _mean(cross) + _mean(dice)
+
+
+def _mean(x: Tensor) -> Tensor:
+    """0 where there is nothing."""
+    return x.sum() / max(x.numel(), 1)
 
 
 def _are_masks(target: Any) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
@@ -64,12 +65,16 @@ def floating_outputs(
 ) -> list[Any]:
     """The floating-point outputs of a prepared model for every item, on the CPU: the targets of ``tune``.
 
-    To be called before ``reconstruct``, which gives the floating-point weights up.
+    To be called before ``reconstruct``, which gives the floating-point weights up and takes hours.
+
+    Raises:
+        ValueError: gradients do not reach what ``tune`` would tune, since ``forward`` switches them off.
     """
     check_batches(batches)
     forward, device = forward or default_forward, model_device(model)
     set_quantization(model, False)
     with original_weights(model):
+        _check_gradients(model, forward, to_device(batches[0], device))
         items = tqdm(batches, desc="floating-point outputs", unit="item", disable=not progress)
         return [to_device(forward(model, to_device(batch, device)), "cpu") for batch in items]
 
@@ -97,7 +102,6 @@ def tune(
         loss: of an item, to be differentiated; default ``model_error``.
         workers: processes that share each step's ``batch_size`` items.
     Raises:
-        ValueError: gradients do not reach what is tuned, since the model's forward switches them off.
         ResumeError: ``resume`` finds the state of another model, other data or another recipe.
     """
     check_batches(batches)
@@ -163,9 +167,8 @@ class Tuner:
         self._recipe, self._error, self._workers = recipe, error, workers
         self._quantizers = [q for _, q in activation_quantizers(model) if q.learnable_scales()]
         self._scales = [scale for q in self._quantizers for scale in q.learnable_scales()]
-        read = dict.fromkeys(p for unit in prepared_units(model).values() for p in read_parameters(unit))
         scales = set(self._scales)
-        others = [parameter for parameter in read if parameter.ndim == 1 and parameter not in scales]
+        others = [parameter for parameter in _vectors(model) if parameter not in scales]
         self.parameters, self.done = [*self._scales, *others], 0
         rates = ((self._scales, recipe.tune_scale_lr), (others, recipe.tune_lr))
         self._rates = [rate for group, rate in rates if group]
@@ -178,11 +181,6 @@ class Tuner:
         total = torch.zeros((), device=self._error.device)
         for place in workers.share(recipe.batch_size):
             share = self._error(self._item(start + place)) / recipe.batch_size
-            if not share.requires_grad:
-                raise ValueError(
-                    "tuning needs gradients, and none come through the model's forward: it runs under `torch.no_grad` "
-                    "or detaches its output; give a `forward` that does not, or set the recipe's `tune_steps` to 0"
-                )
             share.backward()
             total += share.detach()
         workers.add([*gradients(self.parameters, workers), total])
@@ -227,6 +225,22 @@ class Tuner:
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": saved["optimizer"]})
         self.done = saved["done"]
         return saved["seconds"]
+
+
+def _vectors(model: nn.Module) -> list[nn.Parameter]:
+    """What units read that has one dimension, each once."""
+    read = dict.fromkeys(p for unit in prepared_units(model).values() for p in read_parameters(unit))
+    return [parameter for parameter in read if parameter.ndim == 1]
+
+
+def _check_gradients(model: nn.Module, forward: Forward, item: Any) -> None:
+    with _recomputed(model), _learning(model, _vectors(model)), torch.enable_grad():
+        leaves = pytree.tree_leaves(forward(model, item))
+    if not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves):
+        raise ValueError(
+            "tuning needs gradients, and none come through the model's forward: it runs under `torch.no_grad` or "
+            "detaches its output; give a `forward` that does not, or set the recipe's `tune_steps` to 0"
+        )
 
 
 @contextmanager
