@@ -108,6 +108,7 @@ def test_every_recipe_runs_on_clips_and_passes_the_audit(small_sam2, recipe):
     assert torch.equal(served, out)
 
 
+@pytest.mark.slow
 def test_tuning_goes_through_the_memory(small_sam2, small_clips):
     """The loss of later frames alone reaches what computes the memory of the first."""
     items = small_clips[:1]
