@@ -28,7 +28,7 @@ from ahcq_plugin.ptq.prepare import UnitPreparer, prepare_unit
 from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.ptq.recipe import Recipe, current_names
 from ahcq_plugin.ptq.resume import ResumeError, UnitReport, determining, fingerprint
-from ahcq_plugin.ptq.tune import Loss, TuneReport, floating_outputs, tune
+from ahcq_plugin.ptq.tune import TUNED_FILE, Loss, TuneReport, floating_outputs, tune
 from ahcq_plugin.quantizers.layers import held_weight
 from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device
 from ahcq_plugin.support.checked import save_checked
@@ -148,6 +148,8 @@ def quantize(
     with stages("prepare", device):
         prepare(model, recipe, units, prepare_unit, leave, run=lambda model: forward(model, batches[0]))
     run = _Run(model, batches, recipe, forward, None if work_dir is None else Path(work_dir), progress, workers, stages)
+    if run.work_dir is not None and not resume and workers.is_first:
+        (run.work_dir / TUNED_FILE).unlink(missing_ok=True)  # who resumes this run must not find an earlier one's
     targets: list[Any] = []
     if recipe.tune_steps:
         with stages("targets", device):

@@ -138,6 +138,22 @@ def test_a_killed_run_goes_on_to_equal_bits(tmp_path, monkeypatch):
     assert all(torch.equal(value, kept[name]) for name, value in computing_state(loaded).items())
 
 
+def test_a_fresh_run_forgets_the_state_of_an_earlier_one(tmp_path):
+    model, items = small_model()
+
+    def dying(out, target):
+        raise Killed
+
+    def run(seed, **options):
+        config = {**TUNED, "tune_steps": 1, "seed": seed}
+        return quantize(model, items, config, work_dir=tmp_path, progress=False, **options)
+
+    run(0)
+    with pytest.raises(Killed):
+        run(1, loss=dying)
+    assert run(1, resume=True)[1].tuning.steps == 1
+
+
 def test_the_state_of_another_run_is_refused(tmp_path):
     recipe = Recipe.from_config(TUNED, tune_steps=1)
     model, items = small_model()
