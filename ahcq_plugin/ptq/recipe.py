@@ -49,7 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # AHCQ-SAM: QDrop and the paper's four components.
     "ahcq": dict(**_QDROP, **_AHCQ, acnr=True),
     # What helps beyond the paper and costs hardware nothing: weights fitted to quantized inputs instead of ACNR, heads
-    # rotated and channels grouped behind them. Tuning (`tune_steps`) helps other recipes as much, but did not add to it.
+    # rotated and channels grouped behind them. Tuning helps other recipes as much, and did not add to these.
     "ahcq_plus": dict(**_QDROP, **_AHCQ, rotate=True, refit=0.03, families={"attn_out": "cag"}),
 }
 
