@@ -28,6 +28,7 @@ from ahcq_plugin.ptq.prepare import UnitPreparer, prepare_unit
 from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.ptq.recipe import Recipe, current_names
 from ahcq_plugin.ptq.resume import ResumeError, UnitReport, determining, fingerprint
+from ahcq_plugin.ptq.tune import TUNED_FILE, Loss, TuneReport, floating_outputs, tune
 from ahcq_plugin.quantizers.layers import held_weight
 from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device
 from ahcq_plugin.support.checked import save_checked
@@ -52,6 +53,7 @@ class QuantReport:
         roles: the table unit, tensor, role, quantizer.
         coverage: how much computes on integers, and by name what does not.
         stages: stage -> {"seconds", "peak_bytes"}.
+        tuning: what tuning through the output did; None without it.
         unrounded: name in the ``state_dict`` -> weight of quantized layers as it was calibrated, before rounding, on
             the CPU; with several ``workers`` the first has them. Not part of ``to_dict``.
     """
@@ -63,6 +65,7 @@ class QuantReport:
     roles: RoleTable
     coverage: Coverage
     stages: dict[str, dict[str, float]]
+    tuning: TuneReport | None
     unrounded: dict[str, Tensor] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,6 +78,7 @@ class QuantReport:
             "roles": [asdict(row) for row in self.roles.rows],
             "coverage": self.coverage.to_dict(),
             "stages": self.stages,
+            "tuning": None if self.tuning is None else asdict(self.tuning),
         }
 
 
@@ -98,8 +102,9 @@ def quantize(
     notes: Mapping[str, Any] | None = None,
     leave: Sequence[str] = (),
     checkpoint: str = QUANTIZED_FILE,
+    loss: Loss | None = None,
 ) -> tuple[nn.Module, QuantReport]:
-    """Quantize a model after training: prepare, precondition, calibrate, reconstruct, freeze, audit.
+    """Quantize a model after training: prepare, precondition, calibrate, reconstruct, freeze, tune, audit.
 
     Args:
         model: floating point; its repeated blocks must trace with ``torch.fx``.
@@ -118,6 +123,8 @@ def quantize(
         checkpoint: name of that file in ``work_dir``; it is written when the audit has passed.
         leave: names or globs of what inside units may stay in floating point (see :func:`ahcq_plugin.ptq.prepare`).
         prepare_unit: gives a traced unit its quantizers; ``ahcq_plugin.mqbench.prepare_unit`` has MQBench do it.
+        loss: ``loss(output, floating-point output)`` of an item, what a recipe with ``tune_steps`` minimises; default
+            :func:`ahcq_plugin.ptq.loss.model_error`, of masks where the model returns a SAM's.
     Returns:
         (the quantized model, QuantReport)
     Raises:
@@ -142,18 +149,28 @@ def quantize(
     with stages("prepare", device):
         prepare(model, recipe, units, prepare_unit, leave, run=lambda model: forward(model, batches[0]))
     run = _Run(model, batches, recipe, forward, None if work_dir is None else Path(work_dir), progress, workers, stages)
+    if run.work_dir is not None and not resume and workers.is_first:
+        (run.work_dir / TUNED_FILE).unlink(missing_ok=True)  # who resumes this run must not find an earlier one's
+    targets: list[Any] = []
+    if recipe.tune_steps:
+        with stages("targets", device):
+            targets = floating_outputs(model, batches, forward, progress)
     conditions = run.calibrate(resume)
     unrounded = _unrounded_weights(model) if workers.is_first else {}
     with stages("reconstruct", device):
         reports = reconstruct(model, batches, recipe, forward, work_dir, resume, progress, workers)
     with stages("freeze", device):
         freeze(model)
+    tuning = None
+    if recipe.tune_steps:
+        with stages("tune", device):
+            tuning = tune(model, batches, targets, recipe, forward, loss, work_dir, resume, progress, workers)
     with stages("audit", device):
         outcome = audit(model, batches[0], forward, recipe)
     if not outcome.passed:
         raise AuditError(outcome)
     report = QuantReport(
-        recipe, outcome, reports, conditions, describe(model), outcome.coverage, stages.records, unrounded
+        recipe, outcome, reports, conditions, describe(model), outcome.coverage, stages.records, tuning, unrounded
     )
     if work_dir is not None and workers.is_first:
         extra = {"report": report.to_dict(), "notes": dict(notes or {})}

@@ -16,6 +16,7 @@ from torch import nn
 
 from ahcq_plugin.mm.data.wrappers import innermost
 from ahcq_plugin.mm.preflight import loop_class
+from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.support.files import write_json
 from ahcq_plugin.zoo.checkpoints import packaged_config
 from ahcq_plugin.zoo.hugging_face import PREFIX
@@ -39,6 +40,8 @@ def make_dry_run(cfg: Config) -> list[str]:
     cfg.work_dir = str(Path(cfg.work_dir) / "dry_run")
     cfg.load_from = None
     cfg.recipe["iterations"] = ITERATIONS
+    if Recipe.from_config(cfg.recipe).tune_steps:
+        cfg.recipe["tune_steps"] = ITERATIONS
     cfg.test_cfg["cache_dir"] = None
     return loop_class(cfg).cut_down(cfg)
 

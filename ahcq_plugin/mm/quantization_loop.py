@@ -26,6 +26,7 @@ from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.ptq.checkpoint import QUANTIZED_FILE
 from ahcq_plugin.ptq.distributions import collect_distributions
 from ahcq_plugin.ptq.packed import PACKED_FILE
+from ahcq_plugin.ptq.tune import Loss
 from ahcq_plugin.support.batches import Forward
 from ahcq_plugin.support.cache import Cache
 from ahcq_plugin.support.digest import digest
@@ -90,9 +91,11 @@ class QuantizationLoop(BaseLoop):
         resume: go on with an interrupted reconstruction in the work dir.
     """
 
-    #: Builds the SAM from name and ``checkpoint``, runs it on a calibration item; how evaluations come back from JSON.
+    #: Builds the SAM from name and ``checkpoint``, runs it on a calibration item; what tuning minimises (None: the
+    #: engine's default); how evaluations come back from JSON.
     build: ClassVar[Callable[..., nn.Module]]
     forward: ClassVar[Forward]
+    loss: ClassVar[Loss | None] = None
     measured: ClassVar[type[Measured]]
 
     def __init__(
@@ -239,6 +242,7 @@ class QuantizationLoop(BaseLoop):
             notes=notes,
             leave=self.leave,
             checkpoint=fresh(QUANTIZED_FILE).name,
+            loss=type(self).loss,
         )
         stages.records.update(report.stages)
         with stages("quantized_eval", model.device):

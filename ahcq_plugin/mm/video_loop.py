@@ -23,6 +23,7 @@ from ahcq_plugin.mm.evaluation.video_evaluation import VideoEvaluation, evaluate
 from ahcq_plugin.mm.options import CalibrationOptions
 from ahcq_plugin.mm.quantization_loop import QuantizationLoop
 from ahcq_plugin.mm.report.videos import sample_videos
+from ahcq_plugin.ptq.loss import mask_error
 from ahcq_plugin.support.digest import digest
 from ahcq_plugin.zoo.sam2 import build_sam2
 from ahcq_plugin.zoo.segment import prepare_frames
@@ -97,6 +98,7 @@ class VideoPTQLoop(QuantizationLoop):
 
     build = staticmethod(build_sam2)
     forward = staticmethod(clip_forward)
+    loss = staticmethod(mask_error)
     measured = VideoEvaluation
 
     def __init__(

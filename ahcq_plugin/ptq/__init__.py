@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Post-training quantization of a model, stage by stage: prepare, calibrate, reconstruct, freeze, audit."""
+"""Post-training quantization of a model, stage by stage: prepare, calibrate, reconstruct, freeze, tune,
+audit."""
 
 from ahcq_plugin.ptq.audit import AuditError, AuditReport, audit
 from ahcq_plugin.ptq.calibrate import calibrate
@@ -11,6 +12,7 @@ from ahcq_plugin.ptq.prepared import quantizers, set_quantization
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.reconstruct import reconstruct
 from ahcq_plugin.ptq.resume import ResumeError, UnitReport
+from ahcq_plugin.ptq.tune import TuneReport, floating_outputs, tune
 
 __all__ = [
     "AuditError",
@@ -18,9 +20,11 @@ __all__ = [
     "Checkpoint",
     "Recipe",
     "ResumeError",
+    "TuneReport",
     "UnitReport",
     "audit",
     "calibrate",
+    "floating_outputs",
     "freeze",
     "precondition",
     "prepare",
@@ -31,4 +35,5 @@ __all__ = [
     "save_checkpoint",
     "save_packed",
     "set_quantization",
+    "tune",
 ]

@@ -92,11 +92,16 @@ def calibrate(
     check_batches(batches)
     layers = weight_layers(model)
     for name, layer in tqdm(layers.items(), desc="calibrate weights", unit="layer", disable=not progress):
-        quantizer = layer.weight_fake_quant
-        quantizer.activation_post_process.reset()
-        quantizer.activation_post_process(layer.weight)
-        _named(name, quantizer.commit)
+        calibrate_weight(name, layer)
     calibrate_activations(model, batches, forward, progress, workers)
+
+
+def calibrate_weight(name: str, layer: nn.Module) -> None:
+    """Set the parameters of the weight quantizer of ``layer`` from its weight; errors name it ``name``."""
+    quantizer = layer.weight_fake_quant
+    quantizer.activation_post_process.reset()
+    quantizer.activation_post_process(layer.weight)
+    _named(name, quantizer.commit)
 
 
 @torch.no_grad()

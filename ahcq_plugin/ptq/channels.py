@@ -29,19 +29,20 @@ def channel_axes(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list
     """
     if isinstance(module, nn.Linear | nn.Conv2d):
         return [_layer_axis(module)]
-    follower = _ChannelFollower(module)
+    follower = ChannelFollower(module)
     follower(*args, **kwargs)
     axes = [_only_axis(numbers) for numbers in follower.outputs]
     return [follower.last_axis if axis is None else axis for axis in axes]
 
 
-class _ChannelFollower(UnitRunner):
+class ChannelFollower(UnitRunner):
     """Gives every element of every tensor the number of its channel, from 1; 0: of none (padding).
 
     A layer numbers its output anew. What only moves elements is applied to their numbers; what computes with them
     hands on the numbers of an operand of the result's shape (residual additions, norms, activations).
 
     Attributes:
+        numbers: of every node that is still needed: float32 numbers of its shape; None where they are not known.
         outputs: for each leaf of the unit's output float32 numbers of its shape; None where they are not known.
         last_axis: of the channels of the layer that ran last.
     """
@@ -49,35 +50,35 @@ class _ChannelFollower(UnitRunner):
     def __init__(self, unit: fx.GraphModule):
         super().__init__(unit)
         self._index = GraphIndex(unit, unit.graph)
-        self._numbers: dict[fx.Node, Any] = {}
+        self.numbers: dict[fx.Node, Any] = {}
         self.outputs: list[Tensor | None] = []
         self.last_axis = -1
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if n.op == "output":
-            self.outputs = pytree.tree_leaves(map_arg(n.args[0], self._numbers.get))
+            self.outputs = pytree.tree_leaves(map_arg(n.args[0], self.numbers.get))
             return result
         source = self._index.shape_source(n)
         if self._index.is_layer(n):
             self.last_axis = _layer_axis(self._index.module(n))
-            self._numbers[n] = _number(result, self.last_axis)
-        elif source is not None and self._numbers[source] is not None:
+            self.numbers[n] = _number(result, self.last_axis)
+        elif source is not None and self.numbers[source] is not None:
             args, kwargs = (
-                map_arg(given, lambda a: self._numbers[a] if a is source else self.env[a])
+                map_arg(given, lambda a: self.numbers[a] if a is source else self.env[a])
                 for given in (n.args, n.kwargs)
             )
-            self._numbers[n] = getattr(self, n.op)(n.target, args, kwargs)
+            self.numbers[n] = getattr(self, n.op)(n.target, args, kwargs)
         else:
-            self._numbers[n] = pytree.tree_map(lambda leaf: self._inherited(n, leaf), result)
+            self.numbers[n] = pytree.tree_map(lambda leaf: self._inherited(n, leaf), result)
         for used in self.user_to_last_uses.get(n, ()):
-            del self._numbers[used]
+            del self.numbers[used]
         return result
 
     def _inherited(self, node: fx.Node, leaf: Any) -> Tensor | None:
         if not isinstance(leaf, Tensor):
             return None
-        for numbers in map(self._numbers.get, node.all_input_nodes):
+        for numbers in map(self.numbers.get, node.all_input_nodes):
             if isinstance(numbers, Tensor) and numbers.shape == leaf.shape:
                 return torch.empty_like(leaf, dtype=torch.float32).copy_(numbers)
         return None

@@ -85,12 +85,12 @@ def _projection(index: GraphIndex, operand: fx.Node, role: str, scores: fx.Node)
     if not isinstance(index.module(source), nn.Linear):
         return None
     called = [n for n in index.graph.nodes if n.op == "call_module" and n.target == source.target]
-    return source if len(called) == 1 and _ends(index, source) == {scores} else None
+    return source if len(called) == 1 and ends(index, source) == {scores} else None
 
 
-def _ends(index: GraphIndex, node: fx.Node) -> set[fx.Node]:
+def ends(index: GraphIndex, node: fx.Node) -> set[fx.Node]:
     """Where a tensor goes, through reshapes, scalar factors and quantizers."""
-    ends: set[fx.Node] = set()
+    found: set[fx.Node] = set()
     for user in node.users:
         if index.is_scalar(user):
             continue
@@ -99,5 +99,5 @@ def _ends(index: GraphIndex, node: fx.Node) -> set[fx.Node]:
             or index.scale_source(user) is not None
             or isinstance(index.module(user), FakeQuantize)
         )
-        ends |= _ends(index, user) if transparent else {user}
-    return ends
+        found |= ends(index, user) if transparent else {user}
+    return found

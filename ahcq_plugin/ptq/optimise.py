@@ -54,6 +54,18 @@ def mix(quantized: Any, floating: Any, share: float) -> Any:
     return pytree.tree_map(pick, quantized, floating)
 
 
+@contextmanager
+def small_steps(scales: Sequence[Tensor]) -> Iterator[None]:
+    """What is done to ``scales`` within the context moves no element by more than ``MAX_RELATIVE_STEP`` of itself, so
+    that positive ones stay positive."""
+    before = [scale.detach().clone() for scale in scales]
+    yield
+    with torch.no_grad():
+        for scale, old in zip(scales, before, strict=True):
+            bound = old * MAX_RELATIVE_STEP
+            scale.clamp_(old - bound, old + bound)
+
+
 class ScaleLearner:
     """Adam with a cosine schedule on the scales of activation quantizers.
 
@@ -83,13 +95,9 @@ class ScaleLearner:
         """One step of every scale, then the milestones that it passed."""
         if self._optimizer is None:
             return
-        scales = self.parameters()
-        bounds = [scale * MAX_RELATIVE_STEP for scale in scales]
-        before = [scale.clone() for scale in scales]
-        self._optimizer.step()
+        with small_steps(self.parameters()):
+            self._optimizer.step()
         self._schedule.step()
-        for scale, old, bound in zip(scales, before, bounds, strict=True):
-            scale.clamp_(old - bound, old + bound)
         for quantizer in self._quantizers:
             quantizer.keep_valid()
         self._done += 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights changed before quantization: folded signs of bimodal keys, smaller condition numbers."""
+"""Weights changed before quantization: folded signs of bimodal keys, rotated heads, smaller condition numbers."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ahcq_plugin.ptq.calibrate import calibrate_activations
 from ahcq_plugin.ptq.fold import fold_bimodal_keys
 from ahcq_plugin.ptq.prepared import activation_quantizers, quantizers, set_quantization, watched, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.ptq.rotate import rotate_heads
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
 from ahcq_plugin.support.workers import ALONE, Workers
@@ -43,7 +44,7 @@ def precondition(
 ) -> list[ConditionReport]:
     """Change the weights of a prepared model as the recipe says, in place, before ``calibrate``.
 
-    ``big`` keeps the model's function. ACNR does not: its layers keep ``original_weight``, the target of
+    ``big`` and ``rotate`` keep the model's function. ACNR does not: its layers keep ``original_weight``, the target of
     reconstruction. It needs the activations' quantization errors, hence quantizers: it calibrates them on the weights
     as they came; ``calibrate`` then starts afresh and overwrites all of it. ``workers`` share the layers; the first of
     them decides which keys are folded.
@@ -54,6 +55,8 @@ def precondition(
     forward = forward or default_forward
     if recipe.big:
         fold_bimodal_keys(model, batches[0], forward, workers)
+    if recipe.rotate:
+        rotate_heads(model, batches[0], forward, workers)
     if not (recipe.acnr or recipe.condiquant):
         return []
     layers = {name: layer for name, layer in weight_layers(model).items() if isinstance(layer, nn.Linear)}

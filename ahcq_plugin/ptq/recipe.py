@@ -26,6 +26,7 @@ _WHOLE_NUMBERS = {
     "iterations": (1, 10_000_000),
     "batch_size": (1, 100_000),
     "acnr_steps": (1, 1_000_000),
+    "tune_steps": (0, 10_000_000),
     "cag_groups": (0, 65_536),
     "seed": (0, 2**32 - 1),
 }
@@ -36,10 +37,16 @@ _COMPONENTS = {
     "agq": ("softmax",),
 }
 
+#: Keys that came later: at these values they do nothing, and hashes leave them out, so that earlier results stay valid.
+_LATER = {"rotate": False, "refit": 0.0, "tune_steps": 0, "tune_lr": 1e-3, "tune_scale_lr": 1e-3}
+
 #: Keys that have another name now, old -> new. Hashes are made with the old ones: earlier results stay valid.
 _RENAMED = {"range_search": "range_by_output_error"}
 
 _QDROP = dict(granularity="unit", quantize_activations=True, learn_scales=True, keep_probability=0.5, input_mix=0.5)
+# In SAM 2 the paper keeps LNQ to the image encoder; the globs name the rest of SAM 2 that has attention, and nothing of
+# SAM.
+_AHCQ = dict(cag=True, hluq=True, lnq=True, without={"lnq": ["memory_attention.*", "sam_mask_decoder.*"]})
 PRESETS: dict[str, dict[str, Any]] = {
     # Round to nearest on the searched ranges; nothing is learned.
     "rtn": dict(granularity="none"),
@@ -51,16 +58,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qdrop": _QDROP,
     # Lv et al. 2024: QDrop, power-of-two-like attention weights, folded signs of bimodal keys.
     "ptq4sam": dict(**_QDROP, agq=True, big=True),
-    # AHCQ-SAM: QDrop and the paper's four components. In SAM 2 the paper keeps LNQ to the image encoder; the globs name
-    # the rest of SAM 2 that has attention, and nothing of SAM.
-    "ahcq": dict(
-        **_QDROP,
-        acnr=True,
-        cag=True,
-        hluq=True,
-        lnq=True,
-        without={"lnq": ["memory_attention.*", "sam_mask_decoder.*"]},
-    ),
+    # AHCQ-SAM: QDrop and the paper's four components.
+    "ahcq": dict(**_QDROP, **_AHCQ, acnr=True),
+    # What helps beyond the paper and costs hardware nothing: weights fitted to quantized inputs instead of ACNR, heads
+    # rotated and channels grouped behind them. Tuning helps other recipes as much, and did not add to these.
+    "ahcq_plus": dict(**_QDROP, **_AHCQ, rotate=True, refit=0.03, families={"attn_out": "cag"}),
 }
 
 
@@ -96,8 +98,17 @@ class Recipe:
         lnq: logarithmic non-linear quantizer for ``softmax`` (AHCQ-SAM).
         agq: adaptive granularity quantizer for ``softmax`` (PTQ4SAM).
         big: fold the signs of bimodal keys into the projections of queries and keys (PTQ4SAM).
+        rotate: rotate attention heads in the projections of queries and keys, and of values and outputs, where nothing
+            that a rotation does not pass through stands between (``ptq/rotate.py``; QuaRot).
         range_by_output_error: uniform and HLUQ activation quantizers search their range by the error of the product
             behind the tensor, instead of taking the mean minimum and maximum of the published methods.
+        refit: 0, or how strongly a layer's new weight and bias are held to the old ones, as a share of the mean square
+            of its inputs, when Linears are fitted to their quantized inputs before their rounding is learned
+            (``ptq/refit.py``; in place of acnr; ERQ).
+        tune_steps: 0, or optimizer steps in which activation scales, biases and norms of the frozen model learn by the
+            error of the model's output (``ptq/tune.py``).
+        tune_lr, tune_scale_lr: Adam learning rates of biases and norms, and of activation scales, in these steps; both
+            follow a cosine to 0, and a scale moves by at most 2 % of itself.
         without: one of ``cag``, ``hluq``, ``lnq``, ``agq`` -> globs of the units that do without it.
         families: role -> family of its quantizer; goes before all of the above.
         share_inputs: Linears fed by one tensor share one activation quantizer.
@@ -135,6 +146,11 @@ class Recipe:
     agq: bool = False
     big: bool = False
     range_by_output_error: bool = False
+    rotate: bool = False
+    refit: float = 0.0
+    tune_steps: int = 0
+    tune_lr: float = 1e-3
+    tune_scale_lr: float = 1e-3
     without: Mapping[str, Sequence[str]] = field(default_factory=dict)
     families: Mapping[str, str] = field(default_factory=dict)
     share_inputs: bool = True
@@ -161,15 +177,19 @@ class Recipe:
         for key, (least, most) in _WHOLE_NUMBERS.items():
             if not least <= getattr(self, key) <= most:
                 raise ValueError(f"recipe: `{key}` must be in [{least}, {most}], got {getattr(self, key)!r}")
-        for one, other in (("lnq", "agq"), ("acnr", "condiquant")):
+        for one, other in (("lnq", "agq"), ("acnr", "condiquant"), ("refit", "acnr"), ("refit", "condiquant")):
             if getattr(self, one) and getattr(self, other):
-                raise ValueError(f"recipe: `{one}` and `{other}` exclude each other; set one of them to False")
+                raise ValueError(f"recipe: `{one}` and `{other}` exclude each other; set one of them to False or 0")
         for key in ("keep_probability", "input_mix", "warmup", "acnr_energy"):
             if not 0.0 <= getattr(self, key) <= 1.0:
                 raise ValueError(f"recipe: `{key}` must be in [0, 1], got {getattr(self, key)!r}")
-        if not self.acnr_beta >= 0:
-            raise ValueError(f"recipe: `acnr_beta` must not be negative, got {self.acnr_beta!r}")
-        for key in ("rounding_lr", "scale_lr", "rounding_weight", "exponent_start", "exponent_end", "acnr_lambda"):
+        if self.refit and self.granularity == "layer":
+            raise ValueError("recipe: `refit` needs the granularity `unit` or `none`, got 'layer'; set one of the two")
+        for key in ("acnr_beta", "refit"):
+            if not getattr(self, key) >= 0:
+                raise ValueError(f"recipe: `{key}` must not be negative, got {getattr(self, key)!r}")
+        rates = ("rounding_lr", "scale_lr", "tune_lr", "tune_scale_lr")
+        for key in (*rates, "rounding_weight", "exponent_start", "exponent_end", "acnr_lambda"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"recipe: `{key}` must be positive, got {getattr(self, key)!r}")
         if self.exponent_end > self.exponent_start:
@@ -266,9 +286,11 @@ class Recipe:
         }
 
     def to_hash(self) -> dict[str, Any]:
-        """``to_dict`` under the names that the keys had first: for hashes that earlier results carry."""
+        """``to_dict`` under the names that the keys had first, without those that came later and do nothing: for hashes
+        that earlier results carry."""
         first_names = {new: old for old, new in _RENAMED.items()}
-        return {first_names.get(key, key): value for key, value in self.to_dict().items()}
+        values = {key: value for key, value in self.to_dict().items() if key not in _LATER or value != _LATER[key]}
+        return {first_names.get(key, key): value for key, value in values.items()}
 
 
 def current_names(values: Mapping[str, Any]) -> dict[str, Any]:

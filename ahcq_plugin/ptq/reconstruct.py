@@ -19,6 +19,7 @@ from ahcq_plugin.ptq.loss import relative_error
 from ahcq_plugin.ptq.optimise import Samples, optimise
 from ahcq_plugin.ptq.prepared import original_weights, quantizers, set_quantization, watched, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.ptq.refit import refit
 from ahcq_plugin.ptq.resume import UnitFiles, UnitReport, fingerprint
 from ahcq_plugin.ptq.store import Store
 from ahcq_plugin.ptq.stream import UnitStream
@@ -108,6 +109,8 @@ def _reconstruct_unit(stream: UnitStream, name: str, recipe: Recipe, on_step: On
     unit = stream.units[name]
     before = _unit_error(stream, name)
     start = time.perf_counter()
+    if recipe.refit:
+        refit(stream, name, recipe.refit, workers)
     if recipe.granularity == "unit":
         samples = Samples(len(stream.samples), stream.inputs, lambda i: stream.target(name, i))
         optimise(unit, name, samples, recipe, on_step, workers)

@@ -72,10 +72,11 @@ def clip_forward(predictor: nn.Module, clip: Mapping[str, Tensor]) -> Tensor:
         predictor: a ``SAM2VideoPredictor``, quantized or not.
         clip: ``frames`` (T, 3, S, S) and ``masks`` (N, h, w) as in :func:`track`.
     Returns:
-        Logits (T, N, h, w) float32. Unlike the predictor's own methods this runs without ``torch.inference_mode``: what
-        it computes may take part in gradients later.
+        Logits (T, N, h, w) float32. Unlike the predictor's own methods this runs without ``torch.inference_mode``: as
+        from any module, gradients go through it, and through the memory from frame to frame, unless the caller
+        switches them off.
     """
-    with torch.no_grad(), without_inference_mode(predictor):
+    with without_inference_mode(predictor):
         return torch.stack([logits for _, logits in track(predictor, clip["frames"], clip["masks"])])
 
 

@@ -121,6 +121,16 @@ def test_a_dry_run_cuts_depth_inputs_and_the_width_of_the_larger_two(size, tmp_p
     assert [block.window_size for block in small.image_encoder.blocks] == [14, 0]
 
 
+def test_a_dry_run_tunes_for_a_few_steps_only_and_only_where_the_config_does(tmp_path):
+    found = {}
+    for steps in (0, 300):
+        cfg = read_config(str(ROOT / "mm_configs" / "demo_sam_tiny_w4a4.py"))
+        cfg.work_dir, cfg.recipe["tune_steps"] = str(tmp_path), steps
+        make_dry_run(cfg)
+        found[steps] = cfg.recipe["tune_steps"]
+    assert found == {0: 0, 300: cfg.recipe["iterations"]}
+
+
 def test_no_key_of_mmdets_own_configs_is_taken_for_a_typing_error():
     keys = set()
     for path in (Path(mmdet.__file__).parent / ".mim" / "configs").rglob("*.py"):

@@ -115,12 +115,17 @@ def test_a_former_name_is_taken_with_a_warning():
         current_names({"range_search": True, "range_by_output_error": True})
 
 
+#: Keys that came after the digest below was made, and their values that do nothing.
+LATER = {"rotate": False, "refit": 0.0, "tune_steps": 0, "tune_lr": 1e-3, "tune_scale_lr": 1e-3}
+
+
 def test_hashes_of_earlier_results_stay_valid():
     """Keys of interrupted runs and of published figures, made when the key was called ``range_search``."""
     recipe = Recipe.from_config("ahcq", range_by_output_error=True)
     former = {**recipe.to_dict(), "range_search": True}
-    del former["range_by_output_error"]
-    assert recipe.to_hash() == former and current_names(former) == recipe.to_dict()
+    for key in ("range_by_output_error", *LATER):
+        del former[key]
+    assert recipe.to_hash() == former and {**current_names(former), **LATER} == recipe.to_dict()
     assert digest(recipe.to_hash()) == "938efbfadddd6885d0a7f693675c5f52f36914361c1f74bc826f858e25444deb"
 
 
@@ -151,3 +156,9 @@ def test_a_cache_on_a_gpu_needs_one(monkeypatch) -> None:
         recipe.check_machine()
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     recipe.check_machine()
+
+
+@pytest.mark.parametrize("key, value", [("rotate", True), ("refit", 0.03), ("tune_steps", 10)])
+def test_what_came_later_counts_in_a_hash_where_it_does_something(key, value):
+    plain, other = Recipe.from_config("qdrop"), Recipe.from_config("qdrop", **{key: value})
+    assert digest(plain.to_hash()) != digest(other.to_hash()) and other.to_hash()[key] == value

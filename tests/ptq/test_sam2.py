@@ -12,6 +12,7 @@ pytest.importorskip("sam2")
 from ahcq_plugin import quantize
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq import Recipe, calibrate, prepare, quantizers
+from ahcq_plugin.ptq.loss import mask_error
 from ahcq_plugin.ptq.stream import UnitStream
 from ahcq_plugin.zoo.track import clip_forward, track
 from tests.ptq.test_stream_calls import assert_stream_equals_whole_runs
@@ -105,3 +106,20 @@ def test_every_recipe_runs_on_clips_and_passes_the_audit(small_sam2, recipe):
     clip = small_clips[0]
     served = torch.stack([logits for _, logits in track(model, clip["frames"], clip["masks"])])  # in inference mode
     assert torch.equal(served, out)
+
+
+@pytest.mark.slow
+def test_tuning_goes_through_the_memory(small_sam2, small_clips):
+    """The loss of later frames alone reaches what computes the memory of the first."""
+    items = small_clips[:1]
+
+    def later(out, target):
+        return mask_error(out[1:], target[1:])
+
+    recipe = {"name": "rtn", "w_bits": 4, "a_bits": 4, "tune_steps": 6, "tune_lr": 1e-2, "tune_scale_lr": 1e-3}
+    model, report = quantize(small_sam2, items, recipe, forward=clip_forward, loss=later, progress=False)
+    assert report.audit.passed and report.tuning.loss_after < report.tuning.loss_before
+    plain, _ = quantize(small_sam2, items, {**recipe, "tune_steps": 0}, forward=clip_forward, progress=False)
+    before = dict(plain.named_parameters())
+    changed = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert {"image_encoder", "memory_attention", "sam_mask_decoder", "memory_encoder"} <= changed

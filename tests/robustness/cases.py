@@ -75,6 +75,7 @@ def loop_values(good: Materials) -> Iterator[Case]:
     yield Case("loop", "good", "ptq.py", _config("test_cfg = dict(max_boxes=3)"), control=True)
     allowed = {
         ("prompts", "'no such'"),
+        ("prompts", "''"),
         ("everything", "None"),
         ("device", "None"),
         ("calib.max_boxes", "None"),

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tuning through the output: what a frozen model has in floating point anyway learns to give the model's own output.
+
+Reconstruction looks at one unit at a time; what it leaves adds up, and not all of it matters to a mask. Here the whole
+quantized model runs, its weights stay on their grids, and activation scales, biases and the scales and shifts of norms
+learn by the error of what the model returns. Hardware has all of them already.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from ahcq_plugin.graph import prepared_units
+from ahcq_plugin.ptq.loss import model_error
+from ahcq_plugin.ptq.optimise import gradients, seeded, small_steps
+from ahcq_plugin.ptq.prepared import activation_quantizers, intercepted, original_weights, set_quantization
+from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.ptq.resume import ResumeError, fingerprint
+from ahcq_plugin.quantizers.layers import read_parameters
+from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device, to_device
+from ahcq_plugin.support.checked import save_checked
+from ahcq_plugin.support.safe_load import safe_load
+from ahcq_plugin.support.workers import ALONE, Workers
+
+TUNED_FILE = "tuned.pt"
+#: Steps between two states that are kept on disk.
+KEPT_EVERY = 25
+
+#: ``loss(output, floating-point output)`` of the model on one item -> scalar.
+Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """What tuning did.
+
+    Attributes:
+        loss_before, loss_after: mean over the calibration items.
+        values: how many numbers were tuned.
+        seconds: of the steps (of all runs, when resumed).
+    """
+
+    steps: int
+    loss_before: float
+    loss_after: float
+    values: int
+    seconds: float
+
+
+@torch.no_grad()
+def floating_outputs(
+    model: nn.Module, batches: Sequence[Any], forward: Forward | None = None, progress: bool = True
+) -> list[Any]:
+    """The floating-point outputs of a prepared model for every item, on the CPU: the targets of ``tune``.
+
+    To be called before ``reconstruct``, which gives the floating-point weights up and takes hours.
+
+    Raises:
+        ValueError: gradients do not reach what ``tune`` would tune, since ``forward`` switches them off.
+    """
+    check_batches(batches)
+    forward, device = forward or default_forward, model_device(model)
+    set_quantization(model, False)
+    with original_weights(model):
+        _check_gradients(model, forward, to_device(batches[0], device))
+        items = tqdm(batches, desc="floating-point outputs", unit="item", disable=not progress)
+        return [to_device(forward(model, to_device(batch, device)), "cpu") for batch in items]
+
+
+def tune(
+    model: nn.Module,
+    batches: Sequence[Any],
+    targets: Sequence[Any],
+    recipe: Recipe,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+    work_dir: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    workers: Workers = ALONE,
+) -> TuneReport:
+    """Tune a frozen model for ``recipe.tune_steps`` steps, in place; it stays frozen, and no code of a weight changes.
+
+    Tuned are the learned scales of activation quantizers, and of the units what has one dimension: biases and the
+    scales and shifts of norms. With ``work_dir`` the state is kept every ``KEPT_EVERY`` steps in ``work_dir/tuned.pt``;
+    with ``resume`` it goes on from there, and the result equals that of an uninterrupted run.
+
+    Args:
+        targets: ``floating_outputs`` of the same items.
+        loss: of an item, to be differentiated; default ``model_error``.
+        workers: processes that share each step's ``batch_size`` items.
+    Raises:
+        ResumeError: ``resume`` finds the state of another model, other data or another recipe.
+    """
+    check_batches(batches)
+    if resume and work_dir is None:
+        raise ValueError("`resume=True` needs `work_dir`, the folder of the interrupted run")
+    forward, device = forward or default_forward, model_device(model)
+    error = _ItemError(model, batches, targets, forward, loss or model_error, device)
+    path = None if work_dir is None else Path(work_dir) / TUNED_FILE
+    mark = "" if path is None else fingerprint(model, batches, recipe)
+    tuner = Tuner(model, recipe, error, workers)
+    seconds, before = 0.0, error.mean()
+    if path is not None and workers.first(resume and path.exists()):
+        seconds = tuner.load(path, mark)
+    elif path is not None and workers.is_first:
+        path.unlink(missing_ok=True)
+    start = time.perf_counter() - seconds
+    steps = tqdm(range(tuner.done, recipe.tune_steps), desc="tune", unit="it", disable=not progress)
+    with _recomputed(model), _learning(model, tuner.parameters), torch.enable_grad():
+        for number in steps:
+            value = tuner.step()
+            if number % 10 == 0:
+                steps.set_postfix(loss=f"{float(value):.4g}", refresh=False)
+            if path is not None and workers.is_first and tuner.done % KEPT_EVERY == 0:
+                tuner.save(path, mark, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    workers.copy(tuner.parameters)
+    if path is not None and workers.is_first:
+        tuner.save(path, mark, seconds)
+    values = sum(parameter.numel() for parameter in tuner.parameters)
+    return TuneReport(recipe.tune_steps, before, error.mean(), values, seconds)
+
+
+@dataclass(frozen=True)
+class _ItemError:
+    """The loss of the model's output on an item."""
+
+    model: nn.Module
+    batches: Sequence[Any]
+    targets: Sequence[Any]
+    forward: Forward
+    loss: Loss
+    device: torch.device
+
+    def __call__(self, item: int) -> Tensor:
+        out = self.forward(self.model, to_device(self.batches[item], self.device))
+        return self.loss(out, to_device(self.targets[item], self.device))
+
+    @torch.no_grad()
+    def mean(self) -> float:
+        """Over all items."""
+        return float(torch.stack([self(item) for item in range(len(self.batches))]).double().mean())
+
+
+class Tuner:
+    """Adam on what is tuned, step by step; learning rates follow a cosine to 0.
+
+    Attributes:
+        parameters: what is tuned; the first ``len(scales)`` are activation scales.
+        done: number of steps done.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, error: _ItemError, workers: Workers):
+        self._recipe, self._error, self._workers = recipe, error, workers
+        self._quantizers = [q for _, q in activation_quantizers(model) if q.learnable_scales()]
+        self._scales = [scale for q in self._quantizers for scale in q.learnable_scales()]
+        scales = set(self._scales)
+        others = [parameter for parameter in _vectors(model) if parameter not in scales]
+        self.parameters, self.done = [*self._scales, *others], 0
+        rates = ((self._scales, recipe.tune_scale_lr), (others, recipe.tune_lr))
+        self._rates = [rate for group, rate in rates if group]
+        self._optimizer = torch.optim.Adam([{"params": group, "lr": rate} for group, rate in rates if group])
+
+    def step(self) -> Tensor:
+        """One step on ``recipe.batch_size`` items; returns their mean loss, a scalar."""
+        recipe, workers, start = self._recipe, self._workers, self.done * self._recipe.batch_size
+        self._optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self._error.device)
+        for place in workers.share(recipe.batch_size):
+            share = self._error(self._item(start + place)) / recipe.batch_size
+            share.backward()
+            total += share.detach()
+        workers.add([*gradients(self.parameters, workers), total])
+        factor = 0.5 + 0.5 * math.cos(math.pi * self.done / recipe.tune_steps)
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        with small_steps(self._scales):
+            self._optimizer.step()
+        for quantizer in self._quantizers:
+            quantizer.keep_valid()
+        self.done += 1
+        return total
+
+    def _item(self, number: int) -> int:
+        """The ``number``-th item to learn from: all in random order, then all in another one."""
+        count = len(self._error.batches)
+        with seeded(self._recipe.seed, f"tune/{number // count}", torch.device("cpu")):
+            return int(torch.randperm(count)[number % count])
+
+    def save(self, path: Path, mark: str, seconds: float) -> None:
+        """Keep the state; ``mark`` is the ``fingerprint`` of the run."""
+        content = {
+            "fingerprint": mark,
+            "done": self.done,
+            "seconds": seconds,
+            "parameters": [parameter.detach().cpu() for parameter in self.parameters],
+            "optimizer": to_device(self._optimizer.state_dict()["state"], "cpu"),
+        }
+        save_checked(content, path)
+
+    @torch.no_grad()
+    def load(self, path: Path, mark: str) -> float:
+        """Go on from a kept state; returns the seconds that it took."""
+        saved = safe_load(path)
+        if saved["fingerprint"] != mark:
+            raise ResumeError(
+                f"cannot resume from {path}: it was made with another model, other calibration data or another recipe; "
+                "use a new work dir, or start without resume"
+            )
+        for parameter, value in zip(self.parameters, saved["parameters"], strict=True):
+            parameter.copy_(value)
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": saved["optimizer"]})
+        self.done = saved["done"]
+        return saved["seconds"]
+
+
+def _vectors(model: nn.Module) -> list[nn.Parameter]:
+    """What units read that has one dimension, each once."""
+    read = dict.fromkeys(p for unit in prepared_units(model).values() for p in read_parameters(unit))
+    return [parameter for parameter in read if parameter.ndim == 1]
+
+
+def _check_gradients(model: nn.Module, forward: Forward, item: Any) -> None:
+    with _recomputed(model), _learning(model, _vectors(model)), torch.enable_grad():
+        leaves = pytree.tree_leaves(forward(model, item))
+    if not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves):
+        raise ValueError(
+            "tuning needs gradients, and none come through the model's forward: it runs under `torch.no_grad` or "
+            "detaches its output; give a `forward` that does not, or set the recipe's `tune_steps` to 0"
+        )
+
+
+@contextmanager
+def _recomputed(model: nn.Module) -> Iterator[None]:
+    """Within the context, backward computes a unit anew instead of keeping all of its tensors: at SAM-B's size those
+    of one block's attention take gigabytes."""
+    units = prepared_units(model)
+
+    def handler(_: str, forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    with intercepted(units, handler):
+        yield
+
+
+@contextmanager
+def _learning(model: nn.Module, learned: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Within the context, of all parameters only the ``learned`` ones are trained."""
+    flags = {parameter: parameter.requires_grad for parameter in [*model.parameters(), *learned]}
+    try:
+        for parameter in flags:
+            parameter.requires_grad_(False)
+        for parameter in learned:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+        for parameter in learned:
+            parameter.grad = None
