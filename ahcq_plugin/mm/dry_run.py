@@ -21,6 +21,7 @@ from ahcq_plugin.support.files import write_json
 from ahcq_plugin.zoo.checkpoints import packaged_config
 from ahcq_plugin.zoo.hugging_face import PREFIX
 from ahcq_plugin.zoo.relatives import RELATIVES
+from ahcq_plugin.zoo.sam import check_name
 from ahcq_plugin.zoo.scenes import write_coco
 
 IMAGES, FRAMES, IMAGE_SIZE, BOXES, ITERATIONS = 2, 4, 64, 2, 1
@@ -72,6 +73,7 @@ def small_sam2(name: str | Mapping[str, Any]) -> dict[str, Any]:
 def small_sam(name: str | Mapping[str, Any]) -> dict[str, Any] | None:
     """Arguments of ``build_sam``: at most :data:`DEPTH` blocks and :data:`INPUT_SIZE` pixels of input; None for a model
     of another package, which nothing here can cut down: whether that one runs is the question."""
+    check_name(name)
     if isinstance(name, str) and (name in RELATIVES or name.startswith(PREFIX)):
         return None
     config = packaged_config() if isinstance(name, str) else dict(name)

@@ -78,6 +78,7 @@ def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | boo
     """
     if checkpoint is True:
         raise ValueError("`checkpoint` must be a path, None or False, got True")
+    check_name(name_or_cfg)
     if isinstance(name_or_cfg, Mapping):
         sam = _from_config(name_or_cfg)
         if checkpoint is None:
@@ -96,25 +97,30 @@ def build_sam(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | boo
         return twin
     elif name_or_cfg == "sam_tiny_hard":
         sam, source = _from_config(hard_config(packaged_config(), SAM_TINY_HARD)), None
-    elif name_or_cfg in CHECKPOINTS or name_or_cfg in RELATIVES:
+    else:
         source = of_model(name_or_cfg)
         checkpoint = default_checkpoint(name_or_cfg) if checkpoint is None else checkpoint
         if checkpoint is not False:  # a ViT-H takes seconds to build: complain about its file first
             require_file(Path(checkpoint), source)
         relative = name_or_cfg in RELATIVES
         sam = build_relative(name_or_cfg) if relative else sam_model_registry[name_or_cfg](checkpoint=None)
-    elif str(name_or_cfg).startswith("sam2"):
-        raise ValueError(f"{name_or_cfg!r} is a SAM 2: build it with ahcq_plugin.zoo.sam2.build_sam2")
-    else:
-        known = ("sam_tiny", "sam_tiny_hard", *CHECKPOINTS, *RELATIVES)
-        raise ValueError(
-            f"unknown model {name_or_cfg!r}, allowed: {', '.join(known)}, {PREFIX} and a folder or a name on Hugging "
-            "Face's hub, or a mapping"
-        )
     if checkpoint is not False:
         load_weights(sam, checkpoint, source)
     remember(sam, "sam", name_or_cfg)
     return sam.float().eval()
+
+
+def check_name(name_or_cfg: Any) -> None:
+    """ValueError for what :func:`build_sam` does not know; a mapping is not looked into."""
+    known = ("sam_tiny", "sam_tiny_hard", *CHECKPOINTS, *RELATIVES)
+    if isinstance(name_or_cfg, Mapping) or name_or_cfg in known or str(name_or_cfg).startswith(PREFIX):
+        return
+    if str(name_or_cfg).startswith("sam2"):
+        raise ValueError(f"{name_or_cfg!r} is a SAM 2: build it with ahcq_plugin.zoo.sam2.build_sam2")
+    raise ValueError(
+        f"unknown model {name_or_cfg!r}, allowed: {', '.join(known)}, {PREFIX} and a folder or a name on Hugging "
+        "Face's hub, or a mapping"
+    )
 
 
 def name_of_state(state: Mapping[str, Any]) -> str:
