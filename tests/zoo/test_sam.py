@@ -61,7 +61,7 @@ def test_every_named_model_has_a_place_for_its_weights():
     assert str(default_checkpoint({"name": "sam2_t", "image_size": 512})) == "checkpoints/sam2_hiera_tiny.pt"
     for unknown in ("sam3", {"image_size": 64}):
         with pytest.raises(
-            ValueError, match="no weights are known for model .*, only for sam_tiny, sam2_tiny, vit_b, "
+            ValueError, match="no weights are known for model .*, only for sam_tiny, sam2_tiny, sam_tiny_hard, vit_b, "
         ):
             default_checkpoint(unknown)
 
