@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+// Double buffers: while the cells read one half, the other fills, one beat every `interval` turns, or every turn when
+// the cells wait for it.
+#ifndef AHCQ_ENGINE_BUFFERS_H
+#define AHCQ_ENGINE_BUFFERS_H
+
+#include "types.h"
+
+namespace ahcq {
+namespace engine {
+
+// Rows of a block, one cell after the other.
+template <class C>
+void buffer_left(
+    hls::stream<command>& commands,
+    hls::stream<beat>& in,
+    hls::stream<turn>& turns,
+    hls::stream<left_fold> (&out)[C::CELLS]) {
+    const command c = commands.read();
+    beat memory[C::CELLS][2 * C::LEFT_DEPTH];
+#pragma HLS ARRAY_PARTITION variable = memory complete dim = 1
+    const uint32_t length = row_beats(c);
+    const bool wide = c.left_bits > 4;
+    uint32_t product = 0, row = 0, rows = 0;  // of the block that is loaded; rows of it that are missing
+    uint32_t cell = 0, place = 0, base = 0, half = 0, pause = 0;
+    bool loading = false, loaded = false, computing = false, more = true;
+    while (more) {
+#pragma HLS PIPELINE II = 1
+        AHCQ_TURN;
+        if (!loading && !loaded && product < c.batch) {  // the next block
+            rows = c.m - row < c.block_rows ? c.m - row : c.block_rows;
+            loading = true;
+            cell = 0;
+            base = 0;
+            row += c.block_rows;
+            if (row >= c.m) {
+                row = 0;
+                ++product;
+            }
+        }
+        if (loading && (pause == 0 || !computing)) {
+            const beat now = in.read();
+            for (int i = 0; i < C::CELLS; ++i) {
+#pragma HLS UNROLL
+                if (cell == uint32_t(i)) memory[i][half * C::LEFT_DEPTH + base + place] = now;
+            }
+            pause = c.left_interval - 1;
+            if (++place == length) {
+                place = 0;
+                if (cell == C::CELLS - 1) base += length;
+                cell = cell == C::CELLS - 1 ? 0 : cell + 1;
+                if (--rows == 0) {
+                    loading = false;
+                    loaded = true;
+                }
+            }
+        } else if (pause != 0) {
+            --pause;
+        }
+        if (computing) {
+            left_fold fold;
+            fold.now = turns.read();
+            for (int i = 0; i < C::CELLS; ++i) {
+#pragma HLS UNROLL
+                const beat now = memory[i][(1 - half) * C::LEFT_DEPTH + fold.now.left_address];
+                fold.low = now.word[fold.now.word];
+                fold.high = wide ? now.word[(fold.now.word + 1) % LANES] : 0;
+                out[i].write(fold);
+            }
+            if (at(fold.now.places, END_OF_BLOCK)) computing = false;
+            if (at(fold.now.places, END_OF_COMMAND)) more = false;
+        }
+        if (!computing && loaded) {
+            computing = true;
+            loaded = false;
+            half = 1 - half;
+        }
+    }
+}
+
+// Tiles of PES columns for all cells, and of run-time operands the sum of each column.
+template <class C>
+void buffer_right(
+    hls::stream<command>& commands,
+    hls::stream<beat>& in,
+    hls::stream<turn>& turns,
+    hls::stream<right_fold> (&out)[C::CELLS],
+    hls::stream<column_sums> (&out_sums)[C::CELLS]) {
+    const command c = commands.read();
+    beat memory[CHUNKS][2 * C::RIGHT_DEPTH];
+#pragma HLS ARRAY_PARTITION variable = memory complete dim = 1
+    int32_t sum[2][PES];
+#pragma HLS ARRAY_PARTITION variable = sum complete dim = 0
+    const uint32_t tiles = tiles_of(c), folds = c.folds * planes_of(c);
+    uint32_t product = 0, row = 0, tile = 0;  // of the tile that is loaded
+    uint32_t fold = 0, chunk = 0, half = 0, pause = 0;
+    bool loading = false, loaded = false, computing = false, more = true;
+    while (more) {
+#pragma HLS PIPELINE II = 1
+        AHCQ_TURN;
+        if (!loading && !loaded && product < c.batch) {  // the next tile
+            loading = true;
+            fold = 0;
+            if (++tile == tiles) {
+                tile = 0;
+                row += c.block_rows;
+                if (row >= c.m || tiles == 1) {
+                    row = 0;
+                    ++product;
+                }
+            }
+        }
+        if (loading && (pause == 0 || !computing)) {
+            const beat now = in.read();
+            const int shift = fold < c.folds ? 0 : 4;
+            for (int j = 0; j < CHUNKS; ++j) {
+#pragma HLS UNROLL
+                if (chunk == uint32_t(j)) memory[j][half * C::RIGHT_DEPTH + fold] = now;
+                for (int i = 0; i < LANES; ++i) {
+#pragma HLS UNROLL
+                    int32_t codes = 0;
+                    for (int k = 0; k < LANES; ++k) {
+#pragma HLS UNROLL
+                        codes += (now.word[i] >> (4 * k)) & 15;
+                    }
+                    const int32_t before = fold == 0 ? 0 : sum[half][j * LANES + i];
+                    if (chunk == uint32_t(j)) sum[half][j * LANES + i] = before + (codes << shift);
+                }
+            }
+            pause = c.right_interval - 1;
+            if (++chunk == CHUNKS) {
+                chunk = 0;
+                if (++fold == folds) {
+                    loading = false;
+                    loaded = true;
+                }
+            }
+        } else if (pause != 0) {
+            --pause;
+        }
+        if (computing) {
+            const turn now = turns.read();
+            right_fold columns;
+            column_sums sums;
+            for (int j = 0; j < CHUNKS; ++j) {
+#pragma HLS UNROLL
+                const beat part = memory[j][(1 - half) * C::RIGHT_DEPTH + now.right_address];
+                for (int i = 0; i < LANES; ++i) {
+#pragma HLS UNROLL
+                    columns.column[j * LANES + i] = part.word[i];
+                    sums.value[j * LANES + i] = sum[1 - half][j * LANES + i];
+                }
+            }
+            const bool first = at(now.places, BEGINS | FIRST_PASS | FIRST_GROUP | FIRST_STEP);
+            for (int cell = 0; cell < C::CELLS; ++cell) {
+#pragma HLS UNROLL
+                out[cell].write(columns);
+                if (is(c, PRODUCT) && first) out_sums[cell].write(sums);
+            }
+            if (at(now.places, END_OF_TILE) && (tiles != 1 || at(now.places, LAST_BLOCK))) computing = false;
+            if (at(now.places, END_OF_COMMAND)) more = false;
+        }
+        if (!computing && loaded) {
+            computing = true;
+            loaded = false;
+            half = 1 - half;
+        }
+    }
+}
+
+}  // namespace engine
+}  // namespace ahcq
+
+#endif
