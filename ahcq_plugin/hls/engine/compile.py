@@ -13,7 +13,16 @@ from ahcq_plugin.export.matmul import heads_of, lane_tops
 from ahcq_plugin.export.operands import top
 from ahcq_plugin.hls.engine import descriptor as fields
 from ahcq_plugin.hls.engine import layouts
-from ahcq_plugin.hls.engine.config import LANES, MAX_CHUNKS, MAX_GROUPS, MAX_HEADS, NIBBLE, PES, THRESHOLDS, EngineConfig
+from ahcq_plugin.hls.engine.config import (
+    LANES,
+    MAX_CHUNKS,
+    MAX_GROUPS,
+    MAX_HEADS,
+    NIBBLE,
+    PES,
+    THRESHOLDS,
+    EngineConfig,
+)
 from ahcq_plugin.hls.engine.descriptor import Descriptor
 from ahcq_plugin.hls.engine.destination import Destination, floats
 from ahcq_plugin.hls.engine.image import Image
@@ -155,9 +164,10 @@ def passes(matmul: Matmul, config: EngineConfig) -> int:
 
 def whole_weight(matmul: Matmul) -> Matmul:
     """A convolution with groups as one without: outside of its group an output's weight is its zero point."""
-    if matmul.groups == 1:
+    if matmul.patches is None or matmul.patches.groups == 1:
         return matmul
     right = matmul.right
+    assert isinstance(right, WeightOperand)  # a convolution has a constant weight
     codes = np.repeat(right.zero_points[:, None], matmul.row_length, axis=1)
     of_group = np.arange(matmul.n) // (matmul.n // matmul.groups)
     columns = of_group[:, None] * matmul.k + np.arange(matmul.k)
@@ -165,6 +175,16 @@ def whole_weight(matmul: Matmul) -> Matmul:
     whole = dataclasses.replace(right, codes=codes)
     patches = dataclasses.replace(matmul.patches, groups=1)
     return dataclasses.replace(matmul, k=matmul.row_length, right=whole, patches=patches)
+
+
+def columns_of(matmul: Matmul, begin: int, end: int) -> Matmul:
+    """The outputs ``begin`` to ``end`` - 1 of a matmul with a constant weight: q, k or v of a joint projection."""
+    part, right = slice(begin, end), matmul.right
+    assert isinstance(right, WeightOperand) and matmul.bias is not None
+    right = dataclasses.replace(
+        right, codes=right.codes[part], scales=right.scales[part], zero_points=right.zero_points[part]
+    )
+    return dataclasses.replace(matmul, n=end - begin, right=right, bias=matmul.bias[part])
 
 
 def check_fits(matmul: Matmul, config: EngineConfig, destination: Destination) -> None:

@@ -105,7 +105,9 @@ def decode(data: bytes) -> Descriptor:
     if len(data) != SIZE:
         raise SpecError(f"a descriptor has {SIZE} bytes, got {len(data)}")
     if data[0] != VERSION:
-        raise SpecError(f"the descriptor has version {data[0]}, this package reads {VERSION}: compile the program again")
+        raise SpecError(
+            f"the descriptor has version {data[0]}, this package reads {VERSION}: compile the program again"
+        )
     if any(data[52:]):
         raise SpecError(f"the reserved bytes 52 to 63 of a descriptor must be zero, got {data[52:].hex()}")
     return Descriptor(*_FORMAT.unpack(data))

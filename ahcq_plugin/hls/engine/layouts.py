@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How codes lie in the engine's memory: rows of folds (left), folds of 64 columns (right), nibbles low and high.
 
-A fold is eight codes along k; a word has eight nibbles, code i at bits 4i to 4i + 3; a beat is eight words. ``slots`` is
-the channel of each place of the fold order, -1 for padding (``layout.fold_slots``).
+A fold is eight codes along k; a word has eight nibbles, code i at bits 4i to 4i + 3; a beat is eight words. ``slots``
+is the channel of each place of the fold order, -1 for padding (``layout.fold_slots``).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _in_slots(codes: np.ndarray, slots: np.ndarray) -> np.ndarray:
 
 
 def left_words(codes: np.ndarray, slots: np.ndarray, bits: int) -> np.ndarray:
-    """uint32 (rows, words) of left codes (rows, k): folds one after the other, above 4 bits low and high word in turn."""
+    """uint32 (rows, words) of left codes (rows, k): fold after fold, above 4 bits low and high word in turn."""
     folds = _in_slots(codes, slots)
     words = _words(folds & 15)
     if planes_of(bits) == 2:

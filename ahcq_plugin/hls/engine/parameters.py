@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The piece of memory beside a descriptor: strides, groups, decode table, scales, quantizers, and each tile's numbers."""
+"""The piece of memory beside a descriptor: strides, groups, table, scales, quantizers, and the numbers of each tile."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -36,7 +38,7 @@ def _beats(values: np.ndarray) -> np.ndarray:
     return np.pad(np.asarray(values, np.int64), (0, -len(values) % LANES)).astype(np.int32).view(np.uint32)
 
 
-def _float_words(values: np.ndarray) -> np.ndarray:
+def _float_words(values: np.ndarray | Sequence[np.float32]) -> np.ndarray:
     return np.ascontiguousarray(values, np.float32).view(np.uint32)
 
 
@@ -68,6 +70,7 @@ def _quantizers(destination: Destination) -> list[np.ndarray]:
 def _tiles(matmul: Matmul) -> np.ndarray:
     """uint32 (tiles, beats, 8): zero points, low and high words of each group's starts, scales, biases, offsets."""
     left, right = matmul.left, matmul.right
+    assert isinstance(right, WeightOperand)  # run-time operands have no tiles of parameters
     groups = len(group_sizes(matmul))
     starts = lane_starts(left, right)[:, :groups].T
     has_offset = isinstance(left, HLUQOperand | TableOperand)

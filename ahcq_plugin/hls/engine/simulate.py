@@ -66,7 +66,14 @@ def library(config: EngineConfig) -> ctypes.CDLL:
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         made = folder / f".{path.name}.{os.getpid()}"
-        places = [f"-I{harness}", f"-I{include}", "-isystem", str(sources("csim", "include")), "-isystem", str(ap_types())]
+        places = [
+            f"-I{harness}",
+            f"-I{include}",
+            "-isystem",
+            str(sources("csim", "include")),
+            "-isystem",
+            str(ap_types()),
+        ]
         source = str(harness / "engine_api.cpp")
         try:
             compile_cpp([*FLAGS, f"-DAHCQ_CONFIG={config.cpp}", *places, "-shared", source, "-o", str(made)], folder)
@@ -150,5 +157,3 @@ def in_order(kept: Sequence[np.ndarray], descriptor: Descriptor, config: EngineC
         if at != len(values):
             raise RuntimeError(f"cell {cell} gave {len(values)} sets of accumulators, expected {at}")
     return result[:, : d.m].reshape(d.batch, d.m, -1, lanes)[:, :, : d.n]
-
-
