@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ahcq_plugin.export import HLUQOperand, Matmul, SpecError, TableOperand, WeightOperand
+from ahcq_plugin.export.golden import product_scale
 from ahcq_plugin.export.matmul import heads_of, lane_tops
-from ahcq_plugin.export.operands import top
+from ahcq_plugin.export.operands import of_products, top
 from ahcq_plugin.hls.engine import descriptor as fields
 from ahcq_plugin.hls.engine import layouts
 from ahcq_plugin.hls.engine.config import (
@@ -60,11 +61,13 @@ class Command:
         image.write(d.right, np.stack(words))
 
     def read_output(self, image: Image) -> np.ndarray:
-        """float32 (batch, m, n) of a command whose destination is ``floats``."""
+        """float32 (batch, m, n) of a command whose destination is ``floats`` or ``shorts``."""
         d = self.descriptor
-        row = self.destination.strides.row
-        words = image.read(d.out, self.destination.words).reshape(d.batch, d.m, row)
-        return words[..., : d.n].view(np.float32)
+        words = image.read(d.out, self.destination.words).reshape(d.batch, d.m, -1)
+        if not self.destination.shorts:
+            return words.view(np.float32)[..., : d.n]
+        sums = words.view(np.int16)[..., : d.n].astype(np.float32)
+        return sums * of_products(product_scale(self.matmul), (d.batch,))
 
 
 def compile_matmul(
@@ -105,7 +108,7 @@ def compile_matmul(
     made = dataclasses.replace(
         made,
         flags=flags,
-        out_format=fields.CODES if destination.quantizers else fields.FLOATS,
+        out_format=fields.CODES if destination.quantizers else fields.SHORTS if destination.shorts else fields.FLOATS,
         out_bits=destination.bits,
         quantizers=len(destination.quantizers),
         left=left,
@@ -200,6 +203,7 @@ def check_fits(matmul: Matmul, config: EngineConfig, destination: Destination) -
         ("the left buffer: beats of a row", layouts.row_beats(folds, left.bits), config.left_depth),
         ("the right buffer: folds", folds * layouts.planes_of(right.bits), config.right_depth),
         ("an accumulator: largest sum", max(sums), limit - 1),
+        ("bits of accumulators that are written with 16", matmul.accumulator_bits if destination.shorts else 0, 16),
         ("groups", len(group_sizes(matmul)), MAX_GROUPS),
         ("heads", heads_of(left, right), MAX_HEADS),
         ("thresholds of the output", len(destination.quantizers) << destination.bits, THRESHOLDS),

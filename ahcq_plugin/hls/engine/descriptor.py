@@ -12,7 +12,7 @@ VERSION = 1
 SIZE = 64
 UNIFORM, HLUQ, TABLE = 0, 1, 2
 PRODUCT, BARRIER, GELU, OFFSET = 1, 2, 4, 8
-FLOATS, CODES = 0, 1
+FLOATS, CODES, SHORTS = 0, 1, 2
 
 _FORMAT = struct.Struct("<12B2H8I2H12x")
 _WORDS = ("m", "k", "n", "batch", "left", "right", "parameters", "out")
@@ -26,7 +26,7 @@ class Descriptor:
         version: of this format, 1.
         family: of the left operand: 0 uniform (also per head and grouped), 1 hluq, 2 table.
         flags: 1 both operands come at run time, 2 waits until all earlier results are written, 4 GELU, 8 offsets.
-        out_format: 0 float32, 1 codes.
+        out_format: 0 float32, 1 codes, 2 accumulators of 16 bits.
         left_bits, right_bits: of the codes, 2..8.
         digits: passes over the left operand.
         log_levels: L of hluq, else 0.
@@ -76,7 +76,7 @@ class Descriptor:
             ("version", VERSION, VERSION),
             ("family", UNIFORM, TABLE),
             ("flags", 0, PRODUCT | BARRIER | GELU | OFFSET),
-            ("out_format", FLOATS, CODES),
+            ("out_format", FLOATS, SHORTS),
             ("left_bits", 2, 8),
             ("right_bits", 2, 8),
             ("digits", 1, 8),

@@ -51,6 +51,7 @@ class Destination:
         quantizers: none: floats. Else codes of one of these (of equal bits) for each chunk.
         selector: int64, the quantizer of each chunk of columns.
         gelu: whether GELU comes first.
+        shorts: accumulators of 16 bits instead, which whoever reads them multiplies by the product's scale.
     """
 
     strides: Strides
@@ -58,6 +59,7 @@ class Destination:
     quantizers: tuple[Quantizer, ...] = ()
     selector: np.ndarray | None = None
     gelu: bool = False
+    shorts: bool = False
 
     @property
     def bits(self) -> int:
@@ -69,6 +71,13 @@ def floats(batch: int, m: int, n: int, heads: int = 1) -> Destination:
     """float32 (batch, m, n rounded up to eight), in C order."""
     row = -(-n // LANES) * LANES
     return Destination(Strides(row, 64 * row, LANES, head=m * row, product=heads * m * row), batch * m * row)
+
+
+def shorts(batch: int, m: int, n: int, heads: int = 1) -> Destination:
+    """int16 accumulators of products (batch, m, n rounded up to eight), in C order: half of what floats take."""
+    row = -(-n // LANES) * LANES // 2
+    strides = Strides(row, 64 * row, LANES // 2, head=m * row, product=heads * m * row)
+    return Destination(strides, batch * m * row, shorts=True)
 
 
 def left_rows(m: int, n: int, quantizer: Quantizer, gelu: bool = False) -> Destination:

@@ -25,7 +25,7 @@ def parameter_words(matmul: Matmul, destination: Destination) -> np.ndarray:
     parts = [destination.strides.header(), _beats(group_sizes(matmul))]
     if isinstance(matmul.left, TableOperand):
         parts.append(_beats(matmul.left.table))
-    parts.append(_lanes(matmul))
+    parts.append(_lanes(matmul, destination.shorts))
     if destination.quantizers:
         parts += _quantizers(destination)
     if isinstance(matmul.right, WeightOperand):
@@ -42,8 +42,11 @@ def _float_words(values: np.ndarray | Sequence[np.float32]) -> np.ndarray:
     return np.ascontiguousarray(values, np.float32).view(np.uint32)
 
 
-def _lanes(matmul: Matmul) -> np.ndarray:
-    """A beat for each group or head: left zero point, right zero point (of heads), one or two scales."""
+def _lanes(matmul: Matmul, unscaled: bool) -> np.ndarray:
+    """A beat for each group or head: left zero point, right zero point (of heads), one or two scales.
+
+    ``unscaled``: the scale of products is 1.
+    """
     left = matmul.left
     if isinstance(matmul.right, WeightOperand):
         beats = np.zeros((len(group_sizes(matmul)), LANES), np.uint32)
@@ -56,7 +59,7 @@ def _lanes(matmul: Matmul) -> np.ndarray:
         return beats
     beats = np.zeros((heads_of(left, matmul.right), LANES), np.uint32)
     beats[:, 0], beats[:, 1] = zeros_of(left), zeros_of(matmul.right)
-    beats[:, 2] = _float_words(np.atleast_1d(product_scale(matmul)))
+    beats[:, 2] = _float_words([1.0]) if unscaled else _float_words(np.atleast_1d(product_scale(matmul)))
     return beats
 
 

@@ -11,12 +11,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ahcq_plugin.export import Matmul, UniformOperand, WeightOperand, golden
+from ahcq_plugin.export import Matmul, SpecError, UniformOperand, WeightOperand, golden
 from ahcq_plugin.export.codes import encode
 from ahcq_plugin.hls.engine import layouts, simulate
 from ahcq_plugin.hls.engine.compile import columns_of, compile_matmul
 from ahcq_plugin.hls.engine.config import EngineConfig
-from ahcq_plugin.hls.engine.destination import Segment, floats, head_operands, left_rows, merged_heads
+from ahcq_plugin.hls.engine.destination import Segment, floats, head_operands, left_rows, merged_heads, shorts
 from ahcq_plugin.hls.engine.image import Image
 from ahcq_plugin.hls.engine.thresholds import float_keys, key_floats, rank_keys
 from ahcq_plugin.hls.function_tables import gelu
@@ -168,3 +168,19 @@ def test_floats_go_where_the_strides_say(cases, launch) -> None:
     simulate.run(image, [command.descriptor], SMALL)
     got = image.read(command.descriptor.out, plain.words).view(np.float32).reshape(5, 4, 24).swapaxes(0, 1)
     assert (got == golden.run(product, vectors.left, vectors.right).output).all()
+
+
+@pytest.mark.parametrize("family", ["uniform", "per_head"])
+def test_scores_of_16_bits_are_the_same_floats(cases, launch, family: str) -> None:
+    product = cases.make_matmul("qk", family, 4, 4, 32, 70, np.random.default_rng(4), family)
+    assert product.accumulator_bits <= 16
+    vectors, image = make_vectors(product, 3, 70, 3), Image()
+    command = launch(product, vectors, SMALL, image, destination=shorts(3, 70, 70, 3 if family == "per_head" else 1))
+    run = simulate.run(image, [command.descriptor], SMALL)
+    wanted = golden.run(product, vectors.left, vectors.right).output
+    assert (command.read_output(image).view(np.uint32) == wanted.view(np.uint32)).all()
+    wide, other = dataclasses.replace(product, accumulator_bits=17), Image()
+    with pytest.raises(SpecError, match="written with 16"):
+        launch(wide, vectors, SMALL, other, destination=shorts(3, 70, 70))
+    plain = launch(product, vectors, SMALL, other)
+    assert run.ddr_bytes < 0.8 * simulate.run(other, [plain.descriptor], SMALL).ddr_bytes

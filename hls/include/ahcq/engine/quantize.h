@@ -70,6 +70,7 @@ void quantize(
         outcome result;
         result.places = places;
         uint32_t low = 0, high = 0;
+        uint32_t shorts[LANES];
         for (int lane = 0; lane < LANES; ++lane) {
 #pragma HLS UNROLL
             const float x = is(c, GELU) ? gelu(now.value[lane]) : now.value[lane];
@@ -89,10 +90,17 @@ void quantize(
                 high |= (code >> 4) << (4 * lane);
             }
             result.data.word[lane] = inside ? float_bits(x) : 0;
+            shorts[lane] = inside && c.out_format == SHORTS ? uint32_t(int32_t(x)) & 0xffff : 0;
         }
         if (c.out_format == CODES) {
             result.data.word[0] = low;
             result.data.word[1] = high;
+        }
+        if (c.out_format == SHORTS) {
+            for (int pair = 0; pair < LANES / 2; ++pair) {
+#pragma HLS UNROLL
+                result.data.word[pair] = shorts[2 * pair] | shorts[2 * pair + 1] << 16;
+            }
         }
         out.write(result);
         chunk = chunk == CHUNKS - 1 ? 0 : chunk + 1;

@@ -37,7 +37,7 @@ struct cells {
 
 enum family_t { UNIFORM = 0, HLUQ = 1, TABLE = 2 };
 enum command_flag { PRODUCT = 1, BARRIER = 2, GELU = 4, OFFSET = 8 };
-enum out_format { FLOATS = 0, CODES = 1 };
+enum out_format { FLOATS = 0, CODES = 1, SHORTS = 2 };  // accumulators of 16 bits, of scale 1
 
 struct beat {
     uint32_t word[LANES];
@@ -128,7 +128,7 @@ struct accumulators {
     uint16_t places;
 };
 
-// LANES floats, or their codes: low nibbles in word 0, high ones in word 1.
+// LANES floats; or their codes, low nibbles in word 0, high ones in word 1; or integers, two to a word.
 struct outcome {
     beat data;
     uint16_t places;
@@ -143,7 +143,7 @@ struct read_request {
     uint32_t address, beats;
 };
 
-// `words` words from word address on: 1 or 8.
+// `words` words from word address on: 1 (codes), 4 (integers) or 8 (floats).
 struct write_request {
     uint32_t address;
     uint32_t words;

@@ -40,7 +40,7 @@ void write(
         write_request request;
         request.address = head_base + window + (row & 63) * row_stride + (row >> 6) * row64_stride + segment +
                           inside * chunk_stride + (second ? plane_stride : 0);
-        request.words = c.out_format == CODES ? 1 : LANES;
+        request.words = c.out_format == CODES ? 1 : c.out_format == SHORTS ? LANES / 2 : LANES;
         request.data = now.data;
         if (second) request.data.word[0] = now.data.word[1];
         if (whole < c.m && (first_chunk + chunk) * LANES < c.n) out.write(request);
