@@ -50,7 +50,7 @@ class Destination:
         words: size of the piece of memory.
         quantizers: none: floats. Else codes of one of these (of equal bits) for each chunk.
         selector: int64, the quantizer of each chunk of columns.
-        gelu: whether GELU comes first.
+        activation: "", "gelu" or, of codes, "relu": what comes first. ReLU is in the thresholds.
         shorts: accumulators of 16 bits instead, which whoever reads them multiplies by the product's scale.
     """
 
@@ -58,7 +58,7 @@ class Destination:
     words: int
     quantizers: tuple[Quantizer, ...] = ()
     selector: np.ndarray | None = None
-    gelu: bool = False
+    activation: str = ""
     shorts: bool = False
 
     @property
@@ -80,13 +80,13 @@ def shorts(batch: int, m: int, n: int, heads: int = 1) -> Destination:
     return Destination(strides, batch * m * row, shorts=True)
 
 
-def left_rows(m: int, n: int, quantizer: Quantizer, gelu: bool = False) -> Destination:
+def left_rows(m: int, n: int, quantizer: Quantizer, activation: str = "") -> Destination:
     """Codes of (m, n) as the rows of the next matmul's left operand."""
     folds, planes = -(-n // LANES), planes_of(quantizer.bits)
     row = row_beats(folds, quantizer.bits) * LANES
     strides = Strides(row, 64 * row, planes, plane=1)
     selector = np.zeros(-(-n // PES) * LANES, np.int64)
-    return Destination(strides, m * row, (quantizer,), selector, gelu)
+    return Destination(strides, m * row, (quantizer,), selector, activation)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from ahcq_plugin.export.matmul import Matmul, heads_of, lane_starts, zeros_of
 from ahcq_plugin.export.operands import GroupedOperand, HLUQOperand, TableOperand, WeightOperand
 from ahcq_plugin.hls.engine.config import CHUNKS, LANES, PES
 from ahcq_plugin.hls.engine.destination import Destination
-from ahcq_plugin.hls.engine.thresholds import rank_keys
+from ahcq_plugin.hls.engine.thresholds import rank_keys, relu_keys
 
 
 def group_sizes(matmul: Matmul) -> np.ndarray:
@@ -67,6 +67,8 @@ def _quantizers(destination: Destination) -> list[np.ndarray]:
     """Keys (the first of each quantizer unused), codes of the ranks, and the quantizer of each chunk of columns."""
     tables = [rank_keys(quantizer) for quantizer in destination.quantizers]
     keys = np.concatenate([np.concatenate([[0], keys]) for keys, _ in tables])
+    if destination.activation == "relu":
+        keys = relu_keys(keys)
     return [_beats(keys), _beats(np.concatenate([codes for _, codes in tables])), _beats(destination.selector)]
 
 

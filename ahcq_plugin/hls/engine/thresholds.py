@@ -23,6 +23,11 @@ def key_floats(keys: np.ndarray) -> np.ndarray:
     return np.where(keys < 0, keys ^ 0x7FFFFFFF, keys).astype(np.int32).view(np.float32)
 
 
+def relu_keys(keys: np.ndarray) -> np.ndarray:
+    """The keys of "ReLU, then a quantizer" from those of the quantizer: what 0 reaches, everything reaches."""
+    return np.where(keys <= 0, -(2**31), keys)
+
+
 def rank_keys(operand: UniformOperand | HLUQOperand | TableOperand) -> tuple[np.ndarray, np.ndarray]:
     """(keys int64 (2^bits - 1,), codes int64 (2^bits,)): x has the rank "number of keys <= key(x)", the rank its code.
 

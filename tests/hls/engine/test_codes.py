@@ -23,6 +23,7 @@ from ahcq_plugin.hls.function_tables import gelu
 from ahcq_plugin.hls.vectors import Vectors, make_vectors, quantizer_values
 
 SMALL = EngineConfig(cells=2, digit=4, left_depth=24, right_depth=48)
+ACTIVATIONS = {"": lambda x: x, "gelu": gelu, "relu": lambda x: np.maximum(x, np.float32(0))}
 FLOATS = st.floats(width=32, allow_nan=False)
 
 
@@ -61,20 +62,20 @@ def passing(values: np.ndarray):
     return Matmul("pass", "linear", "fc", 1, 3, 8, n, UniformOperand(4, np.float32(1), 3), weight, values, 12)
 
 
-@pytest.mark.parametrize("with_gelu", [False, True], ids=["plain", "gelu"])
+@pytest.mark.parametrize("activation", ["", "gelu", "relu"])
 @pytest.mark.parametrize("family", ["uniform", "hluq", "table"])
-def test_codes_of_ties_far_values_and_neighbours(cases, launch, family: str, with_gelu: bool) -> None:
+def test_codes_of_ties_far_values_and_neighbours(cases, launch, family: str, activation: str) -> None:
     for bits in (2, 4, 5, 8):
         operand = cases.specs.make_left(family, bits, 4, np.random.default_rng(bits))
         values = quantizer_values(operand, 40, 33, bits).ravel() + np.float32(0)  # a sum has no negative zero
         matmul = passing(values)
         image = Image()
-        destination = left_rows(3, len(values), operand, with_gelu)
+        destination = left_rows(3, len(values), operand, activation)
         command = launch(matmul, Vectors(np.ones((1, 3, 8), np.int64)), SMALL, image, destination=destination)
         simulate.run(image, [command.descriptor], SMALL)
         words = image.read(command.descriptor.out, destination.words).reshape(3, -1)
         slots = np.pad(np.arange(len(values)), (0, -len(values) % 8), constant_values=-1)
-        wanted = encode(operand, gelu(values) if with_gelu else values)
+        wanted = encode(operand, ACTIVATIONS[activation](values))
         assert (layouts.left_codes(words, slots, bits) == wanted).all(), (family, bits)
 
 
@@ -92,7 +93,7 @@ def test_an_mlp_is_one_program(cases, launch, bits: int) -> None:
     first = cases.make_matmul("linear", "grouped", bits, 4, 40, 150, rng)
     second = cases.make_matmul("linear", "hluq", bits, 4, 150, 70, rng)
     vectors, image = make_vectors(first, 1, 45, 1), Image()
-    one = launch(first, vectors, SMALL, image, destination=left_rows(45, 150, second.left, gelu=True))
+    one = launch(first, vectors, SMALL, image, destination=left_rows(45, 150, second.left, activation="gelu"))
     two = compile_matmul(second, image, SMALL, rows=45, left=one.descriptor.out)
     simulate.run(image, [one.descriptor, two.descriptor], SMALL)
     codes = encode(second.left, gelu(golden.run(first, vectors.left).output))
