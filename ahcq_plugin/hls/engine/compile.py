@@ -53,8 +53,10 @@ class Command:
     def write_right(self, image: Image, codes: np.ndarray) -> None:
         """Codes of a run-time right operand, (batch, n, k) of qk, (batch, k, n) of av, into memory."""
         d = self.descriptor
-        columns = codes if self.matmul.kind == "qk" else codes.swapaxes(-1, -2)
-        words = [layouts.right_words(product, self.slots, d.right_bits) for product in columns]
+        if self.matmul.kind == "qk":
+            words = [layouts.right_words(product, self.slots, d.right_bits) for product in codes]
+        else:
+            words = [layouts.transposed_words(product, d.right_bits) for product in codes]
         image.write(d.right, np.stack(words))
 
     def read_output(self, image: Image) -> np.ndarray:

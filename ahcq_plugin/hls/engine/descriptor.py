@@ -11,7 +11,7 @@ from ahcq_plugin.export import SpecError
 VERSION = 1
 SIZE = 64
 UNIFORM, HLUQ, TABLE = 0, 1, 2
-PRODUCT, BARRIER, GELU, OFFSET = 1, 2, 4, 8
+PRODUCT, BARRIER, GELU, OFFSET, TRANSPOSED = 1, 2, 4, 8, 16
 FLOATS, CODES, SHORTS = 0, 1, 2
 
 _FORMAT = struct.Struct("<12B2H8I2H12x")
@@ -25,7 +25,8 @@ class Descriptor:
     Attributes:
         version: of this format, 1.
         family: of the left operand: 0 uniform (also per head and grouped), 1 hluq, 2 table.
-        flags: 1 both operands come at run time, 2 waits until all earlier results are written, 4 GELU, 8 offsets.
+        flags: 1 both operands come at run time, 2 waits until all earlier results are written, 4 GELU, 8 offsets, 16
+            the right operand lies in rows along k.
         out_format: 0 float32, 1 codes, 2 accumulators of 16 bits.
         left_bits, right_bits: of the codes, 2..8.
         digits: passes over the left operand.
@@ -75,7 +76,7 @@ class Descriptor:
         for name, least, most in (
             ("version", VERSION, VERSION),
             ("family", UNIFORM, TABLE),
-            ("flags", 0, PRODUCT | BARRIER | GELU | OFFSET),
+            ("flags", 0, PRODUCT | BARRIER | GELU | OFFSET | TRANSPOSED),
             ("out_format", FLOATS, SHORTS),
             ("left_bits", 2, 8),
             ("right_bits", 2, 8),

@@ -17,6 +17,7 @@ from ahcq_plugin.hls.engine.config import LANES, PES
 from ahcq_plugin.hls.engine.layouts import planes_of, row_beats
 
 NO_WINDOWS = 2**31
+GRANULE = 16  # words of a DDR access
 Quantizer = UniformOperand | HLUQOperand | TableOperand
 
 
@@ -68,14 +69,14 @@ class Destination:
 
 
 def floats(batch: int, m: int, n: int, heads: int = 1) -> Destination:
-    """float32 (batch, m, n rounded up to eight), in C order."""
-    row = -(-n // LANES) * LANES
+    """float32 (batch, m, n rounded up to 16), in C order: rows begin with a granule of the DDR, 64 bytes."""
+    row = -(-n // GRANULE) * GRANULE
     return Destination(Strides(row, 64 * row, LANES, head=m * row, product=heads * m * row), batch * m * row)
 
 
 def shorts(batch: int, m: int, n: int, heads: int = 1) -> Destination:
-    """int16 accumulators of products (batch, m, n rounded up to eight), in C order: half of what floats take."""
-    row = -(-n // LANES) * LANES // 2
+    """int16 accumulators of products (batch, m, n rounded up to 32), in C order: half of what floats take."""
+    row = -(-n // (2 * GRANULE)) * GRANULE
     strides = Strides(row, 64 * row, LANES // 2, head=m * row, product=heads * m * row)
     return Destination(strides, batch * m * row, shorts=True)
 
@@ -91,10 +92,10 @@ def left_rows(m: int, n: int, quantizer: Quantizer, activation: str = "") -> Des
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Columns of one projection (q, k, ...) that become operands of the products of H heads.
+    """Columns of one projection (q, k, v) that become operands of the products of H heads.
 
     Attributes:
-        side: ``left`` (q) or ``right`` (k) of Q.K^T.
+        side: ``left`` (q) or ``right`` (k) of Q.K^T, or ``values`` (v) of A.V.
         quantizers: one, or one for each head.
     """
 
@@ -115,6 +116,11 @@ def head_operands(rows: int, window_rows: int, n: int, heads: int, segment: Segm
         row = row_beats(chunks, bits) * LANES
         size = window_rows * row
         strides = Strides(row, 64 * row, planes, size, chunks, heads * size, window_rows, plane=1)
+    elif segment.side == "values":
+        row = -(-chunks // LANES) * LANES
+        plane = -(-window_rows // LANES) * LANES * row
+        size = planes * plane
+        strides = Strides(row, 64 * row, 1, size, chunks, heads * size, window_rows, plane=plane)
     else:
         tile = planes * chunks * PES
         size = -(-window_rows // PES) * tile

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How codes lie in the engine's memory: rows of folds (left), folds of 64 columns (right), nibbles low and high.
+"""How codes lie in the engine's memory: rows of folds (left), folds of 64 columns or rows along k (right).
 
 A fold is eight codes along k; a word has eight nibbles, code i at bits 4i to 4i + 3; a beat is eight words. ``slots``
 is the channel of each place of the fold order, -1 for padding (``layout.fold_slots``).
@@ -72,3 +72,16 @@ def right_codes(words: np.ndarray, slots: np.ndarray, n: int) -> np.ndarray:
     codes = np.zeros((n, slots.max() + 1), np.int64)
     codes[:, slots[slots >= 0]] = folds[:, slots >= 0]
     return codes
+
+
+def transposed_words(codes: np.ndarray, bits: int) -> np.ndarray:
+    """uint32 (planes, k, words) of right codes (k, n) of A.V: rows along k of whole beats, whole folds of k."""
+    padded = np.pad(codes, ((0, -len(codes) % LANES), (0, -codes.shape[1] % PES)))
+    columns = padded.reshape(len(padded), -1, LANES)
+    return np.stack([_words(columns >> (NIBBLE * plane) & 15) for plane in range(planes_of(bits))])
+
+
+def transposed_codes(words: np.ndarray, k: int, n: int) -> np.ndarray:
+    """int64 (k, n), the inverse of ``transposed_words``."""
+    planes = _nibbles(words)
+    return sum(planes[plane] << (NIBBLE * plane) for plane in range(len(words))).reshape(words.shape[1], -1)[:k, :n]

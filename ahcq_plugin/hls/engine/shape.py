@@ -118,6 +118,8 @@ class Shape:
         turns = steps * self.folds * self.planes * digits  # of a tile
         family = _FAMILIES.get(self.family, fields.UNIFORM)
         flags = fields.PRODUCT if self.kind != "linear" else fields.OFFSET if family else 0
+        if self.kind == "av":
+            flags |= fields.TRANSPOSED
         return Descriptor(
             version=fields.VERSION,
             family=family,

@@ -48,7 +48,7 @@ void read_memory(hls::stream<read_request>& requests, hls::stream<beat>& out) {
     while (true) {
         const read_request request = requests.read();
         for (uint64_t i = 0; i < request.beats; ++i) {
-            const uint64_t word = (uint64_t(request.address) + i) * LANES;
+            const uint64_t word = (uint64_t(request.address) + i * request.stride) * LANES;
             if (word * 4 / ddr::GRANULE != granule) memory_port.take(ddr::GRANULE);
             granule = word * 4 / ddr::GRANULE;
             beat now = beat();

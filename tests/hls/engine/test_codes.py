@@ -135,6 +135,26 @@ def test_projections_and_attention_are_one_program(cases, launch, bits: int, hea
     assert (last.read_output(image).view(np.uint32) == wanted.view(np.uint32)).all()
 
 
+@pytest.mark.parametrize(("bits", "size"), [(4, 16), (4, 80), (6, 24)])
+def test_values_go_straight_to_the_attention(cases, launch, bits: int, size: int) -> None:
+    windows, tokens, heads = 2, 37, 3
+    rng = np.random.default_rng(size)
+    projection = cases.make_matmul("linear", "uniform", 4, 4, 24, heads * size, rng)
+    product = cases.make_matmul("av", "uniform", 4, bits, tokens, size, rng)
+    vectors, image = make_vectors(projection, 1, windows * tokens, 2), Image()
+    to = head_operands(windows * tokens, tokens, heads * size, heads, Segment("values", (product.right,)))
+    one = launch(projection, vectors, SMALL, image, destination=to)
+    left = make_vectors(product, windows * heads, tokens, 3).left
+    two = compile_matmul(product, image, SMALL, rows=tokens, batch=windows * heads, right=one.descriptor.out)
+    two.write_left(image, left)
+    simulate.run(image, [one.descriptor, two.descriptor], SMALL)
+    out = golden.run(projection, vectors.left).output.reshape(windows, tokens, heads, size).swapaxes(1, 2)
+    codes = encode(product.right, out.copy()).reshape(-1, tokens, size)
+    assert len(np.unique(codes)) > 4
+    wanted = golden.run(product, left, codes).output
+    assert (two.read_output(image).view(np.uint32) == wanted.view(np.uint32)).all()
+
+
 def single(operand, heads: int) -> tuple[UniformOperand, ...]:
     if isinstance(operand, UniformOperand):
         return (operand,)
@@ -165,9 +185,9 @@ def test_floats_go_where_the_strides_say(cases, launch) -> None:
     vectors, image = make_vectors(product, 4, 5, 3), Image()
     plain = floats(4, 5, 24)
     strides = dataclasses.replace(plain.strides, row=4 * 24, row64=64 * 96, head=24, product=24)
-    command = launch(product, vectors, SMALL, image, destination=dataclasses.replace(plain, strides=strides))
+    command = launch(product, vectors, SMALL, image, destination=dataclasses.replace(plain, strides=strides, words=480))
     simulate.run(image, [command.descriptor], SMALL)
-    got = image.read(command.descriptor.out, plain.words).view(np.float32).reshape(5, 4, 24).swapaxes(0, 1)
+    got = image.read(command.descriptor.out, 480).view(np.float32).reshape(5, 4, 24).swapaxes(0, 1)
     assert (got == golden.run(product, vectors.left, vectors.right).output).all()
 
 

@@ -23,7 +23,7 @@ DESCRIPTORS = st.builds(
     Descriptor,
     version=st.just(1),
     family=st.integers(0, 2),
-    flags=st.integers(0, 15),
+    flags=st.integers(0, 31),
     out_format=st.integers(0, 2),
     left_bits=st.integers(2, 8),
     right_bits=st.integers(2, 8),
@@ -69,7 +69,7 @@ def test_fields_stand_where_the_document_says(descriptor: Descriptor) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [(dict(version=2), "version"), (dict(m=0), "`m`"), (dict(left_bits=9), "`left_bits`"), (dict(n=2**32), "`n`"),
-     (dict(flags=16), "`flags`"), (dict(groups=65), "`groups`"), (dict(k=True), "`k`")],
+     (dict(flags=32), "`flags`"), (dict(groups=65), "`groups`"), (dict(k=True), "`k`")],
 )  # fmt: skip
 def test_a_field_out_of_range_is_refused(cases, change: dict, message: str) -> None:
     matmul = cases.make_matmul("linear", "uniform", 4, 4, 8, 8, np.random.default_rng(0))
@@ -96,6 +96,7 @@ def test_layouts_keep_every_code(rows: int, n: int, k: int, bits: int, seed: int
     assert (layouts.left_codes(layouts.left_words(left, slots, bits), slots, bits) == left).all()
     words = layouts.right_words(right, slots, bits)
     assert (layouts.right_codes(words, slots, n) == right).all()
+    assert (layouts.transposed_codes(layouts.transposed_words(right.T, bits), k, n) == right.T).all()
     assert words.shape == (-(-n // 64), layouts.planes_of(bits), len(slots) // 8, 64)
 
 

@@ -78,7 +78,8 @@ void buffer_left(
     }
 }
 
-// Tiles of PES columns for all cells, and of run-time operands the sum of each column.
+// Tiles of PES columns for all cells, and of run-time operands the sum of each column. A beat is eight columns of a fold,
+// or, TRANSPOSED, one k of 64 columns; then a fold is complete after eight beats.
 template <class C>
 void buffer_right(
     hls::stream<command>& commands,
@@ -91,6 +92,9 @@ void buffer_right(
 #pragma HLS ARRAY_PARTITION variable = memory complete dim = 1
     int32_t sum[2][PES];
 #pragma HLS ARRAY_PARTITION variable = sum complete dim = 0
+    uint32_t staged[PES];  // the fold that is being transposed
+#pragma HLS ARRAY_PARTITION variable = staged complete
+    const bool transposed = is(c, TRANSPOSED);
     const uint32_t tiles = tiles_of(c), folds = c.folds * planes_of(c);
     uint32_t product = 0, row = 0, tile = 0;  // of the tile that is loaded
     uint32_t fold = 0, chunk = 0, half = 0, pause = 0;
@@ -115,17 +119,25 @@ void buffer_right(
             const int shift = fold < c.folds ? 0 : 4;
             for (int j = 0; j < CHUNKS; ++j) {
 #pragma HLS UNROLL
-                if (chunk == uint32_t(j)) memory[j][half * C::RIGHT_DEPTH + fold] = now;
+                beat stored;
                 for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL
+                    const int column = j * LANES + i;
+                    const uint32_t nibble = (now.word[j] >> (4 * i)) & 15;
+                    staged[column] = (chunk == 0 ? 0 : staged[column]) | nibble << (4 * chunk);
+                    stored.word[i] = transposed ? staged[column] : now.word[i];
                     int32_t codes = 0;
                     for (int k = 0; k < LANES; ++k) {
 #pragma HLS UNROLL
                         codes += (now.word[i] >> (4 * k)) & 15;
                     }
-                    const int32_t before = fold == 0 ? 0 : sum[half][j * LANES + i];
-                    if (chunk == uint32_t(j)) sum[half][j * LANES + i] = before + (codes << shift);
+                    if (transposed) codes = nibble;
+                    const bool starts = fold == 0 && (chunk == 0 || !transposed);
+                    const int32_t before = starts ? 0 : sum[half][column];
+                    if (transposed || chunk == uint32_t(j)) sum[half][column] = before + (codes << shift);
                 }
+                const bool complete = transposed ? chunk == CHUNKS - 1 : chunk == uint32_t(j);
+                if (complete) memory[j][half * C::RIGHT_DEPTH + fold] = stored;
             }
             pause = c.right_interval - 1;
             if (++chunk == CHUNKS) {

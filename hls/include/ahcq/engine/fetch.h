@@ -52,6 +52,7 @@ void fetch(
             read_request request;
             request.address = program + 2 * index;
             request.beats = 2;
+            request.stride = 1;
             requests.write(request);
             const beat first = descriptors.read();
             const beat second = descriptors.read();

@@ -9,7 +9,7 @@ namespace ahcq {
 namespace engine {
 
 // Left rows block by block (all at once), right tiles block by block, parameters of tiles with them. A right operand of
-// one tile stays for all blocks of its product.
+// one tile stays for all blocks of its product. Of a TRANSPOSED one (rows along k) a tile is a column of beats.
 inline void request(
     hls::stream<command>& commands,
     hls::stream<read_request>& left,
@@ -22,14 +22,19 @@ inline void request(
     read_request whole;
     whole.address = c.left;
     whole.beats = c.batch * c.m * row_beats(c);
+    whole.stride = 1;
     left.write(whole);
     read_request first;
     first.address = c.parameters;
     first.beats = HEADER_BEATS + group_beats(c) + table_beats(c) + lane_beats(c) + quantizer_beats(c);
+    first.stride = 1;
     parameters.write(first);
     read_request tile_request, parameter_request;
     tile_request.beats = tile_beats;
+    tile_request.stride = is(c, TRANSPOSED) ? tiles : 1;
+    const uint32_t next_tile = is(c, TRANSPOSED) ? 1 : tile_beats;
     parameter_request.beats = parameter_beats;
+    parameter_request.stride = 1;
     uint32_t product = 0, row = 0, tile = 0;
     uint32_t product_address = c.right, tile_address = c.right;
     uint32_t parameter_address = c.parameters + first.beats;
@@ -45,10 +50,9 @@ inline void request(
             parameter_request.address = parameter_address;
             parameters.write(parameter_request);
         }
-        tile_address += tile_beats;
+        tile_address += next_tile;
         parameter_address += parameter_beats;
         if (++tile == tiles) {
-            const uint32_t next = tile_address;
             tile = 0;
             tile_address = product_address;
             parameter_address = parameter_start;
@@ -56,8 +60,8 @@ inline void request(
             if (row >= c.m) {
                 row = 0;
                 ++product;
-                product_address = next;
-                tile_address = next;
+                product_address += tile_beats * tiles;
+                tile_address = product_address;
             }
         }
     }

@@ -36,7 +36,7 @@ struct cells {
 };
 
 enum family_t { UNIFORM = 0, HLUQ = 1, TABLE = 2 };
-enum command_flag { PRODUCT = 1, BARRIER = 2, GELU = 4, OFFSET = 8 };
+enum command_flag { PRODUCT = 1, BARRIER = 2, GELU = 4, OFFSET = 8, TRANSPOSED = 16 };
 enum out_format { FLOATS = 0, CODES = 1, SHORTS = 2 };  // accumulators of 16 bits, of scale 1
 
 struct beat {
@@ -139,8 +139,9 @@ struct results {
     uint16_t places;
 };
 
+// `beats` beats, the next one `stride` beats further.
 struct read_request {
-    uint32_t address, beats;
+    uint32_t address, beats, stride;
 };
 
 // `words` words from word address on: 1 (codes), 4 (integers) or 8 (floats).
