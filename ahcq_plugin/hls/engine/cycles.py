@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ahcq_plugin.hls.engine import descriptor as fields
 from ahcq_plugin.hls.engine.config import CHUNKS, LANES, PES, EngineConfig
-from ahcq_plugin.hls.engine.shape import Shape
+from ahcq_plugin.hls.engine.shape import Shape, last_chunks
 
 CLOCK_HZ = 300e6
 BEAT = 32  # bytes
@@ -120,6 +120,7 @@ def process_turns(shape: Shape, config: EngineConfig, output: Output | None = No
     product = shape.kind != "linear"
     steps = sum(count for _, count in blocks) * shape.batch * shape.tiles
     tile_loads = len(blocks) * shape.tiles * shape.batch
+    chunks = steps // shape.tiles * ((shape.tiles - 1) * CHUNKS + last_chunks(shape.n, d.groups))
     passes = shape.planes * d.digits
     corrections = 0 if product else CHUNKS * (1 + 2 * d.groups) * tile_loads
     scales = 0 if product else SCALE_BEATS * tile_loads
@@ -131,10 +132,10 @@ def process_turns(shape: Shape, config: EngineConfig, output: Output | None = No
         buffer_right=sum(_phases(_right_works(shape, config, blocks), d.right_interval)),
         decode=turns,
         multiply=turns,
-        correct=steps * d.groups * passes * CHUNKS + corrections,
-        dequantize=steps * d.groups * CHUNKS + scales,
-        quantize=steps * CHUNKS,
-        write=steps * CHUNKS * output.planes,
+        correct=chunks * d.groups * passes + corrections,
+        dequantize=chunks * d.groups + scales,
+        quantize=chunks,
+        write=chunks * output.planes,
     )
 
 
@@ -175,7 +176,7 @@ def cycles(shape: Shape, config: EngineConfig, output: Output | None = None, ddr
     passes = shape.planes * d.digits
     right_beats = shape.folds * shape.planes * CHUNKS
     corrections = 0 if product else CHUNKS * (1 + 2 * d.groups)
-    behind = max(d.groups * passes, output.planes) * CHUNKS  # turns of the slowest process behind a cell, for a step
+    behind = max(d.groups * passes, output.planes)  # turns of the slowest process behind a cell, for a chunk
     limits: Counter[str] = Counter()
     moved = 0.0
 
@@ -185,11 +186,14 @@ def cycles(shape: Shape, config: EngineConfig, output: Output | None = None, ddr
         left = 0 if is_last else rows * shape.length  # of the next block, which is about as large
         right = 0 if is_last or (shape.tiles == 1 and block > 0) else right_beats
         chunks = min(CHUNKS, -(-(shape.n - tile * PES) // LANES))
+        handled = last_chunks(shape.n, d.groups) if tile == shape.tiles - 1 else CHUNKS
         of_tile = 0 if product or is_last else corrections + SCALE_BEATS
         amount = rows * output.row_bytes(chunks, ddr) + BEAT * (left / shape.tiles + right + of_tile)
         needs = dict(
             cells=steps * shape.folds * passes,
-            output=max(steps * behind + corrections, steps * d.groups * CHUNKS + (0 if product else SCALE_BEATS)),
+            output=max(
+                steps * handled * behind + corrections, steps * handled * d.groups + (0 if product else SCALE_BEATS)
+            ),
             left=-(-left // shape.tiles),
             right=right,
             ddr=math.ceil(amount / ddr.bytes_per_cycle),
@@ -207,5 +211,5 @@ def cycles(shape: Shape, config: EngineConfig, output: Output | None = None, ddr
     parameter_beats = HEADER_BEATS + -(-d.groups // LANES) + (d.heads if product else d.groups)
     parameter_beats += 0 if product else corrections + SCALE_BEATS
     before = (first + right_beats + parameter_beats) * BEAT
-    limits["start"] = math.ceil(max(first, right_beats, before / ddr.bytes_per_cycle)) + LATENCY + behind
+    limits["start"] = math.ceil(max(first, right_beats, before / ddr.bytes_per_cycle)) + LATENCY + behind * CHUNKS
     return Cycles(sum(limits.values()), shape.macs, int(moved + before), dict(limits))

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """All launches that a model asks of the engine for one item, from the model itself: traced, run on no data.
 
-On the device ``meta`` tensors have shapes and no values, so a SAM-H costs seconds. Shapes are those of the matmuls between
-the quantizers that a recipe places; what stays in floating point outside of the units is not among them.
+On the device ``meta`` tensors have shapes and no values, so a SAM-H costs seconds. Shapes are those of the matmuls
+between the quantizers that a recipe places; what stays in floating point outside of the units is not among them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -57,15 +57,17 @@ def record_launches(
     item: Callable[[], Any],
     forward: Callable[[nn.Module, Any], Any],
     recipe: Recipe,
+    device: str = "meta",
 ) -> list[Launch]:
     """In the order of execution; a unit that runs several times gives its matmuls as often.
 
     Args:
-        build: makes the model in evaluation mode, item: what ``forward`` takes; both on the default device, ``meta``.
+        build: makes the model in evaluation mode, item: what ``forward`` takes; both on the default device.
         recipe: places the quantizers. The groups of CAG, which calibration would make, are drawn at random, so that
             their ends lie within folds as often as those of real ones.
+        device: the default device meanwhile; ``cpu`` for a model that looks at its data.
     """
-    with torch.device("meta"), torch.no_grad():
+    with torch.device(device), torch.no_grad():
         model, batch = build(), item()
         calls = record_calls(model, lambda: forward(model, batch)).by_name
         units = prepared_units(prepare(model, recipe, calls=calls))
@@ -89,7 +91,9 @@ class _Recorder(UnitRunner):
         """One node; a launch where it is a matmul."""
         out = super().run_node(n)
         if n in self.sites:
-            self.found.append(Launch(self.name, n.name, self._shape(self.sites[n], out), self.outputs[n]))
+            shape, outputs = self._shape(self.sites[n], out), self.outputs[n]
+            part = replace(shape, n=-(-shape.n // len(outputs)))
+            self.found += [Launch(self.name, n.name, part, output) for output in outputs]
         return out
 
     def _shape(self, site: Site, out: torch.Tensor) -> Shape:
@@ -116,10 +120,10 @@ def drawn_groups(k: int, count: int) -> tuple[int, ...]:
     return tuple(np.diff([0, *np.sort(cuts), k]).tolist())
 
 
-def _outputs(unit: fx.GraphModule, sites: dict[fx.Node, Site], bits: int) -> dict[fx.Node, Output]:
-    """What is written of each matmul."""
+def _outputs(unit: fx.GraphModule, sites: dict[fx.Node, Site], bits: int) -> dict[fx.Node, list[Output]]:
+    """What is written of each matmul; of a joint projection an entry for q, k and v each, commands of their own."""
     index = GraphIndex(unit, unit.graph)
-    outputs = {node: Output(fields.SHORTS if site.kind == "qk" else fields.FLOATS) for node, site in sites.items()}
+    codes: dict[fx.Node, dict[fx.Node, Output]] = {node: {} for node in sites}
     for site in sites.values():
         for operand in (site.left, site.right):
             node = None if operand is None else operand.quantizer.all_input_nodes[0]
@@ -127,8 +131,13 @@ def _outputs(unit: fx.GraphModule, sites: dict[fx.Node, Site], bits: int) -> dic
                 is_moved = index.shape_source(node)
                 node = is_moved if is_moved is not None else node.all_input_nodes[0] if _is_fused(index, node) else None
             if node is not None:
-                outputs[node] = Output(fields.CODES, bits)
-    return outputs
+                scattered = site.kind == "qk" and operand is site.right
+                codes[node][operand.quantizer] = Output(fields.CODES, bits, scattered)
+    return {node: list(codes[node].values()) or [_float_output(site)] for node, site in sites.items()}
+
+
+def _float_output(site: Site) -> Output:
+    return Output(fields.SHORTS if site.kind == "qk" else fields.FLOATS)
 
 
 def _is_fused(index: GraphIndex, node: fx.Node) -> bool:

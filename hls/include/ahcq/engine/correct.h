@@ -107,7 +107,7 @@ void correct(
                 result.shift[i] = shift_total - right_zero * row_shift;
             }
             if (at(places, LAST_PASS)) out.write(result);
-            if (++chunk == CHUNKS) {
+            if (++chunk == chunks_of(c, places)) {
                 chunk = 0;
                 held = false;
                 more = !at(places, END_OF_COMMAND);

@@ -77,7 +77,7 @@ void dequantize(
             }
             if (at(now.places, LAST_GROUP)) out.write(result);
             held = false;
-            chunk = chunk == CHUNKS - 1 ? 0 : chunk + 1;
+            chunk = chunk + 1 == chunks_of(c, now.places) ? 0 : chunk + 1;
             if (chunk == 0) more = !at(now.places, END_OF_COMMAND);
         }
     }

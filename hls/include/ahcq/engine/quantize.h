@@ -103,7 +103,7 @@ void quantize(
             }
         }
         out.write(result);
-        chunk = chunk == CHUNKS - 1 ? 0 : chunk + 1;
+        chunk = chunk + 1 == chunks_of(c, places) ? 0 : chunk + 1;
         if (chunk == 0 && at(places, LAST_STEP)) first_chunk = at(places, LAST_TILE) ? 0 : first_chunk + CHUNKS;
         if (chunk == 0) more = !at(places, END_OF_COMMAND);
     }

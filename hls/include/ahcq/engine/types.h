@@ -153,6 +153,11 @@ struct write_request {
 
 inline uint32_t beats_of(uint32_t words) { return (words + LANES - 1) / LANES; }
 inline uint32_t tiles_of(const command& c) { return (c.n + PES - 1) / PES; }
+// Chunks of a tile that hold outputs. With several groups always all: their sums come back after CHUNKS turns.
+inline uint32_t chunks_of(const command& c, uint16_t places) {
+#pragma HLS INLINE
+    return c.groups == 1 && at(places, LAST_TILE) ? ((c.n - 1) % PES) / LANES + 1 : CHUNKS;
+}
 inline uint32_t planes_of(const command& c) { return c.right_bits > 4 ? 2 : 1; }
 // Beats of a row of left codes: 8 folds a beat, 4 where codes have more than 4 bits (low and high nibbles in turn).
 inline uint32_t row_beats(const command& c) { return c.left_bits > 4 ? (c.folds + 3) / 4 : (c.folds + 7) / 8; }

@@ -51,7 +51,7 @@ void write(
             inside = 0;
             segment += segment_stride;
         }
-        if (++chunk != CHUNKS) continue;
+        if (++chunk != chunks_of(c, places)) continue;
         chunk = 0;
         const bool last_step = at(places, LAST_STEP), last_tile = last_step && at(places, LAST_TILE);
         const bool last_block = last_tile && at(places, LAST_BLOCK);
