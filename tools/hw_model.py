@@ -29,13 +29,9 @@ def workloads(args: argparse.Namespace) -> dict[str, list]:
     """What runs -> its launches."""
     found = {}
     for name in args.models:
-        if name.startswith("sam2"):
-            found.update({f"{name} {part}": part_of for part, part_of in sam2_launches(name, args.bits).items()})
-            continue
-        for boxes in args.boxes:
-            parts = sam_launches(name, boxes, args.bits)
-            found[f"{name} encoder"] = parts["encoder"]
-            found[f"{name} decoder, {boxes} boxes"] = parts["decoder"]
+        sam2 = name.startswith("sam2")
+        parts = sam2_launches(name, args.bits) if sam2 else sam_launches(name, args.boxes, args.bits)
+        found.update({f"{name} {part}": launches for part, launches in parts.items()})
     return found
 
 

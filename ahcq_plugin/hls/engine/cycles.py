@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ahcq_plugin.hls.engine import descriptor as fields
 from ahcq_plugin.hls.engine.config import CHUNKS, LANES, PES, EngineConfig
@@ -163,6 +164,7 @@ def _right_works(shape: Shape, config: EngineConfig, blocks: list[tuple[int, int
     yield before, 0
 
 
+@lru_cache(maxsize=4096)  # layers repeat
 def cycles(shape: Shape, config: EngineConfig, output: Output | None = None, ddr: DDR | None = None) -> Cycles:
     """The model of the module's text.
 

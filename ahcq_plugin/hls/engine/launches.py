@@ -7,7 +7,7 @@ between the quantizers that a recipe places; what stays in floating point outsid
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -54,36 +54,42 @@ class Launch:
 
 def record_launches(
     build: Callable[[], nn.Module],
-    item: Callable[[], Any],
+    items: Sequence[Callable[[], Any]],
     forward: Callable[[nn.Module, Any], Any],
     recipe: Recipe,
     device: str = "meta",
-) -> list[Launch]:
-    """In the order of execution; a unit that runs several times gives its matmuls as often.
+) -> list[list[Launch]]:
+    """Of each item in the order of execution; a unit that runs several times gives its matmuls as often.
 
     Args:
-        build: makes the model in evaluation mode, item: what ``forward`` takes; both on the default device.
+        build: makes the model in evaluation mode, on the default device.
+        items: each makes what ``forward`` takes; in the first one all units run.
         recipe: places the quantizers. The groups of CAG, which calibration would make, are drawn at random, so that
             their ends lie within folds as often as those of real ones.
         device: the default device meanwhile; ``cpu`` for a model that looks at its data.
     """
     with torch.device(device), torch.no_grad():
-        model, batch = build(), item()
-        calls = record_calls(model, lambda: forward(model, batch)).by_name
+        model = build()
+        calls = record_calls(model, lambda: forward(model, items[0]())).by_name
         units = prepared_units(prepare(model, recipe, calls=calls))
-        found: list[Launch] = []
-        recorders = {name: _Recorder(name, unit, recipe, found) for name, unit in units.items()}
+        recorders = {name: _Recorder(name, unit, recipe) for name, unit in units.items()}
+        found = []
         with intercepted(units, lambda name, _, args, kwargs: recorders[name](*args, **kwargs)):
-            forward(model, batch)
+            for item in items:
+                found.append([])
+                for recorder in recorders.values():
+                    recorder.found = found[-1]
+                forward(model, item())
     return found
 
 
 class _Recorder(UnitRunner):
     """Runs a unit and notes its launches."""
 
-    def __init__(self, name: str, unit: fx.GraphModule, recipe: Recipe, found: list[Launch]):
+    def __init__(self, name: str, unit: fx.GraphModule, recipe: Recipe):
         super().__init__(unit)
-        self.name, self.recipe, self.found = name, recipe, found
+        self.name, self.recipe = name, recipe
+        self.found: list[Launch] = []
         self.sites = {site.node: site for site in find_sites(unit)[0]}
         self.outputs = _outputs(unit, self.sites, recipe.a_bits)
 

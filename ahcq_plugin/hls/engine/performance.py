@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -93,20 +92,23 @@ def by_layer(launches: Sequence[Launch], config: EngineConfig, ddr: DDR | None =
     return [LayerRow(launch, count, one, count * one.cycles / everything) for launch, count, one in rows]
 
 
-def sam_launches(name: str, boxes: int, bits: int = 4) -> dict[str, list[Launch]]:
-    """``encoder`` and ``decoder`` of a SAM at 1024 x 1024 by the recipe ``ahcq``, its decoder for ``boxes`` boxes."""
+def sam_launches(name: str, boxes: Sequence[int], bits: int = 4) -> dict[str, list[Launch]]:
+    """``encoder`` of a SAM at 1024 x 1024 by the recipe ``ahcq``, and ``decoder, N boxes`` for each number of boxes."""
     from ahcq_plugin.zoo.sam import box_forward, build_sam  # loads segment_anything
 
-    def item() -> dict[str, torch.Tensor]:
-        return {"image": torch.zeros(1, 3, 1024, 1024), "boxes": torch.zeros(boxes, 4)}
+    def item(count: int) -> dict[str, torch.Tensor]:
+        return {"image": torch.zeros(1, 3, 1024, 1024), "boxes": torch.zeros(count, 4)}
 
-    return _parts(record_launches(partial(build_sam, name, False), item, box_forward, _recipe(bits)))
+    items = [partial(item, count) for count in boxes]
+    runs = [_parts(run) for run in record_launches(partial(build_sam, name, False), items, box_forward, _recipe(bits))]
+    decoders = {f"decoder, {count} boxes": rest for count, (_, rest) in zip(boxes, runs, strict=True)}
+    return {"encoder": runs[0][0], **decoders}
 
 
 def sam2_launches(name: str, bits: int = 4) -> dict[str, list[Launch]]:
-    """The same of a SAM 2 at 1024 x 1024 for the second of two frames with one object.
+    """``encoder`` of a SAM 2 at 1024 x 1024, and ``rest`` of a frame with one object and one frame in memory.
 
-    ``decoder`` is all that is not the encoder: memory attention, decoder, what units the memory encoder has.
+    ``rest`` is memory attention, decoder, and what units the memory encoder has: what a second frame adds.
     """
     from ahcq_plugin.zoo.sam2 import build_sam2
     from ahcq_plugin.zoo.track import clip_forward
@@ -118,17 +120,16 @@ def sam2_launches(name: str, bits: int = 4) -> dict[str, list[Launch]]:
     def clip(frames: int) -> dict[str, torch.Tensor]:
         return {"frames": torch.zeros(frames, 3, 1024, 1024), "masks": torch.zeros(1, 256, 256)}
 
-    one, two = (_parts(record_launches(build, partial(clip, frames), clip_forward, _recipe(bits))) for frames in (1, 2))
-    return {part: two[part][len(one[part]) :] for part in two}
+    items = [partial(clip, frames) for frames in (2, 1)]
+    two, one = (_parts(run) for run in record_launches(build, items, clip_forward, _recipe(bits)))
+    return {"encoder": one[0], "rest": two[1][len(one[1]) :]}
 
 
 def _recipe(bits: int) -> Recipe:
     return Recipe.from_config("ahcq", w_bits=bits, a_bits=bits)
 
 
-def _parts(launches: Sequence[Launch]) -> dict[str, list[Launch]]:
-    is_encoder: Callable[[Any], bool] = lambda launch: launch.unit.startswith(ENCODER)  # noqa: E731
-    return dict(
-        encoder=[launch for launch in launches if is_encoder(launch)],
-        decoder=[launch for launch in launches if not is_encoder(launch)],
-    )
+def _parts(launches: Sequence[Launch]) -> tuple[list[Launch], list[Launch]]:
+    """Those of the encoder, and the others."""
+    encoder = [launch for launch in launches if launch.unit.startswith(ENCODER)]
+    return encoder, [launch for launch in launches if not launch.unit.startswith(ENCODER)]
