@@ -128,7 +128,10 @@ def process_turns(shape: Shape, config: EngineConfig, output: Output | None = No
     turns = steps * shape.folds * passes
     return dict(
         request=tile_loads,
-        sequence=turns,
+        walk_steps=steps,
+        walk_passes=steps * d.groups * passes,
+        walk_folds=turns,
+        place_left=shape.batch * shape.m * shape.length,
         buffer_left=sum(_phases(_left_works(shape, config, blocks), d.left_interval)),
         buffer_right=sum(_phases(_right_works(shape, config, blocks), d.right_interval)),
         decode=turns,

@@ -14,7 +14,8 @@ UNIFORM, HLUQ, TABLE = 0, 1, 2
 PRODUCT, BARRIER, GELU, OFFSET, TRANSPOSED = 1, 2, 4, 8, 16
 FLOATS, CODES, SHORTS = 0, 1, 2
 
-_FORMAT = struct.Struct("<12B2H8I2H12x")
+_FORMAT = struct.Struct("<12B2H8I5H6x")
+_COUNTS = ("folds", "block_rows", "blocks", "steps", "last_steps")
 _WORDS = ("m", "k", "n", "batch", "left", "right", "parameters", "out")
 
 
@@ -41,6 +42,8 @@ class Descriptor:
         left, right, parameters, out: addresses.
         folds: of a row, all groups together.
         block_rows: rows that the left buffer takes at once, a multiple of the cells.
+        blocks: of the rows of a product.
+        steps, last_steps: rows of a cell in a block, and in the last one.
     """
 
     version: int
@@ -67,6 +70,9 @@ class Descriptor:
     out: int
     folds: int
     block_rows: int
+    blocks: int
+    steps: int
+    last_steps: int
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -85,8 +91,7 @@ class Descriptor:
             ("right_interval", 1, 255),
             ("groups", 1, 64),
             ("heads", 1, 64),
-            ("folds", 1, 2**16 - 1),
-            ("block_rows", 1, 2**16 - 1),
+            *((name, 1, 2**16 - 1) for name in _COUNTS),
             *((name, 1, 2**32 - 1) for name in ("m", "k", "n", "batch")),
         ):
             if not least <= getattr(self, name) <= most:
@@ -109,12 +114,12 @@ def decode(data: bytes) -> Descriptor:
         raise SpecError(
             f"the descriptor has version {data[0]}, this package reads {VERSION}: compile the program again"
         )
-    if any(data[52:]):
-        raise SpecError(f"the reserved bytes 52 to 63 of a descriptor must be zero, got {data[52:].hex()}")
+    if any(data[58:]):
+        raise SpecError(f"the reserved bytes 58 to 63 of a descriptor must be zero, got {data[58:].hex()}")
     return Descriptor(*_FORMAT.unpack(data))
 
 
 def _bits(name: str) -> int:
     if name in _WORDS:
         return 32
-    return 16 if name in ("groups", "heads", "folds", "block_rows") else 8
+    return 16 if name in ("groups", "heads", *_COUNTS) else 8

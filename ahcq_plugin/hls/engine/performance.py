@@ -78,8 +78,8 @@ def total(launches: Sequence[Launch], config: EngineConfig, ddr: DDR | None = No
     limits: Counter[str] = Counter()
     for part in parts:
         limits.update(part.limits)
-    sums = (sum(getattr(part, name) for part in parts) for name in ("cycles", "macs", "ddr_bytes"))
-    return Total(*sums, dict(limits), config)
+    whole, macs, ddr_bytes = (sum(getattr(part, name) for part in parts) for name in ("cycles", "macs", "ddr_bytes"))
+    return Total(whole, macs, ddr_bytes, dict(limits), config)
 
 
 def by_layer(launches: Sequence[Launch], config: EngineConfig, ddr: DDR | None = None) -> list[LayerRow]:

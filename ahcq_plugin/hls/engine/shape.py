@@ -145,6 +145,9 @@ class Shape:
             out=0,
             folds=self.folds,
             block_rows=steps * cells,
+            blocks=-(-self.m // (steps * cells)),
+            steps=steps,
+            last_steps=-(-((self.m - 1) % (steps * cells) + 1) // cells),
         )
 
 

@@ -43,8 +43,7 @@ DESCRIPTORS = st.builds(
     right=U32,
     parameters=U32,
     out=U32,
-    folds=st.integers(1, 2**16 - 1),
-    block_rows=st.integers(1, 2**16 - 1),
+    **{name: st.integers(1, 2**16 - 1) for name in ("folds", "block_rows", "blocks", "steps", "last_steps")},
 )
 
 
@@ -63,7 +62,8 @@ def test_fields_stand_where_the_document_says(descriptor: Descriptor) -> None:
     assert words[2] == d.out_bits | d.left_interval << 8 | d.right_interval << 16 | d.quantizers << 24
     assert words[3] == d.groups | d.heads << 16
     assert words[4:12].tolist() == [d.m, d.k, d.n, d.batch, d.left, d.right, d.parameters, d.out]
-    assert words[12] == d.folds | d.block_rows << 16 and not words[13:].any()
+    assert words[12] == d.folds | d.block_rows << 16 and words[13] == d.blocks | d.steps << 16
+    assert words[14] == d.last_steps and words[15] == 0
 
 
 @pytest.mark.parametrize(

@@ -9,51 +9,71 @@
 namespace ahcq {
 namespace engine {
 
-// Rows of a block, one cell after the other.
+// Where each beat of the left rows belongs: the rows of a block to one cell after the other.
+template <class C>
+void place_left(hls::stream<command>& commands, hls::stream<beat>& in, hls::stream<left_load>& out) {
+    const command c = commands.read();
+    const uint16_t length = row_beats(c);
+    const uint16_t last_rows = c.m - uint32_t(c.blocks - 1) * c.block_rows;
+    uint16_t beats_left = length, rows_left = c.blocks == 1 ? last_rows : c.block_rows, blocks_left = c.blocks;
+    uint16_t base = 0, address = 0;
+    uint32_t products_left = c.batch;
+    uint8_t cell = 0;
+    bool more = true;
+    while (more) {
+#pragma HLS PIPELINE II = 1
+        AHCQ_TURN;
+        const bool ends_row = beats_left == 1, ends_rows = rows_left == 1, last_block = blocks_left == 1;
+        const bool last_cell = cell == C::CELLS - 1, ends_block = ends_row && ends_rows;
+        left_load load;
+        load.data = in.read();
+        load.address = address;
+        load.cell = cell;
+        load.last = ends_block;
+        load.final = ends_block && last_block && products_left == 1;
+        out.write(load);
+        more = !load.final;
+        beats_left = ends_row ? length : uint16_t(beats_left - 1);
+        address = !ends_row ? uint16_t(address + 1) : ends_rows ? 0 : last_cell ? uint16_t(base + length) : base;
+        if (ends_row) {
+            base = ends_rows ? 0 : last_cell ? uint16_t(base + length) : base;
+            cell = ends_rows || last_cell ? 0 : cell + 1;
+            rows_left = !ends_rows                                         ? uint16_t(rows_left - 1)
+                        : (last_block ? c.blocks == 1 : blocks_left == 2) ? last_rows
+                                                                           : c.block_rows;
+        }
+        if (ends_block) blocks_left = last_block ? c.blocks : uint16_t(blocks_left - 1);
+        if (ends_block && last_block) --products_left;
+    }
+}
+
+// Rows of a block, a bank for each cell.
 template <class C>
 void buffer_left(
     hls::stream<command>& commands,
-    hls::stream<beat>& in,
+    hls::stream<left_load>& in,
     hls::stream<turn>& turns,
     hls::stream<left_fold> (&out)[C::CELLS]) {
     const command c = commands.read();
     beat memory[C::CELLS][2 * C::LEFT_DEPTH];
 #pragma HLS ARRAY_PARTITION variable = memory complete dim = 1
-    const uint32_t length = row_beats(c);
     const bool wide = c.left_bits > 4;
-    uint32_t product = 0, row = 0, rows = 0;  // of the block that is loaded; rows of it that are missing
-    uint32_t cell = 0, place = 0, base = 0, half = 0, pause = 0;
-    bool loading = false, loaded = false, computing = false, more = true;
+    uint8_t pause = 0;
+    bool upper = false;  // the half that is filled
+    bool loading = true, loaded = false, final = false, computing = false, more = true;
     while (more) {
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
-        if (!loading && !loaded && product < c.batch) {  // the next block
-            rows = c.m - row < c.block_rows ? c.m - row : c.block_rows;
-            loading = true;
-            cell = 0;
-            base = 0;
-            row += c.block_rows;
-            if (row >= c.m) {
-                row = 0;
-                ++product;
-            }
-        }
         if (loading && (pause == 0 || !computing)) {
-            const beat now = in.read();
+            const left_load load = in.read();
             for (int i = 0; i < C::CELLS; ++i) {
 #pragma HLS UNROLL
-                if (cell == uint32_t(i)) memory[i][half * C::LEFT_DEPTH + base + place] = now;
+                if (load.cell == i) memory[i][(upper ? C::LEFT_DEPTH : 0) + load.address] = load.data;
             }
             pause = c.left_interval - 1;
-            if (++place == length) {
-                place = 0;
-                if (cell == C::CELLS - 1) base += length;
-                cell = cell == C::CELLS - 1 ? 0 : cell + 1;
-                if (--rows == 0) {
-                    loading = false;
-                    loaded = true;
-                }
-            }
+            loaded = load.last;
+            loading = !load.last;
+            final = load.final;
         } else if (pause != 0) {
             --pause;
         }
@@ -62,7 +82,7 @@ void buffer_left(
             fold.now = turns.read();
             for (int i = 0; i < C::CELLS; ++i) {
 #pragma HLS UNROLL
-                const beat now = memory[i][(1 - half) * C::LEFT_DEPTH + fold.now.left_address];
+                const beat now = memory[i][(upper ? 0 : C::LEFT_DEPTH) + fold.now.left_address];
                 fold.low = now.word[fold.now.word];
                 fold.high = wide ? now.word[(fold.now.word + 1) % LANES] : 0;
                 out[i].write(fold);
@@ -73,7 +93,8 @@ void buffer_left(
         if (!computing && loaded) {
             computing = true;
             loaded = false;
-            half = 1 - half;
+            loading = !final;
+            upper = !upper;
         }
     }
 }

@@ -36,13 +36,17 @@ void run(
     hls::stream<beat>& parameter_beats,
     hls::stream<write_request> (&results_out)[C::CELLS]) {
 #pragma HLS DATAFLOW
-    hls::stream<command> to_readers("to_readers"), to_parameters("to_parameters"), to_sequence("to_sequence");
+    hls::stream<command> to_readers("to_readers"), to_parameters("to_parameters"), to_steps("to_steps");
+    hls::stream<command> to_passes("to_passes"), to_folds("to_folds"), to_place("to_place");
     hls::stream<command> to_left("to_left"), to_right("to_right");
     hls::stream<command> to_decode[C::CELLS], to_correct[C::CELLS];
     hls::stream<command> to_dequantize[C::CELLS], to_quantize[C::CELLS], to_write[C::CELLS];
     hls::stream<bool> done[C::CELLS];
     hls::stream<beat> groups("groups");
     hls::stream<beat> tables[C::CELLS], corrections[C::CELLS], scales[C::CELLS], quantizers[C::CELLS], headers[C::CELLS];
+    hls::stream<step> steps("steps");
+    hls::stream<pass> passes_to_make("passes_to_make");
+    hls::stream<left_load> left_loads("left_loads");
     hls::stream<turn> left_turns("left_turns"), right_turns("right_turns");
     hls::stream<left_fold> left_folds[C::CELLS];
     hls::stream<right_fold> right_folds[C::CELLS];
@@ -53,13 +57,17 @@ void run(
     hls::stream<results> floats[C::CELLS];
     hls::stream<outcome> outcomes[C::CELLS];
     AHCQ_LAUNCH(
-        fetch<C>, program, count, program_requests, program_beats, to_readers, to_parameters, to_sequence, to_left, to_right,
+        fetch<C>, program, count, program_requests, program_beats, to_readers, to_parameters, to_steps, to_passes, to_folds, to_place,
+        to_left, to_right,
         to_decode, to_correct, to_dequantize, to_quantize, to_write, done);
     AHCQ_PROCESS(request, to_readers, left_requests, right_requests, parameter_requests);
     AHCQ_PROCESS(
         distribute<C>, to_parameters, parameter_beats, groups, tables, corrections, scales, quantizers, headers);
-    AHCQ_PROCESS(sequence<C>, to_sequence, groups, left_turns, right_turns);
-    AHCQ_PROCESS(buffer_left<C>, to_left, left_beats, left_turns, left_folds);
+    AHCQ_PROCESS(walk_steps, to_steps, steps);
+    AHCQ_PROCESS(walk_passes, to_passes, groups, steps, passes_to_make);
+    AHCQ_PROCESS(walk_folds, to_folds, passes_to_make, left_turns, right_turns);
+    AHCQ_PROCESS(place_left<C>, to_place, left_beats, left_loads);
+    AHCQ_PROCESS(buffer_left<C>, to_left, left_loads, left_turns, left_folds);
     AHCQ_PROCESS(buffer_right<C>, to_right, right_beats, right_turns, right_folds, columns);
     for (int cell = 0; cell < C::CELLS; ++cell) {
 #pragma HLS UNROLL

@@ -21,8 +21,9 @@ inline command decode_descriptor(const beat& first, const beat& second) {
     c.m = first.word[4], c.k = first.word[5], c.n = first.word[6], c.batch = first.word[7];
     c.left = second.word[0], c.right = second.word[1], c.parameters = second.word[2], c.out = second.word[3];
     c.folds = uint16_t(second.word[4]), c.block_rows = uint16_t(second.word[4] >> 16);
+    c.blocks = uint16_t(second.word[5]), c.steps = uint16_t(second.word[5] >> 16);
+    c.last_steps = uint16_t(second.word[6]);
     c.cell = 0;
-    c.reserved[0] = second.word[5], c.reserved[1] = second.word[6];
     return c;
 }
 
@@ -35,7 +36,10 @@ void fetch(
     hls::stream<beat>& descriptors,
     hls::stream<command>& to_readers,
     hls::stream<command>& to_parameters,
-    hls::stream<command>& to_sequence,
+    hls::stream<command>& to_steps,
+    hls::stream<command>& to_passes,
+    hls::stream<command>& to_folds,
+    hls::stream<command>& to_place,
     hls::stream<command>& to_left,
     hls::stream<command>& to_right,
     hls::stream<command> (&to_decode)[C::CELLS],
@@ -69,7 +73,10 @@ void fetch(
         if (index < count) {
             to_readers.write(c);
             to_parameters.write(c);
-            to_sequence.write(c);
+            to_steps.write(c);
+            to_passes.write(c);
+            to_folds.write(c);
+            to_place.write(c);
             to_left.write(c);
             to_right.write(c);
             for (int cell = 0; cell < C::CELLS; ++cell) {

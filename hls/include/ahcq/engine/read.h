@@ -79,37 +79,62 @@ void distribute(
     hls::stream<beat> (&to_quantize)[C::CELLS],
     hls::stream<beat> (&to_write)[C::CELLS]) {
     const command c = commands.read();
-    // ends of the parts in the order of memory
-    const uint32_t header = HEADER_BEATS, groups = header + group_beats(c), table = groups + table_beats(c);
-    const uint32_t lanes = table + lane_beats(c), quantizers = lanes + quantizer_beats(c);
-    const uint32_t tile_beats = is(c, PRODUCT) ? 0 : correction_beats(c) + SCALE_BEATS;
-    const uint32_t corrections = quantizers + correction_beats(c);
-    const uint32_t tiles = tiles_of(c);
-    uint32_t at_beat = 0, tile = 0, row = 0;
+    enum { HEADER, GROUPS, DECODE, LANE, QUANTIZERS, CORRECTION, SCALES };
+    const uint16_t table = table_beats(c), quantizers = quantizer_beats(c), correction = correction_beats(c);
+    const bool product = is(c, PRODUCT);
+    const uint16_t tiles = tiles_of(c);
+    uint16_t left = HEADER_BEATS, tiles_left = tiles, blocks_left = c.blocks;  // beats of the part, tiles, blocks
+    uint8_t part = HEADER;
     bool more = true;
     while (more) {
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
         const beat now = in.read();
-        if (at_beat >= header && at_beat < groups) to_sequence.write(now);
+        if (part == GROUPS) to_sequence.write(now);
         for (int cell = 0; cell < C::CELLS; ++cell) {
 #pragma HLS UNROLL
-            const bool is_lane = at_beat >= table && at_beat < lanes;
-            if (at_beat < header) to_write[cell].write(now);
-            if (at_beat >= groups && at_beat < table) to_decode[cell].write(now);
-            if (at_beat >= lanes && at_beat < quantizers) to_quantize[cell].write(now);
-            if (is_lane || (at_beat >= quantizers && at_beat < corrections)) to_correct[cell].write(now);
-            if (is_lane || at_beat >= corrections) to_dequantize[cell].write(now);
+            if (part == HEADER) to_write[cell].write(now);
+            if (part == DECODE) to_decode[cell].write(now);
+            if (part == QUANTIZERS) to_quantize[cell].write(now);
+            if (part == LANE || part == CORRECTION) to_correct[cell].write(now);
+            if (part == LANE || part == SCALES) to_dequantize[cell].write(now);
         }
-        ++at_beat;
-        if (at_beat == quantizers && tile_beats == 0) more = false;
-        if (at_beat == quantizers + tile_beats && tile_beats != 0) {
-            at_beat = quantizers;
-            if (++tile == tiles) {
-                tile = 0;
-                row += c.block_rows;
-                if (row >= c.m) more = false;
-            }
+        const bool ends = left == 1;
+        --left;
+        if (!ends) continue;
+        switch (part) {
+            case HEADER:
+                part = GROUPS;
+                left = group_beats(c);
+                break;
+            case GROUPS:
+                part = table != 0 ? DECODE : LANE;
+                left = table != 0 ? table : uint16_t(lane_beats(c));
+                break;
+            case DECODE:
+                part = LANE;
+                left = lane_beats(c);
+                break;
+            case LANE:
+                part = quantizers != 0 ? QUANTIZERS : CORRECTION;
+                left = quantizers != 0 ? quantizers : correction;
+                more = quantizers != 0 || !product;
+                break;
+            case QUANTIZERS:
+                part = CORRECTION;
+                left = correction;
+                more = !product;
+                break;
+            case CORRECTION:
+                part = SCALES;
+                left = SCALE_BEATS;
+                break;
+            default:
+                part = CORRECTION;
+                left = correction;
+                more = tiles_left != 1 || blocks_left != 1;
+                if (tiles_left == 1) --blocks_left;
+                tiles_left = tiles_left == 1 ? tiles : uint16_t(tiles_left - 1);
         }
     }
 }

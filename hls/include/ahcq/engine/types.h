@@ -52,8 +52,8 @@ struct command {
     uint32_t m, k, n, batch;
     uint32_t left, right, parameters, out;  // addresses in beats
     uint16_t folds, block_rows;
-    uint32_t cell;      // set by `fetch`: which cell the command goes to
-    uint32_t reserved[2];
+    uint16_t blocks, steps, last_steps;  // of a product; steps of a block, of the last one
+    uint16_t cell;                       // set by `fetch`: which cell the command goes to
 };
 
 // Places in the loops where a turn stands.
@@ -82,6 +82,20 @@ constexpr uint16_t END_OF_TILE = ENDS | LAST_PASS | LAST_GROUP | LAST_STEP;
 constexpr uint16_t END_OF_BLOCK = END_OF_TILE | LAST_TILE;
 constexpr uint16_t END_OF_COMMAND = END_OF_BLOCK | LAST_BLOCK | LAST_PRODUCT;
 
+// One step of a tile: the row of a cell.
+struct step {
+    uint16_t places;
+    uint16_t row_address;
+};
+
+// One pass over the folds of a group.
+struct pass {
+    uint16_t places;
+    uint16_t row_address, first_fold, folds;
+    uint8_t last_lanes;  // codes of the last fold
+    uint8_t digit, plane;
+};
+
 // What one turn of the cells does.
 struct turn {
     uint16_t places;
@@ -89,6 +103,14 @@ struct turn {
     uint8_t word;   // of the left beat
     uint8_t lanes;  // how many codes of the fold belong to the row
     uint8_t digit, plane;
+};
+
+// A beat of left codes and its place in the buffer; the last one of a block, of a command.
+struct left_load {
+    beat data;
+    uint16_t address;
+    uint8_t cell;
+    bool last, final;
 };
 
 // One fold of left codes: low and, above 4 bits, high nibbles.
