@@ -59,7 +59,9 @@ def _lanes(matmul: Matmul, unscaled: bool) -> np.ndarray:
         return beats
     beats = np.zeros((heads_of(left, matmul.right), LANES), np.uint32)
     beats[:, 0], beats[:, 1] = zeros_of(left), zeros_of(matmul.right)
-    beats[:, 2] = _float_words(np.ones(1, np.float32)) if unscaled else _float_words(np.atleast_1d(product_scale(matmul)))
+    beats[:, 2] = (
+        _float_words(np.ones(1, np.float32)) if unscaled else _float_words(np.atleast_1d(product_scale(matmul)))
+    )
     return beats
 
 

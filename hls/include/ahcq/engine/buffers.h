@@ -109,12 +109,11 @@ void buffer_right(
     hls::stream<right_fold> (&out)[C::CELLS],
     hls::stream<column_sums> (&out_sums)[C::CELLS]) {
     const command c = commands.read();
-    beat memory[CHUNKS][2 * C::RIGHT_DEPTH];
-#pragma HLS ARRAY_PARTITION variable = memory complete dim = 1
+    right_fold memory[2 * C::RIGHT_DEPTH];
     int32_t sum[2][PES];
 #pragma HLS ARRAY_PARTITION variable = sum complete dim = 0
-    uint32_t staged[PES];  // the fold that is being transposed
-#pragma HLS ARRAY_PARTITION variable = staged complete
+    right_fold loads;  // the fold that is being loaded
+#pragma HLS ARRAY_PARTITION variable = loads.column complete
     const bool transposed = is(c, TRANSPOSED);
     const uint32_t tiles = tiles_of(c), folds = c.folds * planes_of(c);
     uint32_t product = 0, row = 0, tile = 0;  // of the tile that is loaded
@@ -140,13 +139,13 @@ void buffer_right(
             const int shift = fold < c.folds ? 0 : 4;
             for (int j = 0; j < CHUNKS; ++j) {
 #pragma HLS UNROLL
-                beat stored;
                 for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL
                     const int column = j * LANES + i;
                     const uint32_t nibble = (now.word[j] >> (4 * i)) & 15;
-                    staged[column] = (chunk == 0 ? 0 : staged[column]) | nibble << (4 * chunk);
-                    stored.word[i] = transposed ? staged[column] : now.word[i];
+                    const uint32_t turned = (chunk == 0 ? 0 : loads.column[column]) | nibble << (4 * chunk);
+                    const uint32_t straight = chunk == uint32_t(j) ? now.word[i] : loads.column[column];
+                    loads.column[column] = transposed ? turned : straight;
                     int32_t codes = 0;
                     for (int k = 0; k < LANES; ++k) {
 #pragma HLS UNROLL
@@ -157,9 +156,8 @@ void buffer_right(
                     const int32_t before = starts ? 0 : sum[half][column];
                     if (transposed || chunk == uint32_t(j)) sum[half][column] = before + (codes << shift);
                 }
-                const bool complete = transposed ? chunk == CHUNKS - 1 : chunk == uint32_t(j);
-                if (complete) memory[j][half * C::RIGHT_DEPTH + fold] = stored;
             }
+            if (chunk == CHUNKS - 1) memory[half * C::RIGHT_DEPTH + fold] = loads;
             pause = c.right_interval - 1;
             if (++chunk == CHUNKS) {
                 chunk = 0;
@@ -173,16 +171,11 @@ void buffer_right(
         }
         if (computing) {
             const turn now = turns.read();
-            right_fold columns;
+            const right_fold columns = memory[(1 - half) * C::RIGHT_DEPTH + now.right_address];
             column_sums sums;
-            for (int j = 0; j < CHUNKS; ++j) {
+            for (int column = 0; column < PES; ++column) {
 #pragma HLS UNROLL
-                const beat part = memory[j][(1 - half) * C::RIGHT_DEPTH + now.right_address];
-                for (int i = 0; i < LANES; ++i) {
-#pragma HLS UNROLL
-                    columns.column[j * LANES + i] = part.word[i];
-                    sums.value[j * LANES + i] = sum[1 - half][j * LANES + i];
-                }
+                sums.value[column] = sum[1 - half][column];
             }
             const bool first = at(now.places, BEGINS | FIRST_PASS | FIRST_GROUP | FIRST_STEP);
             for (int cell = 0; cell < C::CELLS; ++cell) {
