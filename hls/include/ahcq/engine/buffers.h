@@ -136,6 +136,7 @@ void buffer_right(
         }
         if (loading && (pause == 0 || !computing)) {
             const beat now = in.read();
+#pragma HLS ARRAY_PARTITION variable = now.word complete
             const int shift = fold < c.folds ? 0 : 4;
             for (int j = 0; j < CHUNKS; ++j) {
 #pragma HLS UNROLL
@@ -173,6 +174,7 @@ void buffer_right(
             const turn now = turns.read();
             const right_fold columns = memory[(1 - half) * C::RIGHT_DEPTH + now.right_address];
             column_sums sums;
+#pragma HLS ARRAY_PARTITION variable = sums.value complete
             for (int column = 0; column < PES; ++column) {
 #pragma HLS UNROLL
                 sums.value[column] = sum[1 - half][column];

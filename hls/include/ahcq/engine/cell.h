@@ -37,6 +37,8 @@ void decode(
         AHCQ_TURN;
         const left_fold fold = in.read();
         operands result;
+#pragma HLS ARRAY_PARTITION variable = result.digit complete
+#pragma HLS ARRAY_PARTITION variable = result.shift complete
         result.now = fold.now;
         result.shifts = c.family == HLUQ;
         for (int i = 0; i < LANES; ++i) {
@@ -69,11 +71,15 @@ void multiply(hls::stream<operands>& left, hls::stream<right_fold>& right, hls::
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
         const operands u = left.read();
+#pragma HLS ARRAY_PARTITION variable = u.shift complete
+#pragma HLS ARRAY_PARTITION variable = u.digit complete
         const right_fold w = right.read();
+#pragma HLS ARRAY_PARTITION variable = w.column complete
         const bool begins = at(u.now.places, BEGINS);
         acc.now = u.now;
         uint32_t row = 0, row_shift = 0;
         uint32_t powers[LANES];
+#pragma HLS ARRAY_PARTITION variable = powers complete
         for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL
             powers[i] = u.shift[i] == 0 ? 0 : 1u << (u.shift[i] - 1);

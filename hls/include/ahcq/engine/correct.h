@@ -32,7 +32,10 @@ void correct(
 #pragma HLS ARRAY_PARTITION variable = multiply complete dim = 2
 #pragma HLS ARRAY_PARTITION variable = shift complete dim = 2
     sums<C> now;
+#pragma HLS ARRAY_PARTITION variable = now.multiply complete
+#pragma HLS ARRAY_PARTITION variable = now.shift complete
     column_sums column;
+#pragma HLS ARRAY_PARTITION variable = column.value complete
     beat head_lane = beat();
     uint32_t loads = 0, loaded = 0, chunk = 0, group = 0, head = 0;
     int64_t row_multiply = 0, row_shift = 0;
@@ -78,8 +81,13 @@ void correct(
             const bool first_pass = at(places, FIRST_PASS);
             const int pass_shift = 4 * now.now.plane + C::DIGIT * now.now.digit;
             const beat zero = zeros[chunk], start_low = low[group * CHUNKS + chunk];
+#pragma HLS ARRAY_PARTITION variable = zero.word complete
+#pragma HLS ARRAY_PARTITION variable = start_low.word complete
             const beat start_high = high[group * CHUNKS + chunk];
+#pragma HLS ARRAY_PARTITION variable = start_high.word complete
             accumulators result;
+#pragma HLS ARRAY_PARTITION variable = result.multiply complete
+#pragma HLS ARRAY_PARTITION variable = result.shift complete
             result.places = places;
             for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL

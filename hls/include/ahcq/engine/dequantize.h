@@ -30,6 +30,8 @@ void dequantize(
     float partial[CHUNKS][LANES];
 #pragma HLS ARRAY_PARTITION variable = partial complete dim = 2
     accumulators now;
+#pragma HLS ARRAY_PARTITION variable = now.multiply complete
+#pragma HLS ARRAY_PARTITION variable = now.shift complete
     uint32_t loads = 0, chunk = 0, group = 0, head = 0;
     bool held = false, first = true, more = true;
     while (more) {
@@ -61,7 +63,11 @@ void dequantize(
         } else {
             const beat scales = lane[product ? head : group];
             const beat weight_scale = weight[chunk], bias_value = bias[chunk], offset_value = offset[chunk];
+#pragma HLS ARRAY_PARTITION variable = offset_value.word complete
+#pragma HLS ARRAY_PARTITION variable = weight_scale.word complete
+#pragma HLS ARRAY_PARTITION variable = bias_value.word complete
             results result;
+#pragma HLS ARRAY_PARTITION variable = result.value complete
             result.places = now.places;
             for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL

@@ -48,29 +48,37 @@ void fetch(
     hls::stream<command> (&to_quantize)[C::CELLS],
     hls::stream<command> (&to_write)[C::CELLS],
     hls::stream<bool> (&done)[C::CELLS]) {
-    uint32_t running = 0;
-    for (uint32_t index = 0; index <= count; ++index) {
-        command c;
-        c.flags = BARRIER;
-        if (index < count) {
+    enum { REQUEST, FIRST, SECOND, ISSUE };
+    uint8_t phase = REQUEST;
+    uint32_t index = 0, running = 0;  // commands that are not done
+    beat first = beat();
+    command c = command();
+    bool more = true;
+    while (more) {
+#pragma HLS PIPELINE II = 1
+        AHCQ_TURN;
+        const bool finished = index == count;
+        if (phase == REQUEST) {
             read_request request;
             request.address = program + 2 * index;
             request.beats = 2;
             request.stride = 1;
-            requests.write(request);
-            const beat first = descriptors.read();
-            const beat second = descriptors.read();
-            c = decode_descriptor(first, second);
-        }
-        while (running != 0 && is(c, BARRIER)) {
-#pragma HLS PIPELINE II = 1
+            if (!finished) requests.write(request);
+            phase = finished ? ISSUE : FIRST;
+        } else if (phase != ISSUE) {
+            const beat now = descriptors.read();
+            if (phase == FIRST) first = now;
+            if (phase == SECOND) c = decode_descriptor(first, now);
+            phase = phase == FIRST ? SECOND : ISSUE;
+        } else if (running != 0 && (finished || is(c, BARRIER))) {
             for (int cell = 0; cell < C::CELLS; ++cell) {
 #pragma HLS UNROLL
                 done[cell].read();
             }
             --running;
-        }
-        if (index < count) {
+        } else if (finished) {
+            more = false;
+        } else {
             to_readers.write(c);
             to_parameters.write(c);
             to_steps.write(c);
@@ -89,6 +97,8 @@ void fetch(
                 to_write[cell].write(c);
             }
             ++running;
+            ++index;
+            phase = REQUEST;
         }
     }
 }

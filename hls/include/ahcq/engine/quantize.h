@@ -64,13 +64,16 @@ void quantize(
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
         const results now = in.read();
+#pragma HLS ARRAY_PARTITION variable = now.value complete
         const uint16_t places = now.places;
         const uint32_t column = first_chunk + chunk;
         const uint32_t quantizer = c.out_format == CODES ? uint32_t(selector[column % MAX_CHUNKS]) : 0;
         outcome result;
+#pragma HLS ARRAY_PARTITION variable = result.data.word complete
         result.places = places;
         uint32_t low = 0, high = 0;
         uint32_t shorts[LANES];
+#pragma HLS ARRAY_PARTITION variable = shorts complete
         for (int lane = 0; lane < LANES; ++lane) {
 #pragma HLS UNROLL
             const float x = is(c, GELU) ? gelu(now.value[lane]) : now.value[lane];

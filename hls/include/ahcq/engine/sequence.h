@@ -49,6 +49,7 @@ inline void walk_passes(
     for (uint32_t i = 0; i < group_beats(c); ++i) {
 #pragma HLS PIPELINE II = 1
         const beat now = groups.read();
+#pragma HLS ARRAY_PARTITION variable = now.word complete
         for (int j = 0; j < LANES; ++j) {
 #pragma HLS UNROLL
             sizes[(i * LANES + j) % MAX_GROUPS] = uint16_t(now.word[j]);
