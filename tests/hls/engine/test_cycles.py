@@ -53,7 +53,7 @@ def check_turns(run: simulate.Run, shape: Shape, config: EngineConfig, output: O
         assert got == turns * (config.cells if process in FOR_EACH_CELL else 1), process
 
 
-@pytest.mark.parametrize("ddr", [DDR(), DDR(1e12)], ids=["12 GB/s", "no limit"])
+@pytest.mark.parametrize("ddr", [DDR(), pytest.param(DDR(1e12), marks=pytest.mark.slow)], ids=["12 GB/s", "no limit"])
 @pytest.mark.parametrize(("shape", "rows", "batch"), SHAPES)
 def test_cycles_are_those_of_the_simulation(cases, shape: tuple, rows: int, batch: int, ddr: DDR) -> None:
     for config in [PAPER] if shape[1] != "table" else [PAPER, WIDE]:

@@ -24,12 +24,18 @@ def item(boxes: int) -> dict[str, torch.Tensor]:
     return {"image": torch.zeros(1, 3, 256, 256), "boxes": torch.full((boxes, 4), 9.0)}
 
 
-def test_launches_are_what_runs() -> None:
+@pytest.fixture(scope="module")
+def runs() -> list[list[Launch]]:
+    """Launches of sam_tiny for two boxes and for one."""
+
     def build() -> torch.nn.Module:
         with torch.device("cpu"):
             return build_sam("sam_tiny").to("meta")
 
-    runs = record_launches(build, [lambda: item(2), lambda: item(1)], box_forward, RECIPE)
+    return record_launches(build, [lambda: item(2), lambda: item(1)], box_forward, RECIPE)
+
+
+def test_launches_are_what_runs(runs: list[list[Launch]]) -> None:
     model = prepare(build_sam("sam_tiny"), RECIPE, run=lambda sam: box_forward(sam, item(2)))
     counted = count_macs(model, item(2), box_forward).counts
     places = {(launch.unit, launch.name) for launch in runs[0]}
@@ -43,15 +49,9 @@ def test_launches_are_what_runs() -> None:
     assert sum(launch.shape.macs for launch in runs[1]) < sum(launch.shape.macs for launch in runs[0])
 
 
-def test_what_only_a_quantizer_reads_is_written_as_codes() -> None:
-    def build() -> torch.nn.Module:
-        with torch.device("cpu"):
-            return build_sam("sam_tiny").to("meta")
-
-    (run,) = record_launches(build, [lambda: item(1)], box_forward, RECIPE)
-    block = [launch for launch in run if launch.unit == "image_encoder.blocks.0"]
-    codes = Output(fields.CODES, 4)
-    k = Output(fields.CODES, 4, scattered=True)
+def test_what_only_a_quantizer_reads_is_written_as_codes(runs: list[list[Launch]]) -> None:
+    block = [launch for launch in runs[1] if launch.unit == "image_encoder.blocks.0"]
+    codes, k = Output(fields.CODES, 4), Output(fields.CODES, 4, scattered=True)
     outputs = [codes, k, codes, Output(fields.SHORTS), codes, Output(), codes, Output()]
     assert [launch.output for launch in block] == outputs  # q, k, v; Q.K^T; A.V; proj; lin1; lin2
     assert [launch.shape.n for launch in block[:3]] == [192] * 3
