@@ -41,7 +41,7 @@ def generate(layers: Sequence[Layer], folder: str | Path) -> Path:
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         work.chmod(0o755)
-        shutil.copytree(sources("include"), work / "include")
+        shutil.copytree(sources("include"), work / "include", ignore=shutil.ignore_patterns("engine"))
         for layer in layers:
             vectors = layer.vectors or make_vectors(layer.matmul, 2, DEFAULT_ROWS, seed=0)
             (work / layer.top).mkdir()
