@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MARKDOWN = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {"docs/mqbench.md": "tests/mqbench/test_mqbench_docs.py"}  # needs the real MQBench
 PYTHON = (
-    *("README.md", "docs/checkpoints.md", "docs/export.md", "docs/hls.md", "docs/integer.md"),
+    *("README.md", "docs/checkpoints.md", "docs/engine.md", "docs/export.md", "docs/hls.md", "docs/integer.md"),
     "docs/sam2.md",
 )
 CONFIGS = ("README.md", "docs/mmdet.md")
@@ -97,6 +97,8 @@ def test_export_and_hls(tiny_sam, tiny_items, tmp_path, monkeypatch) -> None:
     assert names["masks"].shape == (3, 48, 64) and (tmp_path / "bundle" / "bundle.json").is_file()
     assert names["frame"] == 2 and names["shown"].shape == (1, 48, 64)
     assert names["result"].output.shape == (3, 96) and sorted(tmp_path.glob("onnx/*.onnx"))
+    rows = run(code("docs/engine.md"), qmodel=names["qmodel"], batch=tiny_items[0], box_forward=box_forward)["rows"]
+    assert rows and not any(row.different for row in rows.values())
     x = torch.rand(1, 64).numpy()
     project = run(code("docs/hls.md"), torch=torch, spec=names["spec"], x=x)
     assert (project["y"] == project["leaf"](torch.from_numpy(x)).detach().numpy()).all()

@@ -25,7 +25,7 @@ LAYERS = {
     "ptq": ENGINE,
     "export": ENGINE | {"zoo", "metrics"},
     "integer": ENGINE | {"export"},
-    "hls": ENGINE | {"export"},
+    "hls": ENGINE | {"export", "zoo"},
     "zoo": SUPPORT,
     "api": ENGINE | {"zoo"},  # load_quantized: the SAM that a checkpoint is of
     "__init__": ENGINE | {"api"},  # of the package itself

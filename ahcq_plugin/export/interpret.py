@@ -160,14 +160,23 @@ def cut_patches(codes: np.ndarray, patches: Patches, zero_code: int) -> np.ndarr
     return windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, codes.shape[1] * patches.kernel[0] * patches.kernel[1])
 
 
+def right_codes(matmul: Matmul, call: Call) -> np.ndarray | None:
+    """int64 codes of the right operand as ``golden.run`` takes them; None with a constant weight."""
+    if call.right is None:
+        return None
+    right = call.right.cpu().numpy()
+    return np.swapaxes(right, -1, -2) if matmul.kind == "qk" else right
+
+
 def golden_output(matmul: Matmul, call: Call) -> tuple[golden.GoldenResult, Tensor]:
     """The golden model on the codes of ``call``: its result, and its output in the shape that the node gives."""
-    right = None
-    if call.right is not None:
-        right = call.right.cpu().numpy()
-        right = np.swapaxes(right, -1, -2) if matmul.kind == "qk" else right
-    result = golden.run(matmul, row_codes(matmul, call.left), right)
-    out = torch.from_numpy(result.output).to(call.left.device)
+    result = golden.run(matmul, row_codes(matmul, call.left), right_codes(matmul, call))
+    return result, node_output(matmul, call, result.output)
+
+
+def node_output(matmul: Matmul, call: Call, output: np.ndarray) -> Tensor:
+    """What the node of ``call`` gives for the ``output`` float32 (..., m, n) of its matmul: its shape, rescaled."""
+    out = torch.from_numpy(output).to(call.left.device)
     if matmul.patches is not None:
         batch, _, height, width = call.left.shape
         sizes = [
@@ -179,7 +188,7 @@ def golden_output(matmul: Matmul, call: Call) -> tuple[golden.GoldenResult, Tens
         out = out.view(batch, *sizes, matmul.n).permute(0, 3, 1, 2).contiguous()
     elif matmul.kind == "linear":
         out = out.view(*call.left.shape[:-1], matmul.n)
-    return result, call.rescale(out)
+    return call.rescale(out)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def generate(layers: Sequence[Layer], folder: str | Path) -> Path:
     if len(set(tops)) != len(tops):
         raise SpecError(f"layers with the same C++ name: {sorted({top for top in tops if tops.count(top) > 1})}")
     with replacing_folder(folder) as work:
-        shutil.copytree(sources("include"), work / "include")
+        shutil.copytree(sources("include"), work / "include", ignore=shutil.ignore_patterns("engine"))
         for layer in layers:
             vectors = layer.vectors or make_vectors(layer.matmul, 2, DEFAULT_ROWS, seed=0)
             (work / layer.top).mkdir()

@@ -81,7 +81,7 @@ def lay_out(matmul: Matmul, options: HLSOptions) -> Layout:
             f"{MAX_WORD_BITS} bits a cycle; use `simd` <= {MAX_WORD_BITS // matmul.right.bits}"
         )
     pe = min(options.pe, -(-matmul.n // options.out) * options.out)
-    slots, group_folds = _slots(matmul, options.simd)
+    slots, group_folds = fold_slots(matmul, options.simd)
     left = _left_scales(matmul)
     has_offset = matmul.kind == "linear" and isinstance(matmul.left, HLUQOperand | TableOperand)
     parts = [left]
@@ -104,7 +104,8 @@ def lay_out(matmul: Matmul, options: HLSOptions) -> Layout:
     )
 
 
-def _slots(matmul: Matmul, simd: int) -> tuple[np.ndarray, tuple[int, ...]]:
+def fold_slots(matmul: Matmul, simd: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    """int64 channel of each place of the fold order, -1 for padding; and the folds of each group."""
     left = matmul.left
     order = left.permutation if isinstance(left, GroupedOperand) else np.arange(matmul.k)
     ends = left.boundaries[1:-1] if isinstance(left, GroupedOperand) else []

@@ -7,6 +7,7 @@ import pytest
 
 from ahcq_plugin.hls import HLSOptions, compile_generated, generate, select
 from ahcq_plugin.hls.check import check_on_model
+from ahcq_plugin.hls.engine.program import Program, engine_forward
 from ahcq_plugin.zoo.sam import box_forward
 
 UNITS = ("image_encoder.blocks.0", "mask_decoder.transformer.layers.0")
@@ -38,3 +39,16 @@ def test_every_matmul_of_two_units_is_equal(request, quantized, real_layers, ima
         ("qk", "uniform"),
         ("av", "table"),
     }
+
+
+def test_an_encoder_unit_and_a_decoder_layer_are_one_program(quantized, spec, scenes) -> None:
+    program = Program(spec)
+    _, rows = engine_forward(quantized, program, scenes[0], box_forward, UNITS)
+    matmuls = [(unit, matmul.name) for unit in UNITS for matmul in spec[unit].matmuls]
+    assert list(rows) == matmuls and len(matmuls) == 26
+    assert all(row.calls == 1 and row.outputs for row in rows.values())
+    assert {key: row.different for key, row in rows.items()} == dict.fromkeys(matmuls, 0)
+    for unit in UNITS:
+        steps = program.steps(unit)
+        assert [step.name for step in steps if step.op == "engine"] == [m.name for m in spec[unit].matmuls]
+        assert {"LayerNorm", "softmax", "add"} <= {step.op for step in steps}

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How large an engine is: the C++ struct ``ahcq::engine::cells`` as Python knows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ahcq_plugin.export.operands import check_int
+
+LANES = 8
+PES = 64
+CHUNKS = PES // LANES
+MAX_GROUPS = 64
+MAX_HEADS = 64
+THRESHOLDS = 1024  # of all quantizers of a command
+MAX_CHUNKS = 1024  # of 8 output columns each, in a command that writes codes
+NIBBLE = 4
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Settings of ``ahcq::engine::cells``.
+
+    Attributes:
+        cells: of 64 processing elements with 8 inputs each; each works on a row of its own.
+        digit: bits of a left operand that a cell takes a cycle: 4, or 17, with which decode tables of 17 bits take one.
+        left_depth: beats (32 bytes) of each half of a cell's left buffer.
+        right_depth: folds (8 codes) of 64 columns of each half of the right buffer.
+    """
+
+    cells: int = 2
+    digit: int = NIBBLE
+    left_depth: int = 1024
+    right_depth: int = 1024
+
+    def __post_init__(self) -> None:
+        check_int("cells", self.cells, 1, 16)
+        check_int("digit", self.digit, NIBBLE, 17)
+        check_int("left_depth", self.left_depth, 1, 2**14)
+        check_int("right_depth", self.right_depth, 1, 2**14)
+
+    @property
+    def cpp(self) -> str:
+        """The C++ type."""
+        return f"ahcq::engine::cells<{self.cells}, {self.digit}, {self.left_depth}, {self.right_depth}>"
+
+    @property
+    def lanes(self) -> int:
+        """Multiplications of a cycle: processing elements times inputs."""
+        return self.cells * PES * LANES
+
+    @property
+    def accumulator_bits(self) -> int:
+        """Of a cell's accumulators, signed."""
+        return 32 if self.digit <= 8 else 64
+
+
+PAPER = EngineConfig()
+WIDE = EngineConfig(digit=17)

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many cycles a command takes: turns of every process, exactly; cycles from the slowest of them, tile by tile.
+
+Each process makes one turn a cycle at most. ``process_turns`` counts what the C++ simulation counts. ``cycles`` adds,
+for each tile, the largest of what the cells, the buffers, the processes behind the cells and the DDR need for it, and
+what no tile hides: the first block and tile, the last results, the pipelines' latency. Nothing of a command is left
+out; of two commands the second waits for the first (as with BARRIER).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ahcq_plugin.hls.engine import descriptor as fields
+from ahcq_plugin.hls.engine.config import CHUNKS, LANES, PES, EngineConfig
+from ahcq_plugin.hls.engine.shape import Shape, last_chunks
+
+CLOCK_HZ = 300e6
+BEAT = 32  # bytes
+HEADER_BEATS, SCALE_BEATS = 2, 3 * CHUNKS
+#: Of a command that waits for the one before, in the simulation: descriptor, parameters, results that are under way.
+LATENCY = 40
+
+
+@dataclass(frozen=True)
+class DDR:
+    """Memory behind the ports.
+
+    Attributes:
+        bytes_per_second: of all ports together; 64-bit DDR4-2400 moves 19.2e9 at best, 12e9 is what is left of it.
+        granule: bytes that one access moves at least, a burst of eight on 64 bits.
+    """
+
+    bytes_per_second: float = 12e9
+    granule: int = 64
+
+    @property
+    def bytes_per_cycle(self) -> float:
+        """At 300 MHz."""
+        return self.bytes_per_second / CLOCK_HZ
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is written.
+
+    Attributes:
+        format: as in the descriptor: floats, codes, shorts.
+        bits: of codes.
+        scattered: codes go to folds of columns (k of Q.K^T), a granule each, instead of rows.
+    """
+
+    format: int = fields.FLOATS
+    bits: int = 0
+    scattered: bool = False
+
+    @property
+    def planes(self) -> int:
+        """Turns of ``write`` for a chunk."""
+        return 2 if self.format == fields.CODES and self.bits > 4 else 1
+
+    def row_bytes(self, chunks: int, ddr: DDR) -> float:
+        """Bytes that the DDR moves for ``chunks`` chunks of one row, whole granules where they are scattered."""
+        if self.scattered:
+            return chunks * self.planes * ddr.granule
+        chunk = {fields.FLOATS: BEAT, fields.SHORTS: BEAT / 2, fields.CODES: BEAT / LANES * self.planes}[self.format]
+        return math.ceil(chunks * chunk / ddr.granule) * ddr.granule
+
+
+@dataclass(frozen=True)
+class Cycles:
+    """Of one command.
+
+    Attributes:
+        cycles: from its fetch to its last result.
+        macs: M K N of its products, each multiplication once whatever the passes.
+        ddr_bytes: moved.
+        limits: what set the pace -> cycles of tiles where it did: ``cells``, ``left``, ``right``, ``output``, ``ddr``;
+            and ``start``, which nothing hides.
+    """
+
+    cycles: int
+    macs: int
+    ddr_bytes: int
+    limits: dict[str, int]
+
+    def utilisation(self, config: EngineConfig) -> float:
+        """``macs / (cycles * processing elements * inputs)``."""
+        return self.macs / (self.cycles * config.lanes)
+
+
+def _blocks(shape: Shape, block_rows: int, cells: int) -> list[tuple[int, int]]:
+    """(rows, steps) of each block of a product."""
+    rows = [min(block_rows, shape.m - first) for first in range(0, shape.m, block_rows)]
+    return [(count, -(-count // cells)) for count in rows]
+
+
+def _phases(works: Iterator[tuple[int, int]], interval: int) -> Iterator[int]:
+    """Turns of each phase of a double buffer: (turns of the cells, beats that fill the other half) -> turns."""
+    pause = 0
+    for turns, beats in works:
+        early = min(beats, (turns - 1 - pause) // interval + 1 if turns > pause else 0)
+        length = turns + beats - early
+        if beats > early:
+            pause = interval - 1
+        elif beats:
+            pause = max(0, interval - 1 - (turns - 1 - (pause + (beats - 1) * interval)))
+        else:
+            pause = max(0, pause - turns)
+        yield length
+
+
+def process_turns(shape: Shape, config: EngineConfig, output: Output | None = None) -> dict[str, int]:
+    """Turns of every process for one command; of processes that each cell has, those of one."""
+    output, d = output or Output(), shape.descriptor(config)
+    blocks = _blocks(shape, d.block_rows, config.cells)
+    product = shape.kind != "linear"
+    steps = sum(count for _, count in blocks) * shape.batch * shape.tiles
+    tile_loads = len(blocks) * shape.tiles * shape.batch
+    chunks = steps // shape.tiles * ((shape.tiles - 1) * CHUNKS + last_chunks(shape.n, d.groups))
+    passes = shape.planes * d.digits
+    corrections = 0 if product else CHUNKS * (1 + 2 * d.groups) * tile_loads
+    scales = 0 if product else SCALE_BEATS * tile_loads
+    turns = steps * shape.folds * passes
+    return dict(
+        request=tile_loads,
+        walk_steps=steps,
+        walk_passes=steps * d.groups * passes,
+        walk_folds=turns,
+        place_left=shape.batch * shape.m * shape.length,
+        buffer_left=sum(_phases(_left_works(shape, config, blocks), d.left_interval)),
+        buffer_right=sum(_phases(_right_works(shape, config, blocks), d.right_interval)),
+        decode=turns,
+        multiply=turns,
+        correct=chunks * d.groups * passes + corrections,
+        dequantize=chunks * d.groups + scales,
+        quantize=chunks,
+        write=chunks * output.planes,
+    )
+
+
+def _left_works(shape: Shape, config: EngineConfig, blocks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """What the left buffer does in each phase: turns of a block, beats of the next."""
+    per_step = shape.tiles * shape.folds * shape.planes * shape.digits(config)
+    before = 0
+    for _ in range(shape.batch):
+        for rows, steps in blocks:
+            yield before, rows * shape.length
+            before = steps * per_step
+    yield before, 0
+
+
+def _right_works(shape: Shape, config: EngineConfig, blocks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The same of the right buffer: turns of a tile, beats of the next. One tile stays for all blocks of a product."""
+    beats, per_step = shape.folds * shape.planes * CHUNKS, shape.folds * shape.planes * shape.digits(config)
+    whole = [(sum(rows for rows, _ in blocks), sum(steps for _, steps in blocks))] if shape.tiles == 1 else blocks
+    before = 0
+    for _ in range(shape.batch):
+        for _, steps in whole:
+            for _ in range(shape.tiles):
+                yield before, beats
+                before = steps * per_step
+    yield before, 0
+
+
+@lru_cache(maxsize=4096)  # layers repeat
+def cycles(shape: Shape, config: EngineConfig, output: Output | None = None, ddr: DDR | None = None) -> Cycles:
+    """The model of the module's text.
+
+    Args:
+        output: what is written, and how; None: float32.
+        ddr: None: 12e9 bytes a second.
+    """
+    output, ddr, d = output or Output(), ddr or DDR(), shape.descriptor(config)
+    blocks = _blocks(shape, d.block_rows, config.cells)
+    product = shape.kind != "linear"
+    passes = shape.planes * d.digits
+    right_beats = shape.folds * shape.planes * CHUNKS
+    corrections = 0 if product else CHUNKS * (1 + 2 * d.groups)
+    behind = max(d.groups * passes, output.planes)  # turns of the slowest process behind a cell, for a chunk
+    limits: Counter[str] = Counter()
+    moved = 0.0
+
+    def tile_cycles(block: int, tile: int, is_last: bool, times: int) -> None:
+        nonlocal moved
+        rows, steps = blocks[block]
+        left = 0 if is_last else rows * shape.length  # of the next block, which is about as large
+        right = 0 if is_last or (shape.tiles == 1 and block > 0) else right_beats
+        chunks = min(CHUNKS, -(-(shape.n - tile * PES) // LANES))
+        handled = last_chunks(shape.n, d.groups) if tile == shape.tiles - 1 else CHUNKS
+        of_tile = 0 if product or is_last else corrections + SCALE_BEATS
+        amount = rows * output.row_bytes(chunks, ddr) + BEAT * (left / shape.tiles + right + of_tile)
+        needs = dict(
+            cells=steps * shape.folds * passes,
+            output=max(
+                steps * handled * behind + corrections, steps * handled * d.groups + (0 if product else SCALE_BEATS)
+            ),
+            left=-(-left // shape.tiles),
+            right=right,
+            ddr=math.ceil(amount / ddr.bytes_per_cycle),
+        )
+        slowest = max(needs, key=lambda name: needs[name])
+        limits[slowest] += needs[slowest] * times
+        moved += amount * times
+
+    for block in range(len(blocks)):
+        for tile in range(shape.tiles):
+            is_last = block == len(blocks) - 1 and tile == shape.tiles - 1
+            tile_cycles(block, tile, False, shape.batch - is_last)
+    tile_cycles(len(blocks) - 1, shape.tiles - 1, True, 1)
+    first = blocks[0][0] * shape.length
+    parameter_beats = HEADER_BEATS + -(-d.groups // LANES) + (d.heads if product else d.groups)
+    parameter_beats += 0 if product else corrections + SCALE_BEATS
+    before = (first + right_beats + parameter_beats) * BEAT
+    limits["start"] = math.ceil(max(first, right_beats, before / ddr.bytes_per_cycle)) + LATENCY + behind * CHUNKS
+    return Cycles(sum(limits.values()), shape.macs, int(moved + before), dict(limits))

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// The whole engine: processes that run at the same time, joined by streams. docs/engine.md has the picture.
+#ifndef AHCQ_ENGINE_ENGINE_H
+#define AHCQ_ENGINE_ENGINE_H
+
+#include "buffers.h"
+#include "cell.h"
+#include "correct.h"
+#include "dequantize.h"
+#include "fetch.h"
+#include "quantize.h"
+#include "read.h"
+#include "sequence.h"
+#include "write.h"
+
+#ifndef AHCQ_PROCESS  // a simulation starts processes and waits for them; hardware has them all
+#define AHCQ_LAUNCH(process, ...) process(__VA_ARGS__)
+#define AHCQ_PROCESS(process, ...) process(__VA_ARGS__)
+#endif
+
+namespace ahcq {
+namespace engine {
+
+// `count` descriptors from beat address `program` on. Read and write ports are streams to the AXI shell.
+template <class C>
+void run(
+    uint32_t program,
+    uint32_t count,
+    hls::stream<read_request>& program_requests,
+    hls::stream<beat>& program_beats,
+    hls::stream<read_request>& left_requests,
+    hls::stream<beat>& left_beats,
+    hls::stream<read_request>& right_requests,
+    hls::stream<beat>& right_beats,
+    hls::stream<read_request>& parameter_requests,
+    hls::stream<beat>& parameter_beats,
+    hls::stream<write_request> (&results_out)[C::CELLS]) {
+#pragma HLS DATAFLOW
+    hls::stream<command> to_readers("to_readers"), to_parameters("to_parameters"), to_steps("to_steps");
+    hls::stream<command> to_passes("to_passes"), to_folds("to_folds"), to_place("to_place");
+    hls::stream<command> to_left("to_left"), to_right("to_right");
+    hls::stream<command> to_decode[C::CELLS], to_correct[C::CELLS];
+    hls::stream<command> to_dequantize[C::CELLS], to_quantize[C::CELLS], to_write[C::CELLS];
+    hls::stream<bool> done[C::CELLS];
+    hls::stream<beat> groups("groups");
+    hls::stream<beat> tables[C::CELLS], corrections[C::CELLS], scales[C::CELLS], quantizers[C::CELLS], headers[C::CELLS];
+    hls::stream<step> steps("steps");
+    hls::stream<pass> passes_to_make("passes_to_make");
+    hls::stream<left_load> left_loads("left_loads");
+    hls::stream<turn> left_turns("left_turns"), right_turns("right_turns");
+    hls::stream<left_fold> left_folds[C::CELLS];
+    hls::stream<right_fold> right_folds[C::CELLS];
+    hls::stream<column_sums> columns[C::CELLS];
+    hls::stream<operands> decoded[C::CELLS];
+    hls::stream<sums<C> > passes[C::CELLS];
+    hls::stream<accumulators> corrected[C::CELLS];
+    hls::stream<results> floats[C::CELLS];
+    hls::stream<outcome> outcomes[C::CELLS];
+    AHCQ_LAUNCH(
+        fetch<C>, program, count, program_requests, program_beats, to_readers, to_parameters, to_steps, to_passes, to_folds, to_place,
+        to_left, to_right,
+        to_decode, to_correct, to_dequantize, to_quantize, to_write, done);
+    AHCQ_PROCESS(request, to_readers, left_requests, right_requests, parameter_requests);
+    AHCQ_PROCESS(
+        distribute<C>, to_parameters, parameter_beats, groups, tables, corrections, scales, quantizers, headers);
+    AHCQ_PROCESS(walk_steps, to_steps, steps);
+    AHCQ_PROCESS(walk_passes, to_passes, groups, steps, passes_to_make);
+    AHCQ_PROCESS(walk_folds, to_folds, passes_to_make, left_turns, right_turns);
+    AHCQ_PROCESS(place_left<C>, to_place, left_beats, left_loads);
+    AHCQ_PROCESS(buffer_left<C>, to_left, left_loads, left_turns, left_folds);
+    AHCQ_PROCESS(buffer_right<C>, to_right, right_beats, right_turns, right_folds, columns);
+    for (int cell = 0; cell < C::CELLS; ++cell) {
+#pragma HLS UNROLL
+        AHCQ_PROCESS(decode<C>, to_decode[cell], tables[cell], left_folds[cell], decoded[cell]);
+        AHCQ_PROCESS(multiply<C>, decoded[cell], right_folds[cell], passes[cell]);
+        AHCQ_PROCESS(correct<C>, to_correct[cell], corrections[cell], passes[cell], columns[cell], corrected[cell]);
+        AHCQ_PROCESS(dequantize<C>, to_dequantize[cell], scales[cell], corrected[cell], floats[cell]);
+        AHCQ_PROCESS(quantize<C>, to_quantize[cell], quantizers[cell], floats[cell], outcomes[cell]);
+        AHCQ_PROCESS(write<C>, to_write[cell], headers[cell], outcomes[cell], results_out[cell], done[cell]);
+    }
+#ifdef AHCQ_WAIT
+    AHCQ_WAIT(corrected);
+#endif
+}
+
+}  // namespace engine
+}  // namespace ahcq
+
+#endif

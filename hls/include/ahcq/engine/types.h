@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the processes of the engine send to each other; docs/engine.md has the picture, the descriptor and the layouts.
+//
+// A fold is LANES codes of one row or column along k, eight nibbles in a 32-bit word, code i at bits [4i, 4i + 4). A beat
+// is eight words. A tile is PES output columns; a chunk is LANES of them; a step is one row for each cell.
+#ifndef AHCQ_ENGINE_TYPES_H
+#define AHCQ_ENGINE_TYPES_H
+
+#include <hls_stream.h>
+#include <stdint.h>
+
+#include <type_traits>
+
+#ifndef AHCQ_TURN  // a simulation counts the turns of every pipelined loop
+#define AHCQ_TURN
+#endif
+
+namespace ahcq {
+namespace engine {
+
+constexpr int LANES = 8;
+constexpr int PES = 64;
+constexpr int CHUNKS = PES / LANES;
+constexpr int MAX_GROUPS = 64;  // of channels, and of heads with parameters of their own
+constexpr int MAX_QUANTIZERS = 64;
+
+// How large an engine is. A cell is PES processing elements with LANES inputs each and takes DIGIT bits of a left operand a
+// turn; wider operands come in several passes. Cells work on different rows and the same columns.
+template <int CELLS_, int DIGIT_, int LEFT_DEPTH_ = 1024, int RIGHT_DEPTH_ = 1024>
+struct cells {
+    static constexpr int CELLS = CELLS_;
+    static constexpr int DIGIT = DIGIT_;              // 4, or 17: then decode tables of 17 bits run in one pass
+    static constexpr int LEFT_DEPTH = LEFT_DEPTH_;    // beats of each half of a cell's left buffer
+    static constexpr int RIGHT_DEPTH = RIGHT_DEPTH_;  // folds of PES columns of each half of the right buffer
+    typedef typename std::conditional<(DIGIT <= 8), int32_t, int64_t>::type acc_t;  // the compiler checks its range
+};
+
+enum family_t { UNIFORM = 0, HLUQ = 1, TABLE = 2 };
+enum command_flag { PRODUCT = 1, BARRIER = 2, GELU = 4, OFFSET = 8, TRANSPOSED = 16 };
+enum out_format { FLOATS = 0, CODES = 1, SHORTS = 2 };  // accumulators of 16 bits, of scale 1
+
+struct beat {
+    uint32_t word[LANES];
+};
+
+// The 64-byte descriptor, field by field.
+struct command {
+    uint8_t version, family, flags, out_format;
+    uint8_t left_bits, right_bits, digits, log_levels;
+    uint8_t out_bits, left_interval, right_interval, quantizers;
+    uint16_t groups, heads;
+    uint32_t m, k, n, batch;
+    uint32_t left, right, parameters, out;  // addresses in beats
+    uint16_t folds, block_rows;
+    uint16_t blocks, steps, last_steps;  // of a product; steps of a block, of the last one
+    uint16_t cell;                       // set by `fetch`: which cell the command goes to
+};
+
+// Places in the loops where a turn stands.
+enum place {
+    BEGINS = 1,         // first fold of a pass
+    ENDS = 2,           // last fold of a pass
+    FIRST_PASS = 4,     // of a group
+    LAST_PASS = 8,
+    FIRST_GROUP = 16,   // of a row
+    LAST_GROUP = 32,
+    FIRST_STEP = 64,    // of a tile
+    LAST_STEP = 128,
+    FIRST_TILE = 256,   // of a block
+    LAST_TILE = 512,
+    FIRST_BLOCK = 1024,  // of a product
+    LAST_BLOCK = 2048,
+    LAST_PRODUCT = 4096
+};
+
+inline bool at(uint16_t places, uint16_t wanted) {
+#pragma HLS INLINE
+    return (places & wanted) == wanted;
+}
+
+constexpr uint16_t END_OF_TILE = ENDS | LAST_PASS | LAST_GROUP | LAST_STEP;
+constexpr uint16_t END_OF_BLOCK = END_OF_TILE | LAST_TILE;
+constexpr uint16_t END_OF_COMMAND = END_OF_BLOCK | LAST_BLOCK | LAST_PRODUCT;
+
+// One step of a tile: the row of a cell.
+struct step {
+    uint16_t places;
+    uint16_t row_address;
+};
+
+// One pass over the folds of a group.
+struct pass {
+    uint16_t places;
+    uint16_t row_address, first_fold, folds;
+    uint8_t last_lanes;  // codes of the last fold
+    uint8_t digit, plane;
+};
+
+// What one turn of the cells does.
+struct turn {
+    uint16_t places;
+    uint16_t left_address, right_address;
+    uint8_t word;   // of the left beat
+    uint8_t lanes;  // how many codes of the fold belong to the row
+    uint8_t digit, plane;
+};
+
+// A beat of left codes and its place in the buffer; the last one of a block, of a command.
+struct left_load {
+    beat data;
+    uint16_t address;
+    uint8_t cell;
+    bool last, final;
+};
+
+// One fold of left codes: low and, above 4 bits, high nibbles.
+struct left_fold {
+    turn now;
+    uint32_t low, high;
+};
+
+// Operands of a cell: a digit each for the multipliers; for the shifters 1 + the shift, 0 for nothing.
+struct operands {
+    turn now;
+    uint32_t digit[LANES];
+    uint8_t shift[LANES];
+    bool shifts;  // whether the family has a shift lane
+};
+
+struct right_fold {
+    uint32_t column[PES];
+};
+
+// Of each column of a tile the sum of its right codes.
+struct column_sums {
+    int32_t value[PES];
+};
+
+// Sums of one pass of one row: sum of u * code for each column, and of u alone.
+template <class C>
+struct sums {
+    turn now;
+    typename C::acc_t multiply[PES], shift[PES];
+    typename C::acc_t row_multiply, row_shift;
+};
+
+// Accumulators of LANES outputs of one group, zero points taken off.
+struct accumulators {
+    int64_t multiply[LANES], shift[LANES];
+    uint16_t places;
+};
+
+// LANES floats; or their codes, low nibbles in word 0, high ones in word 1; or integers, two to a word.
+struct outcome {
+    beat data;
+    uint16_t places;
+};
+
+struct results {
+    float value[LANES];
+    uint16_t places;
+};
+
+// `beats` beats, the next one `stride` beats further.
+struct read_request {
+    uint32_t address, beats, stride;
+};
+
+// `words` words from word address on: 1 (codes), 4 (integers) or 8 (floats).
+struct write_request {
+    uint32_t address;
+    uint32_t words;
+    beat data;
+};
+
+inline uint32_t beats_of(uint32_t words) { return (words + LANES - 1) / LANES; }
+inline uint32_t tiles_of(const command& c) { return (c.n + PES - 1) / PES; }
+// Chunks of a tile that hold outputs. With several groups always all: their sums come back after CHUNKS turns.
+inline uint32_t chunks_of(const command& c, uint16_t places) {
+#pragma HLS INLINE
+    return c.groups == 1 && at(places, LAST_TILE) ? ((c.n - 1) % PES) / LANES + 1 : CHUNKS;
+}
+inline uint32_t planes_of(const command& c) { return c.right_bits > 4 ? 2 : 1; }
+// Beats of a row of left codes: 8 folds a beat, 4 where codes have more than 4 bits (low and high nibbles in turn).
+inline uint32_t row_beats(const command& c) { return c.left_bits > 4 ? (c.folds + 3) / 4 : (c.folds + 7) / 8; }
+// Beats of the parts of the parameters, in this order; then, of constant weights, those of each tile.
+constexpr int HEADER_BEATS = 2;
+inline uint32_t group_beats(const command& c) { return beats_of(c.groups); }
+inline uint32_t table_beats(const command& c) { return c.family == TABLE ? beats_of(1u << c.left_bits) : 0; }
+inline uint32_t lane_beats(const command& c) { return (c.flags & PRODUCT) ? c.heads : c.groups; }
+inline uint32_t thresholds_of(const command& c) { return c.out_format == CODES ? uint32_t(c.quantizers) << c.out_bits : 0; }
+inline uint32_t selector_words(const command& c) { return c.out_format == CODES ? tiles_of(c) * CHUNKS : 0; }
+inline uint32_t quantizer_beats(const command& c) {
+    return 2 * beats_of(thresholds_of(c)) + beats_of(selector_words(c));
+}
+inline uint32_t correction_beats(const command& c) { return CHUNKS * (1 + 2 * c.groups); }
+constexpr int SCALE_BEATS = 3 * CHUNKS;
+inline bool is(const command& c, command_flag flag) { return (c.flags & flag) != 0; }
+
+}  // namespace engine
+}  // namespace ahcq
+
+#endif

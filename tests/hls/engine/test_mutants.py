@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each fault in the engine's C++, a line of its own, is seen by its values or as processes that wait for each other."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ahcq_plugin.export import golden
+from ahcq_plugin.export.codes import encode
+from ahcq_plugin.hls.engine import simulate
+from ahcq_plugin.hls.engine.compile import compile_matmul
+from ahcq_plugin.hls.engine.config import EngineConfig
+from ahcq_plugin.hls.engine.destination import Segment, head_operands, left_rows
+from ahcq_plugin.hls.engine.image import Image
+from ahcq_plugin.hls.resources import sources
+from ahcq_plugin.hls.vectors import make_vectors
+
+SMALL = EngineConfig(cells=2, digit=4, left_depth=24, right_depth=48)
+# (file, text, faulty text)
+MUTANTS = [
+    ("correct.h", "- right_zero * row_multiply", "+ right_zero * row_multiply"),
+    ("correct.h", "right_zero - column_sum", "right_zero + column_sum"),
+    ("correct.h", "4 * now.now.plane + C::DIGIT", "3 * now.now.plane + C::DIGIT"),
+    ("correct.h", "- right_zero * row_shift", "- right_zero * row_multiply"),
+    ("correct.h", "head + 1 == c.heads ? 0 : head + 1", "head + 1 == c.heads ? head : head + 1"),
+    ("cell.h", "inside ? digit : 0", "digit"),
+    ("cell.h", "code - c.log_levels : 0", "code - c.log_levels + 1 : 0"),
+    ("cell.h", "? c.log_levels : c.log_levels - code", "? c.log_levels : c.log_levels - code + 1"),
+    ("dequantize.h", "t = partial[chunk][i] + t", "t = t + t"),
+    ("dequantize.h", "const float whole = scaled +", "const float whole = scaled -"),
+    ("quantize.h", "low |= (code & 15)", "low |= (code & 7)"),
+    ("buffers.h", "fold == 0 && (chunk == 0 || !transposed)", "fold == 0 && chunk == 0"),
+    ("buffers.h", "last_cell ? uint16_t(base + length) : base;\n            cell", "base;\n            cell"),
+    ("sequence.h", "(size - 1) % LANES + 1", "size % LANES"),
+    ("sequence.h", "c.blocks == 1 : blocks_left == 2) ? c.last", "c.blocks == 1 : blocks_left == 3) ? c.last"),
+    ("write.h", "window_left <= C::CELLS", "window_left < C::CELLS"),
+    ("write.h", "whole = last_block ? c.cell : last_step && !last_tile ?", "whole = last_block ? c.cell : false ?"),
+    ("read.h", "if (tiles != 1 || row == 0) {", "if (true) {"),
+    ("fetch.h", "(finished || is(c, BARRIER))", "finished"),
+]  # fmt: skip
+CASES = [
+    ("linear", "uniform", 4, 4, 21, 70),
+    ("linear", "grouped", 6, 5, 40, 70),
+    ("linear", "hluq", 6, 8, 19, 20),
+    ("linear", "table", 4, 4, 18, 11),
+    ("qk", "per_head", 4, 4, 21, 70, "per_head"),
+    ("av", "uniform", 4, 6, 18, 9),
+    ("av", "table", 4, 4, 21, 10),
+]
+
+
+def differs(cases, launch) -> bool:
+    """Whether anything that the engine gives is not the golden model's."""
+    for seed, shape in enumerate(CASES):
+        matmul = cases.make_matmul(*shape[:6], np.random.default_rng(seed), *shape[6:])
+        vectors, image = make_vectors(matmul, 6, 73, seed), Image()
+        command = launch(matmul, vectors, SMALL, image)
+        simulate.run(image, [command.descriptor], SMALL)
+        wanted = golden.run(matmul, vectors.left, vectors.right).output
+        if (command.read_output(image).view(np.uint32) != wanted.view(np.uint32)).any():
+            return True
+    rng = np.random.default_rng(5)
+    first, second = (cases.make_matmul("linear", family, 4, 4, *size, rng) for family, size in
+                     (("uniform", (24, 48)), ("hluq", (48, 20))))  # fmt: skip
+    vectors, image = make_vectors(first, 1, 74, 1), Image()
+    one = launch(first, vectors, SMALL, image, destination=left_rows(74, 48, second.left))
+    two = compile_matmul(second, image, SMALL, rows=74, left=one.descriptor.out)
+    product = cases.make_matmul("qk", "uniform", 4, 4, 24, 37, rng)
+    parts = [
+        launch(first, vectors, SMALL, image, destination=head_operands(74, 37, 48, 2, Segment(side, (operand,))))
+        for side, operand in (("left", product.left), ("right", product.right))
+    ]
+    left, right = (part.descriptor.out for part in parts)
+    three = compile_matmul(product, image, SMALL, rows=37, batch=4, left=left, right=right)
+    simulate.run(image, [command.descriptor for command in (one, two, *parts, three)], SMALL)
+    floats = golden.run(first, vectors.left).output
+    codes = encode(second.left, floats)
+    heads = floats.reshape(2, 37, 2, 24).swapaxes(1, 2)
+    operands = [encode(operand, heads.copy()).reshape(4, 37, 24) for operand in (product.left, product.right)]
+    pairs = ((two, golden.run(second, codes).output), (three, golden.run(product, *operands).output))
+    return any((command.read_output(image) != wanted).any() for command, wanted in pairs)
+
+
+def test_the_engine_as_it_is_passes(cases, launch) -> None:
+    assert not differs(cases, launch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "text", "faulty"), MUTANTS, ids=[f"{m[0]}: {m[2]}" for m in MUTANTS])
+def test_a_fault_is_seen(cases, launch, tmp_path: Path, monkeypatch, name: str, text: str, faulty: str) -> None:
+    shutil.copytree(sources("include"), tmp_path / "include")
+    file = tmp_path / "include" / "ahcq" / "engine" / name
+    source = file.read_text(encoding="utf-8")
+    assert source.count(text) >= 1
+    file.write_text(source.replace(text, faulty), encoding="utf-8")
+    real, built = sources, {}
+
+    def mutated(*parts: str) -> Path:
+        return tmp_path / "include" if parts == ("include",) else real(*parts)
+
+    def library(config: EngineConfig):
+        if config not in built:
+            built[config] = build(config)
+        return built[config]
+
+    build = simulate.library.__wrapped__
+    monkeypatch.setattr(simulate, "sources", mutated)
+    monkeypatch.setattr(simulate, "library", library)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        seen = differs(cases, launch)
+    except RuntimeError:
+        seen = True
+    assert seen
