@@ -115,14 +115,14 @@ class Control:
 
     def split(
         self,
-        ports: Callable[[Instruction], Iterable[Hashable]],
-        may_split: Callable[[str, Instruction, Instruction], None],
+        ports: Callable[[Instruction], tuple[Iterable[Hashable], Iterable[Hashable]]],
+        may_split: Callable[[str, Instruction, Instruction], bool],
     ) -> None:
-        """Cut before every instruction that uses a port for a second time in a turn.
+        """Cut before every instruction that must not come in the same turn as one before it.
 
         Args:
-            ports: what an instruction uses.
-            may_split: called with the block and both instructions; raises where a cut is not allowed.
+            ports: what an instruction uses, and what must not have been used before it.
+            may_split: called with the block and both instructions, says whether to cut; raises where neither is possible.
         """
         used: dict[str, dict[Hashable, Instruction]] = {}
         for name in list(self.order):
@@ -132,10 +132,9 @@ class Control:
             block, at = self.blocks[name], 0
             while at < len(block.instructions):
                 one = block.instructions[at]
-                taken = list(ports(one))
-                first = next((now[port] for port in taken if port in now), None)
-                if first is not None:
-                    may_split(name, first, one)
+                taken, refused = ports(one)
+                first = next((now[port] for port in refused if port in now), None)
+                if first is not None and may_split(name, first, one):
                     used[block.name] = now
                     block, at, now = self._cut(block, at), 0, {}
                 now |= dict.fromkeys(taken, one)

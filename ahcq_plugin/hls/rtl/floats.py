@@ -45,4 +45,4 @@ def ir_of(functions: frozenset[str]) -> str:
             wanted[name] = by_name[name]
             stack += re.findall(r"(?:to_apply|body)=(\w+)", by_name[name])
     kept = [re.sub(r"^top ", "", text) for name, text in by_name.items() if name in wanted]
-    return re.sub(r", pos=\[[^\]]*\]", "", re.sub(r" id=\d+", "", re.sub(r", id=\d+", "", "\n".join(kept))))
+    return re.sub(r", pos=\[[^\]]*\]", "", "\n".join(kept))

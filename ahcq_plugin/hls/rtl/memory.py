@@ -14,32 +14,32 @@ from dataclasses import dataclass, field
 from ahcq_plugin.hls.rtl.control import Control
 from ahcq_plugin.hls.rtl.errors import Place, RtlError
 from ahcq_plugin.hls.rtl.llvm_module import Module
-from ahcq_plugin.hls.rtl.llvm_read import flattened, signed
-from ahcq_plugin.hls.rtl.llvm_types import Address, Function, Global, Instruction, Local, Number, Type, Value
+from ahcq_plugin.hls.rtl.llvm_read import flattened
+from ahcq_plugin.hls.rtl.llvm_types import Function, Instruction, Number, Type, Value
 from ahcq_plugin.hls.rtl.loops import Pragma, about
+from ahcq_plugin.hls.rtl.pointers import Pointer, Pointers
 
-SMALL = 4  # elements up to which an array becomes registers without a pragma, as in Vitis
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """An address: ``base`` (an alloca, a variable of the module, an argument), bytes, and (value, stride in bytes)."""
-
-    base: str
-    is_global: bool
-    offset: int = 0
-    terms: tuple[tuple[Value, int], ...] = ()
+SMALL = 4  # words up to which an array becomes registers without a pragma, as in Vitis
+SMALL_CONSTANT = 64  # the same of an array with constant indices, which Vitis partitions for its throughput
 
 
 @dataclass(eq=False)
 class Access:
-    """A load or a store: where it is, what it addresses within its array, how many bytes."""
+    """A load or a store: what it addresses within its array.
+
+    ``pieces`` divide it by columns: (column, elements beyond the variable part, lowest bit within the value).
+    """
 
     one: Instruction
-    block: str
+    array: Array
     offset: int
     terms: tuple[tuple[Value, int], ...]
-    columns: list[Column] = field(default_factory=list)
+    pieces: list[tuple[Column, int, int]] = field(default_factory=list)
+
+    @property
+    def columns(self) -> list[Column]:
+        """Columns that it uses, some of them perhaps twice."""
+        return [column for column, _, _ in self.pieces]
 
     @property
     def is_write(self) -> bool:
@@ -89,133 +89,134 @@ class Array:
     step: int = 0
 
 
-class Memories:
+@dataclass(frozen=True)
+class _Use:
+    """A load or a store, its pointer, and the fixed bytes that no member or outer dimension has taken yet."""
+
+    one: Instruction
+    pointer: Pointer
+    fixed: int
+
+
+class Memories(Pointers):
     """All arrays of a function; ``of`` gives the access that an instruction is."""
 
     def __init__(self, module: Module, function: Function, control: Control, pragmas: Iterable[Pragma]):
-        self.module, self.function, self.pragmas = module, function, list(pragmas)
-        self.definitions = {
-            one.result: one for block in control.blocks.values() for one in block.instructions if one.result
-        }
-        self.arrays: dict[tuple[str, int], Array] = {}
+        super().__init__(module, control.blocks)
+        self.function, self.pragmas = function, list(pragmas)
+        self.arrays: list[Array] = []
         self.of: dict[Instruction, Access] = {}
-        for name, block in control.blocks.items():
+        uses: dict[tuple[str, bool], list[_Use]] = {}
+        for block in control.blocks.values():
             for one in block.instructions:
                 if one.op in ("load", "store"):
-                    self._access(one, name)
-        for array in self.arrays.values():
+                    pointer = self.pointer(one.args[-1][1], one)
+                    use = _Use(one, pointer, pointer.fixed)
+                    uses.setdefault((pointer.base, pointer.is_global), []).append(use)
+        for found in uses.values():
+            kind = self.type_of(found[0].pointer, found[0].one)
+            self._part(kind, found, 0)
+        for array in self.arrays:
             self._divide(array)
 
-    def pointer(self, value: Value, one: Instruction) -> Pointer:
-        """What a pointer addresses; RtlError where it is chosen at run time."""
-        if isinstance(value, Global):
-            return Pointer(value.name, True)
-        if isinstance(value, Address):
-            base = self.pointer(value.base, one)
-            offset = _steps(value.element, [(Type("int", 64), Number(index & (2**64 - 1))) for index in value.indices])[
-                0
-            ]
-            return Pointer(base.base, base.is_global, base.offset + offset, base.terms)
-        if not isinstance(value, Local):
-            raise RtlError("a null or undefined pointer is used", self.module.place(one.debug))
-        made = self.definitions.get(value.name)
-        if made is None or made.op == "alloca":
-            return Pointer(value.name, False)
-        if made.op == "getelementptr":
-            base = self.pointer(made.args[0][1], one)
-            offset, terms = _steps(made.element, made.args[1:])
-            return Pointer(base.base, base.is_global, base.offset + offset, base.terms + terms)
-        if made.op in ("phi", "select", "freeze"):
-            found = {self.pointer(arg, one) for _, arg in made.args[made.op == "select" :] if arg != value}
-            if len(found) == 1:
-                return found.pop()
-        raise RtlError(
-            "an address that is chosen at run time (a pointer variable, or ?: of two arrays): write the accesses out",
-            self.module.place(one.debug),
+    def _part(self, kind: Type, uses: list[_Use], start: int) -> None:
+        """Make arrays of the members and outer elements that the fixed bytes of all uses choose; ``start`` counts them."""
+        parts = []
+        if kind.kind == "struct" and kind.fields:
+            parts = list(zip(kind.offsets, kind.fields, strict=True))
+        elif kind.kind == "array" and kind.element.size and kind.element.kind in ("array", "struct"):
+            strides = [abs(stride) for use in uses for _, stride in use.pointer.terms]
+            if all(stride < kind.element.size for stride in strides):
+                parts = [(index * kind.element.size, kind.element) for index in range(kind.count)]
+        chosen: dict[int, list[_Use]] = {}
+        for use in uses if parts else ():
+            index = max((i for i, (at, _) in enumerate(parts) if at <= use.fixed), default=0)
+            at, part = parts[index]
+            end = use.fixed - at + (0 if use.pointer.terms else use.one.type.size)
+            if (
+                use.fixed < 0
+                or end > part.size
+                or index
+                and use.pointer.terms
+                and self._at_end(use, use.fixed - at, part)
+            ):
+                chosen.clear()
+                break
+            chosen.setdefault(index, []).append(_Use(use.one, use.pointer, use.fixed - at))
+        if not chosen:
+            self._array(kind, uses, start)
+        for index in sorted(chosen):
+            self._part(parts[index][1], chosen[index], start + parts[index][0])
+
+    def _at_end(self, use: _Use, offset: int, part: Type) -> bool:
+        """Whether variable indices seem to begin at the end of a part: then it is perhaps before the next one's begin."""
+        depth = part.size // min(abs(stride) for _, stride in use.pointer.terms)
+        return (
+            depth > 2
+            and all(stride > 0 for _, stride in use.pointer.terms)
+            and offset >= part.size - part.size // depth
         )
 
-    def _access(self, one: Instruction, block: str) -> None:
-        pointer = self.pointer(one.args[-1][1], one)
-        array, offset = self._array(pointer, one)
-        access = Access(one, block, offset, pointer.terms)
-        array.accesses.append(access)
-        self.of[one] = access
-
-    def _array(self, pointer: Pointer, one: Instruction) -> tuple[Array, int]:
-        """The array of a pointer, and the offset in it; members of structures are arrays of their own."""
-        place = self.module.place(one.debug)
+    def _array(self, kind: Type, uses: list[_Use], start: int) -> None:
+        pointer, place = uses[0].pointer, self.module.place(uses[0].one.debug)
         if pointer.is_global:
-            variable = self.module.variables.get(pointer.base)
-            if variable is None or variable.value is None:
-                raise RtlError(f"the variable {pointer.base} is not defined here, or holds addresses", place)
-            kind, shown, declared = variable.type, pointer.base, place
+            variable, shown, declared = self.module.variables[pointer.base], pointer.base, place
         else:
-            made = self.definitions.get(pointer.base)
-            if made is None:
-                raise RtlError(
-                    f"the argument `{pointer.base}` is an array: pass its words through a stream and store them", place
-                )
-            variable, kind = None, made.element
+            variable = None
             shown, declared = self.module.variable(self.function, pointer.base)
             declared = declared if declared.line else place
-        start, offset = 0, pointer.offset
-        while kind.kind == "struct" and kind.fields:
-            index = max(i for i, at in enumerate(kind.offsets) if at <= max(offset, 0))
-            start, offset, kind = start + kind.offsets[index], offset - kind.offsets[index], kind.fields[index]
-        key = (pointer.base, start)
-        if key not in self.arrays:
-            self.arrays[key] = self._made(key, shown, declared, kind, variable)
-        array = self.arrays[key]
-        positive = pointer.terms and all(stride > 0 for _, stride in pointer.terms)
-        if offset < 0 or (
-            start and positive and offset >= array.size - 2 * array.size // 3 > 0 and offset >= array.size - 8
-        ):
-            raise RtlError(f"an index of `{shown}` that begins below 0 or at its end: shift the index", place)
-        return array, offset
-
-    def _made(self, key, shown: str, declared: Place, kind: Type, variable) -> Array:
-        name = f"{_identifier(shown)}{f'_{key[1]}' if key[1] else ''}"
-        taken = {array.name for array in self.arrays.values()}
+        name = f"{_identifier(shown)}_{start}" if start else _identifier(shown)
+        taken = {array.name for array in self.arrays}
         while name in taken:
             name += "_"
         values = {}
         if variable is not None:
             values = {at: (leaf.bits, bits) for at, leaf, bits in flattened(variable.type, variable.value)}
-            values = {at - key[1]: value for at, value in values.items() if key[1] <= at < key[1] + kind.size}
-        how = "rom" if variable is not None and variable.constant else "ram"
-        distance = None
+            values = {at - start: value for at, value in values.items() if start <= at < start + kind.size}
+        how, distance = "rom" if variable is not None and variable.constant else "ram", None
         for pragma in about(self.pragmas, shown, declared):
             if pragma.kind == "DEPENDENCE":
                 distance = _promise(pragma)
             elif pragma.kind == "ARRAY_PARTITION" and how == "ram" and _is_complete(pragma):
                 how = "registers"
-        return Array(name, declared, kind.size, how, values, distance)
+        array = Array(name, declared, kind.size, how, values, distance)
+        self.arrays.append(array)
+        for use in uses:
+            access = Access(use.one, array, use.fixed + use.pointer.rest, use.pointer.terms)
+            if access.offset < 0:
+                raise RtlError(f"an index of `{shown}` that begins below 0: shift it", self.module.place(use.one.debug))
+            array.accesses.append(access)
+            self.of[use.one] = access
 
     def _divide(self, array: Array) -> None:
         strides = {abs(stride) for access in array.accesses for _, stride in access.terms}
-        array.step = math.gcd(*strides) if strides else array.size
-        edges = {0, array.step}
+        array.step = step = math.gcd(*strides) if strides else array.size
+        edges = {0, step}
         for access in array.accesses:
-            start = access.offset % array.step
-            end = start + access.one.type.size
-            if end > array.step:
-                raise RtlError(f"an access across elements of `{array.name}`", self.module.place(access.one.debug))
-            edges |= {start, end}
+            edges |= {access.offset % step, (access.offset + access.one.type.size) % step}
         cuts = sorted(edges)
         for start, end in zip(cuts, cuts[1:], strict=False):
-            depth = max(1, -(-(array.size - start) // array.step))
+            depth = max(1, -(-(array.size - start) // step))
             array.columns.append(Column(array, start, end - start, depth, 8 * (end - start)))
+        starts = {column.start: column for column in array.columns}
         for access in array.accesses:
-            start = access.offset % array.step
-            end = start + access.one.type.size
-            access.columns = [column for column in array.columns if start <= column.start < end]
-            for column in access.columns:
+            at, end = access.offset, access.offset + access.one.type.size
+            while at < end:
+                column = starts[at % step]
+                access.pieces.append((column, at // step, 8 * (at - access.offset)))
                 column.accesses.append(access)
+                at += column.size
         array.columns = [column for column in array.columns if column.accesses]
-        if array.kind == "ram" and max(column.depth for column in array.columns) <= SMALL:
+        if array.kind == "ram" and self._is_small(array):
             array.kind = "registers"
         for column in array.columns:
             self._narrow(column)
+
+    def _is_small(self, array: Array) -> bool:
+        """Whether an array without a pragma becomes registers: few words, or not many and addressed by constants."""
+        depth = max(column.depth for column in array.columns)
+        constant = any(not access.terms or len(set(access.columns)) < len(access.pieces) for access in array.accesses)
+        return depth <= SMALL or constant and depth <= SMALL_CONSTANT
 
     def _narrow(self, column: Column) -> None:
         """Make the words of a column as wide as what is stored in it."""
@@ -224,7 +225,7 @@ class Memories:
         widths = []
         for access in column.accesses:
             if access.is_write:
-                if len(access.columns) > 1:
+                if len(access.pieces) > 1:
                     return
                 widths.append(self._stored(access.one))
         if widths:
@@ -244,21 +245,6 @@ class Memories:
         if made is not None and made.op == "ashr" and isinstance(made.args[1][1], Number):
             return max(1, kind.bits - made.args[1][1].value), True
         return kind.bits, False
-
-
-def _steps(kind: Type, indices) -> tuple[int, tuple[tuple[Value, int], ...]]:
-    """Bytes and terms of the indices of a getelementptr."""
-    offset, terms = 0, []
-    for position, (index_type, index) in enumerate(indices):
-        if position and kind.kind == "struct":
-            offset, kind = offset + kind.offsets[index.value], kind.fields[index.value]
-            continue
-        kind = kind.element if position else kind
-        if isinstance(index, Number):
-            offset += signed(index.value, index_type.bits) * kind.size
-        else:
-            terms.append((index, kind.size))
-    return offset, tuple(terms)
 
 
 def _is_complete(pragma: Pragma) -> bool:

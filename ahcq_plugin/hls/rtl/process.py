@@ -17,6 +17,7 @@ from ahcq_plugin.hls.rtl.loops import Pragma
 from ahcq_plugin.hls.rtl.memory import Memories
 from ahcq_plugin.hls.rtl.names import Names
 from ahcq_plugin.hls.rtl.nodes import Graph, Node
+from ahcq_plugin.hls.rtl.pointers import write_out_copies
 from ahcq_plugin.hls.rtl.storage import Storage
 from ahcq_plugin.hls.rtl.values import Outside, Values
 
@@ -95,6 +96,7 @@ class _Translation:
         self.graph = Graph()
         self.compute = Values(self.graph)
         self.channels = Channels(self.graph)
+        write_out_copies(self.module, self.function)
         self.control = Control(self.function)
         self._refuse_inner_loops()
         self.memories = Memories(self.module, self.function, self.control, self.pragmas)
@@ -115,7 +117,12 @@ class _Translation:
     def _refuse_inner_loops(self) -> None:
         for head in self.control.loops:
             place = self._loop_place(head)
-            inner = [other for other in self.control.loops if other != head and other in self.control.loops[head]]
+            # LLVM makes two loops of one with `continue`, both at the same place
+            inner = [
+                other
+                for other in self.control.loops
+                if other != head and other in self.control.loops[head] and self._loop_place(other) not in (None, place)
+            ]
             if place in self.pipelined and inner:
                 raise RtlError(
                     f"a loop with PIPELINE has a loop inside that stays one ({self._loop_place(inner[0])}): give it "
@@ -138,37 +145,40 @@ class _Translation:
                 "a stream that is chosen at run time, or is no argument of the process: unroll the loop over streams",
                 self.place(one),
             )
-        return pointer.base, pointer.offset
+        return pointer.base, pointer.fixed
 
-    def _ports_of(self, one: Instruction) -> list:
+    def _ports_of(self, one: Instruction) -> tuple[list, list]:
+        """What an instruction uses, and what must not have been used before it in a turn."""
         if one.op == "call" and one.detail in ("__hls_pop", "__hls_push"):
-            return [self.stream(one.args[0][1], one)]
+            stream = self.stream(one.args[0][1], one)
+            return ([stream, "sent"], [stream]) if one.detail == "__hls_push" else ([stream], [stream, "sent"])
         access = self.memories.of.get(one)
-        if access is None or access.columns[0].array.kind != "ram":
-            return []
-        return [(column, access.is_write) for column in access.columns]
+        if access is None or access.array.kind != "ram":
+            return [], []
+        ports = [(column, access.is_write) for column in access.columns]
+        return ports, ports
 
-    def _split(self, block: str, first: Instruction, second: Instruction) -> None:
+    def _split(self, block: str, first: Instruction, second: Instruction) -> bool:
+        """Whether to end a turn before ``second``: a port is used twice, or a stream is read after another was written.
+
+        What is read may be an answer to what was written, so it must not hold that back. In a loop with PIPELINE the
+        schedule sees to it.
+        """
         head = self.control.innermost(block)
         place = self._loop_place(head) if head else None
         if place in self.pipelined:
+            if (first.detail, second.detail) == ("__hls_push", "__hls_pop"):
+                return False
             access = self.memories.of.get(second)
-            what = (
-                f"the array `{access.columns[0].array.name}`"
-                if access
-                else f"the stream `{self.stream(second.args[0][1], second)[0]}`"
-            )
-            hint = (
-                "partition it, make its words wider, or use UNROLL and ARRAY_PARTITION complete"
-                if access
-                else "use one access a turn"
-            )
+            what = f"array `{access.array.name}`" if access else f"stream `{self.stream(second.args[0][1], second)[0]}`"
+            hint = "partition it, or make its words wider" if access else "use it once a turn"
             raise RtlError(
-                f"II = 1 is impossible: {what} is used twice in a turn of this loop, at {self.place(first)} and "
+                f"II = 1 is impossible: the {what} is used twice in a turn of this loop, at {self.place(first)} and "
                 f"{self.place(second)}; {hint}",
                 place,
             )
         self.extra.append(self.place(second))
+        return True
 
     # -- state and values
 

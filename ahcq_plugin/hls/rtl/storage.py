@@ -29,49 +29,43 @@ class Storage:
     def access(self, one: Instruction, block: str) -> None:
         """Make the nodes of a load or a store."""
         access = self.memories.of[one]
-        indices = {column: self._index(access, column, block) for column in access.columns}
         if access.is_write:
-            if access.columns[0].array.kind == "rom":
+            if access.array.kind == "rom":
                 raise RtlError("a constant is written", self.owner.place(one))
             data = self.owner.value(*one.args[0], block)
-            for column in access.columns:
+            for column, word, bit in access.pieces:
                 part = data
-                if len(access.columns) > 1:
-                    part = self.graph.slice(data, 8 * (column.start - access.columns[0].start), 8 * column.size)
-                self._write(column, block, indices[column], self.graph.extend(part, column.bits))
+                if len(access.pieces) > 1:
+                    part = self.graph.slice(data, bit, min(8 * column.size, data.bits - bit))
+                part = self.graph.extend(part, column.bits)
+                write = (block, self.owner.active[block], self._index(access, column, word, block), part)
+                self._writes.setdefault(column, []).append(write)
             return
         parts = []
-        for column in access.columns:
-            word = self._read(column, block, indices[column], one)
-            parts.append(self.graph.extend(word, 8 * column.size, column.sign))
+        for column, word, _ in access.pieces:
+            found = self._read(column, block, self._index(access, column, word, block))
+            parts.append(self.graph.extend(found, 8 * column.size, column.sign))
         whole = self.graph.concat(parts[::-1])
         self.owner.values[one.result] = self.graph.extend(whole, one.type.bits)
 
-    def _index(self, access: Access, column: Column, block: str) -> Node:
-        """The index of an access in a column, as wide as the column's depth needs."""
+    def _index(self, access: Access, column: Column, word: int, block: str) -> Node:
+        """The index of an access in a column, as wide as the column's depth needs; ``word`` is its constant part."""
         graph, bits = self.graph, max(1, (column.depth - 1).bit_length())
-        index = graph.literal(bits, access.offset // column.array.step)
+        index = graph.literal(bits, word)
         for value, stride in access.terms:
             kind = Type("int", self.owner.names.width(value.name))
-            word = graph.extend(self.owner.value(kind, value, block), bits, sign=True)
+            term = graph.extend(self.owner.value(kind, value, block), bits, sign=True)
             factor = stride // column.array.step
             if factor != 1:
-                word = graph.node("umul", bits, [word, graph.literal(bits, factor)])
-            index = (
-                word
-                if index.op == "literal" and index is graph.literal(bits, 0)
-                else graph.node("add", bits, [index, word])
-            )
+                term = graph.node("umul", bits, [term, graph.literal(bits, factor)])
+            index = term if index is graph.literal(bits, 0) else graph.node("add", bits, [index, term])
         return index
-
-    def _write(self, column: Column, block: str, index: Node, data: Node) -> None:
-        self._writes.setdefault(column, []).append((block, self.owner.active[block], index, data))
 
     def _earlier(self, column: Column, block: str) -> list[tuple[str, Node, Node, Node]]:
         """Writes that may have come before in the same turn."""
         return [one for one in self._writes.get(column, []) if one[0] == block or one[0] in self.owner.may[block]]
 
-    def _read(self, column: Column, block: str, index: Node, one: Instruction) -> Node:
+    def _read(self, column: Column, block: str, index: Node) -> Node:
         if column.array.kind == "rom":
             return self._constant(column, index)
         if column.array.kind == "registers":
@@ -126,7 +120,7 @@ class Storage:
     def finish(self) -> list[Ram]:
         """Give registers their next values, and RAMs their channels."""
         rams: list[Column] = []
-        for array in self.memories.arrays.values():
+        for array in self.memories.arrays:
             for column in array.columns:
                 if array.kind == "registers" and f"mem_{column.name}" in self.owner.states:
                     state = self.owner.states[f"mem_{column.name}"]

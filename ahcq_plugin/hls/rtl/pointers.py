@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What addresses point to, and copies of memory written out as loads and stores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ahcq_plugin.hls.rtl.errors import RtlError
+from ahcq_plugin.hls.rtl.llvm_module import Module
+from ahcq_plugin.hls.rtl.llvm_read import POINTER, VOID, signed
+from ahcq_plugin.hls.rtl.llvm_types import Address, Block, Function, Global, Instruction, Local, Number, Type, Value
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """An address within ``base`` (an alloca, a variable of the module, an argument).
+
+    Attributes:
+        fixed: bytes before the first variable index, which choose a member or an element of outer dimensions.
+        rest: constant bytes after it.
+        terms: variable parts: (value, bytes that it is multiplied by).
+    """
+
+    base: str
+    is_global: bool
+    fixed: int = 0
+    rest: int = 0
+    terms: tuple[tuple[Value, int], ...] = ()
+
+    def moved(self, kind: Type, indices: list[tuple[Type, Value]]) -> Pointer:
+        """The address after a ``getelementptr``."""
+        fixed, rest, terms = self.fixed, self.rest, list(self.terms)
+        for position, (index_type, index) in enumerate(indices):
+            if position and kind.kind == "struct":
+                step, kind = kind.offsets[index.value], kind.fields[index.value]
+            else:
+                kind = kind.element if position else kind
+                if not isinstance(index, Number):
+                    terms.append((index, kind.size))
+                    continue
+                step = signed(index.value, index_type.bits) * kind.size
+            fixed, rest = (fixed, rest + step) if terms else (fixed + step, rest)
+        return replace(self, fixed=fixed, rest=rest, terms=tuple(terms))
+
+
+class Pointers:
+    """Resolves the addresses of a function."""
+
+    def __init__(self, module: Module, blocks: dict[str, Block]):
+        self.module = module
+        self.definitions = {one.result: one for block in blocks.values() for one in block.instructions if one.result}
+
+    def pointer(self, value: Value, one: Instruction) -> Pointer:
+        """What ``value`` points to; RtlError where it is chosen at run time (``one`` uses it)."""
+        if isinstance(value, Global):
+            return Pointer(value.name, True)
+        if isinstance(value, Address):
+            indices = [(Type("int", 64), Number(index & (2**64 - 1))) for index in value.indices]
+            return self.pointer(value.base, one).moved(value.element, indices)
+        if not isinstance(value, Local):
+            raise RtlError("a null or undefined pointer is used", self.module.place(one.debug))
+        made = self.definitions.get(value.name)
+        if made is None or made.op == "alloca":
+            return Pointer(value.name, False)
+        if made.op == "getelementptr":
+            return self.pointer(made.args[0][1], one).moved(made.element, made.args[1:])
+        if made.op in ("phi", "select", "freeze"):
+            found = {self.pointer(arg, one) for _, arg in made.args[made.op == "select" :] if arg != value}
+            if len(found) == 1:
+                return found.pop()
+        raise RtlError(
+            "an address that is chosen at run time (a pointer variable, or ?: of two arrays): write the accesses out",
+            self.module.place(one.debug),
+        )
+
+    def type_of(self, pointer: Pointer, one: Instruction) -> Type:
+        """The type of what ``pointer`` is in."""
+        if pointer.is_global:
+            variable = self.module.variables.get(pointer.base)
+            if variable is None or variable.value is None:
+                raise RtlError(
+                    f"`{pointer.base}` is not defined here, or holds addresses", self.module.place(one.debug)
+                )
+            return variable.type
+        made = self.definitions.get(pointer.base)
+        if made is None:
+            raise RtlError(
+                f"the argument `{pointer.base}` is an array: pass its words through a stream and store them",
+                self.module.place(one.debug),
+            )
+        return made.element
+
+
+def write_out_copies(module: Module, function: Function) -> None:
+    """Replace memcpy, memmove and memset of constant lengths by loads and stores of the words that are in the arrays."""
+    pointers = Pointers(module, function.blocks)
+    count = 0
+    for block in function.blocks.values():
+        made: list[Instruction] = []
+        for one in block.instructions:
+            if one.op == "call" and one.detail.startswith(("llvm.memcpy", "llvm.memmove", "llvm.memset")):
+                count += 1
+                made += _written_out(pointers, one, f"copy.{count}")
+            else:
+                made.append(one)
+        block.instructions = made
+
+
+def _written_out(pointers: Pointers, one: Instruction, name: str) -> list[Instruction]:
+    place = pointers.module.place(one.debug)
+    length, is_set = one.args[2][1], one.detail.startswith("llvm.memset")
+    if not isinstance(length, Number) or is_set and one.args[1][1] != Number(0):
+        raise RtlError("memcpy of a variable length, or memset to something else than 0", place)
+    target = pointers.pointer(one.args[0][1], one)
+    words = _words(pointers.type_of(target, one), target.fixed + target.rest, length.value)
+    if not is_set:
+        source = pointers.pointer(one.args[1][1], one)
+        others = _words(pointers.type_of(source, one), source.fixed + source.rest, length.value)
+        # where the types differ, the smaller words: those of the other fall into whole ones
+        words = words if len(words) >= len(others) else others
+    loads, stores = [], []
+    for index, (at, kind) in enumerate(words):
+        value: Value = Number(0)
+        if not is_set:
+            loads.append(_offset(one.args[1][1], at, f"{name}.from.{index}", one))
+            loads.append(
+                Instruction(f"{name}.{index}", "load", kind, [(POINTER, Local(loads[-1].result))], debug=one.debug)
+            )
+            value = Local(f"{name}.{index}")
+        stores.append(_offset(one.args[0][1], at, f"{name}.to.{index}", one))
+        stores.append(
+            Instruction(None, "store", kind, [(kind, value), (POINTER, Local(stores[-1].result))], debug=one.debug)
+        )
+    return [*loads, *stores]
+
+
+def _offset(base: Value, at: int, name: str, one: Instruction) -> Instruction:
+    byte = Type("int", 8)
+    index = (Type("int", 32), Number(at))
+    return Instruction(name, "getelementptr", POINTER, [(POINTER, base), index], element=byte, debug=one.debug)
+
+
+def _words(kind: Type, start: int, length: int) -> list[tuple[int, Type]]:
+    """(offset from ``start``, type) of the scalars in ``length`` bytes of an object; of an element like any other."""
+    while kind.kind == "array" and kind.element.size >= length:
+        kind = kind.element
+        start %= max(kind.size, 1)
+    found: list[tuple[int, Type]] = []
+    _collect(kind, -start, length, found)
+    return found
+
+
+def _collect(kind: Type, at: int, length: int, found: list[tuple[int, Type]]) -> None:
+    if at >= length or at + kind.size <= 0:
+        return
+    if kind.is_scalar:
+        found.append((at, kind))
+    elif kind.kind == "array":
+        first = max(0, -at // max(1, kind.element.size))
+        for index in range(first, kind.count):
+            if at + index * kind.element.size >= length:
+                return
+            _collect(kind.element, at + index * kind.element.size, length, found)
+    elif kind.kind == "struct":
+        for offset, part in zip(kind.offsets, kind.fields, strict=True):
+            _collect(part, at + offset, length, found)
+    else:
+        assert kind != VOID
