@@ -118,55 +118,58 @@ class Channels:
                         self.constraints.append(f"{first.name}:send:{second.name}:recv:1:none")
         return conflicts
 
-    def ram(self, column: Column, reads: list, writes: list, forwarded: bool, turn: list) -> Ram:
+    def ram(self, columns: list[Column], reads: list, writes: list, forwarded: bool, turn: list) -> Ram:
         """The channels of a memory whose accesses are known.
 
         Args:
-            reads: (condition, address, node that stands for the word, earlier writes of the turn).
-            writes: (condition, address, data).
+            columns: those that are always used together; their words lie side by side, the first lowest.
+            reads: (condition, address, [for each column (node that stands for the word, earlier writes of the turn)]).
+            writes: (condition, address, data of all columns).
             forwarded: whether what is written needs what is read in the same turn.
             turn: collects the state of the forwarding: (state name, bits, next value).
         """
-        graph, name, distance = self.graph, column.name, column.array.distance
-        ram = Ram(name, column.depth, column.bits, forwarded)
+        graph, name, distance = self.graph, columns[0].name, columns[0].array.distance
+        ram = Ram(name, columns[0].depth, sum(column.bits for column in columns), forwarded)
         width = ram.address_bits
         read = graph.any(*(case[0] for case in reads))
         address = graph.chosen([(case[0], case[1]) for case in reads])
         write = graph.any(*(case[0] for case in writes))
         target = graph.chosen([(case[0], case[1]) for case in writes]) if writes else graph.literal(width, 0)
-        data = graph.chosen([(case[0], case[2]) for case in writes]) if writes else graph.literal(column.bits, 0)
-        answer = self.channel(f"{name}_answer", False, column.bits)
+        data = graph.chosen([(case[0], case[2]) for case in writes]) if writes else graph.literal(ram.bits, 0)
+        answer = self.channel(f"{name}_answer", False, ram.bits)
         answer.cases.append((read, None))
-        if not ram.forwarded:
-            ask = self.channel(f"{name}_ask", True, 2 + 2 * width + column.bits)
+        self.constraints.append(f"{name}_ask:send:{name}_answer:recv:1:1")
+        if not forwarded:
+            ask = self.channel(f"{name}_ask", True, 2 + 2 * width + ram.bits)
             ask.cases.append((graph.any(read, write), graph.concat([read, address, write, target, data])))
-            self.constraints.append(f"{name}_ask:send:{name}_answer:recv:1:1")
         else:
             ask = self.channel(f"{name}_ask", True, width)
             ask.cases.append((read, address))
-            put = self.channel(f"{name}_put", True, width + column.bits)
+            put = self.channel(f"{name}_put", True, width + ram.bits)
             put.cases.append((write, graph.concat([target, data])))
             put.before[answer] = None
-            self.constraints.append(f"{name}_ask:send:{name}_answer:recv:1:1")
-            if distance is None:
+            # a read comes after the writes of all turns but the last 1 + the latency from answer to write
+            if distance is None or distance == 1:
                 self.constraints.append(f"{name}_answer:recv:{name}_put:send:0:0")
-            elif distance > 0:
-                self.constraints.append(f"{name}_answer:recv:{name}_put:send:0:{max(0, distance - 2)}")
+            elif distance > 1:
+                self.constraints.append(f"{name}_answer:recv:{name}_put:send:0:{distance - 2}")
         answer.before[ask] = None
         word = self.data(answer)
-        if ram.forwarded and distance is None:
+        if forwarded and (distance is None or distance == 1):
             last = {}
-            for part, bits, value in (("valid", 1, write), ("address", width, target), ("data", column.bits, data)):
-                state = graph.node("state_read", bits, [], f"state_element={name}_last_{part}")
-                last[part] = state
-                turn.append((f"{name}_last_{part}", bits, value))
+            for part, bits, value in (("valid", 1, write), ("address", width, target), ("data", ram.bits, data)):
+                last[part] = graph.node("state_read", bits, [], f"state_element={name}_last_{part}")
+                turn.append((f"{name}_last_{part}", last[part], value))
             same = graph.both(last["valid"], graph.node("eq", 1, [last["address"], address]))
             word = graph.select(same, last["data"], word)
-        for _, where, stands, earlier in reads:
-            value = word
-            for condition, at, written in earlier:
-                value = graph.select(graph.both(condition, graph.node("eq", 1, [at, where])), written, value)
-            stands.args = [value]
+        for _, where, stands in reads:
+            at = 0
+            for column, (place, earlier) in zip(columns, stands, strict=True):
+                value = graph.slice(word, at, column.bits)
+                for condition, index, written in earlier:
+                    value = graph.select(graph.both(condition, graph.node("eq", 1, [index, where])), written, value)
+                place.args = [value]
+                at += column.bits
         return ram
 
 

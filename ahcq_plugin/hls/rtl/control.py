@@ -122,7 +122,7 @@ class Control:
 
         Args:
             ports: what an instruction uses, and what must not have been used before it.
-            may_split: called with the block and both instructions, says whether to cut; raises where neither is possible.
+            may_split: called with the block and both instructions, says whether to cut; may raise.
         """
         used: dict[str, dict[Hashable, Instruction]] = {}
         for name in list(self.order):

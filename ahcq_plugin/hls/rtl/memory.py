@@ -120,7 +120,7 @@ class Memories(Pointers):
             self._divide(array)
 
     def _part(self, kind: Type, uses: list[_Use], start: int) -> None:
-        """Make arrays of the members and outer elements that the fixed bytes of all uses choose; ``start`` counts them."""
+        """Make arrays of the members and outer elements that the fixed bytes of the uses choose, from ``start`` on."""
         parts = []
         if kind.kind == "struct" and kind.fields:
             parts = list(zip(kind.offsets, kind.fields, strict=True))
@@ -149,7 +149,7 @@ class Memories(Pointers):
             self._part(parts[index][1], chosen[index], start + parts[index][0])
 
     def _at_end(self, use: _Use, offset: int, part: Type) -> bool:
-        """Whether variable indices seem to begin at the end of a part: then it is perhaps before the next one's begin."""
+        """Whether variable indices seem to begin at the end of a part: perhaps before the next one's begin."""
         depth = part.size // min(abs(stride) for _, stride in use.pointer.terms)
         return (
             depth > 2

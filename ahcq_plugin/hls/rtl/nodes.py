@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+ACTIONS = ("send", "receive", "next_value", "state_read", "identity")  # two of them are never the same
+
 
 @dataclass(eq=False)
 class Node:
@@ -58,14 +60,20 @@ class Graph:
         self.debug = -1
         self.roots: list[Node] = []
         self._literals: dict[tuple[int, int], Node] = {}
+        self._known: dict[tuple, Node] = {}
         self.zero, self.one = self.literal(1, 0), self.literal(1, 1)
 
     def node(
         self, op: str, kind: int | str, args: Sequence[Node] = (), *keys: str, predicate: Node | None = None
     ) -> Node:
-        """A node; ``kind`` may be a number of bits."""
+        """A node; ``kind`` may be a number of bits. Equal operations are one node, but for ACTIONS."""
         kind = f"bits[{kind}]" if isinstance(kind, int) else kind
-        return Node(op, kind, list(args), keys, predicate, self.debug)
+        if op in ACTIONS:
+            return Node(op, kind, list(args), keys, predicate, self.debug)
+        key = (op, kind, *args, *keys, predicate)
+        if key not in self._known:
+            self._known[key] = Node(op, kind, list(args), keys, predicate, self.debug)
+        return self._known[key]
 
     def root(self, *args, **keys) -> Node:
         """A node that is kept though nobody uses it."""

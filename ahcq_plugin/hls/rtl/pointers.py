@@ -55,7 +55,8 @@ class Pointers:
         if isinstance(value, Global):
             return Pointer(value.name, True)
         if isinstance(value, Address):
-            indices = [(Type("int", 64), Number(index & (2**64 - 1))) for index in value.indices]
+            index_type = Type("int", 64)
+            indices: list[tuple[Type, Value]] = [(index_type, Number(index & (2**64 - 1))) for index in value.indices]
             return self.pointer(value.base, one).moved(value.element, indices)
         if not isinstance(value, Local):
             raise RtlError("a null or undefined pointer is used", self.module.place(one.debug))
@@ -92,7 +93,7 @@ class Pointers:
 
 
 def write_out_copies(module: Module, function: Function) -> None:
-    """Replace memcpy, memmove and memset of constant lengths by loads and stores of the words that are in the arrays."""
+    """Replace memcpy, memmove and memset of constant lengths by loads and stores of words."""
     pointers = Pointers(module, function.blocks)
     count = 0
     for block in function.blocks.values():

@@ -133,16 +133,31 @@ class Storage:
                     f"the RAM `{column.array.name}` has initial values; write them at run time", column.array.place
                 )
         forwarded = self._circles(rams)
-        turn: list[tuple[str, int, Node]] = []
-        made = [
-            self.owner.channels.ram(
-                column, self._reads[column], [w[1:] for w in self._writes.get(column, [])], column in forwarded, turn
-            )
-            for column in rams
-        ]
-        for name, bits, following in turn:
-            self.owner.state(name, bits).next = following
+        turn: list[tuple[str, Node, Node]] = []
+        made = []
+        for columns in self._together(rams, forwarded):
+            reads = [
+                (one[0], one[1], [(self._reads[column][at][2], self._reads[column][at][3]) for column in columns])
+                for at, one in enumerate(self._reads[columns[0]])
+            ]
+            writes = [
+                (one[1], one[2], self.graph.concat([self._writes[column][at][3] for column in columns[::-1]]))
+                for at, one in enumerate(self._writes.get(columns[0], []))
+            ]
+            made.append(self.owner.channels.ram(columns, reads, writes, columns[0] in forwarded, turn))
+        for name, read, following in turn:
+            state = self.owner.state(name, read.bits)
+            state.read, state.next = read, following
         return made
+
+    def _together(self, rams: list[Column], forwarded: set[Column]) -> list[list[Column]]:
+        """Columns of an array that are always read and written at the same time and address: one wide memory."""
+        groups: dict[tuple, list[Column]] = {}
+        for column in rams:
+            reads = tuple(part for read in self._reads[column] for part in read[:2])
+            writes = tuple(part for write in self._writes.get(column, ()) for part in write[1:3])
+            groups.setdefault((column.array, column.depth, column in forwarded, reads, writes), []).append(column)
+        return list(groups.values())
 
     def _circles(self, rams: list[Column]) -> set[Column]:
         """Columns whose written words need, through whatever columns, what is read of them in the same turn."""
