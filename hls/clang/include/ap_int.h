@@ -159,6 +159,7 @@ struct ap_part {
 #define AHCQ_RESULT(op, width_, sign_)                                                                     \
     template <int W, bool S, int W2, bool S2>                                                              \
     ap_base<width_, sign_> operator op(const ap_base<W, S>& a, const ap_base<W2, S2>& b) {                 \
+        static_assert(S == S2 || (#op[0] != '/' && #op[0] != '%'), "division of a signed and an unsigned number"); \
         typedef ap_base<width_, sign_> R;                                                                  \
         typedef signed _BitInt(ahcq_clang::larger(width_, ahcq_clang::larger(W, W2)) + 2) X;               \
         return R::raw(R::wrapped(X(X(a.v) op X(b.v))));                                                    \
@@ -184,7 +185,10 @@ AHCQ_RESULT(^, AHCQ_BOTH_SIGNS, (S || S2))
 #define AHCQ_COMPARE(op)                                                                                   \
     template <int W, bool S, int W2, bool S2>                                                              \
     bool operator op(const ap_base<W, S>& a, const ap_base<W2, S2>& b) {                                   \
+        constexpr int SIGNED = S ? W : W2, UNSIGNED = S ? W2 : W;                                          \
         typedef signed _BitInt(ahcq_clang::larger(W, W2) + 2) X;                                           \
+        typedef unsigned _BitInt(ahcq_clang::larger(W, W2) + 1) N;                                         \
+        if (S != S2 && UNSIGNED >= 32 && UNSIGNED >= SIGNED) return N(a.v) op N(b.v); /* as C++ converts */ \
         return X(a.v) op X(b.v);                                                                           \
     }                                                                                                      \
     template <int W, bool S, class I, ahcq_clang::if_integer<I> = 0>                                       \

@@ -52,7 +52,7 @@ def integer(rng: random.Random, depth: int) -> str:
     if form == 9:
         return f"{kind}(-{kind}({x}))"
     if form == 10:
-        return f"{kind}({kind}({x}) {rng.choice(['/', '%'])} ap_int<7>({rng.choice([3, 5, -7, 16, 31])}))"
+        return f"{kind}({kind}({x}) {rng.choice(['/', '%'])} {kind.split('<')[0]}<7>({rng.choice([3, 5, 7, 16, 31])}))"
     return f"ap_int<32>(({x}).to_int() {rng.choice(['+', '-', '^'])} int({y}))"
 
 
