@@ -122,8 +122,9 @@ class Module:
             tokens.next()
         tokens.skip_words("tail", "musttail", "notail")
         op = tokens.next()
+        disjoint = tokens.peek() == "disjoint"
         tokens.skip_words(*_FLAGS, *_FAST)
-        one = Instruction(result, op, VOID, [], debug=debug, loop=loop)
+        one = Instruction(result, op, VOID, [], detail="disjoint" * disjoint, debug=debug, loop=loop)
         read = getattr(self, f"_read_{op}", None)
         if read is not None:
             read(tokens, one)
@@ -246,10 +247,14 @@ class Module:
             tokens.accept(",")
 
     def place(self, debug: int) -> Place:
-        """The C++ line of a debug location (the innermost function that was inlined there)."""
-        body = self._metadata.get(debug, "")
-        line, scope = _number(body, "line:", ""), _number(body, "scope:")
-        return Place(self._file(scope) if scope >= 0 else "?", max(line, 0))
+        """The C++ line of a debug location: the innermost call that does not stand in our headers for clang."""
+        found = Place("?", 0)
+        while debug >= 0:
+            body = self._metadata.get(debug, "")
+            line, scope = _number(body, "line:", ""), _number(body, "scope:")
+            found = Place(self._file(scope) if scope >= 0 else "?", max(line, 0))
+            debug = _number(body, "inlinedAt:") if found.file.endswith(OUR_HEADERS) else -1
+        return found
 
     def short_name(self, function: Function) -> str:
         """A function's C++ name without namespaces and template arguments."""
@@ -293,6 +298,8 @@ class Module:
         return frozenset(self.functions)
 
 
+#: Headers whose lines say nothing about a design.
+OUR_HEADERS = ("clang/include/ap_int.h", "clang/include/hls_stream.h")
 _BINARY = (
     *("add", "sub", "mul", "udiv", "sdiv", "urem", "srem", "shl", "lshr", "ashr", "and", "or", "xor"),
     *("fadd", "fsub", "fmul", "fdiv", "frem"),

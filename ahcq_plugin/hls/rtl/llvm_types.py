@@ -121,7 +121,7 @@ class Instruction:
         type: of the result; of a store, of the stored value.
         args: operands with their types, without labels.
         labels: targets of a branch (``br``: true, false), incoming blocks of a phi.
-        detail: predicate of a comparison, name of the called function, "" otherwise.
+        detail: predicate of a comparison, name of the called function, "disjoint" of an or that is a sum, or "".
         element: source type of a getelementptr, allocated type of an alloca.
         debug: number of its debug location, -1 without.
         loop: number of the loop metadata of a branch, -1 without.

@@ -108,7 +108,7 @@ class Memories(Pointers):
         self.of: dict[Instruction, Access] = {}
         uses: dict[tuple[str, bool], list[_Use]] = {}
         for block in control.blocks.values():
-            for one in block.instructions:
+            for one in list(block.instructions):
                 if one.op in ("load", "store"):
                     pointer = self.pointer(one.args[-1][1], one)
                     use = _Use(one, pointer, pointer.fixed)
@@ -183,7 +183,7 @@ class Memories(Pointers):
         self.arrays.append(array)
         for use in uses:
             access = Access(use.one, array, use.fixed + use.pointer.rest, use.pointer.terms)
-            if access.offset < 0:
+            if access.offset < 0 and not access.terms:
                 raise RtlError(f"an index of `{shown}` that begins below 0: shift it", self.module.place(use.one.debug))
             array.accesses.append(access)
             self.of[use.one] = access

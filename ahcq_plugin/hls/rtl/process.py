@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from ahcq_plugin.hls.rtl.balance import balance
 from ahcq_plugin.hls.rtl.channels import Channels, Port, Ram
 from ahcq_plugin.hls.rtl.control import Control
 from ahcq_plugin.hls.rtl.errors import Place, RtlError
@@ -17,7 +18,7 @@ from ahcq_plugin.hls.rtl.loops import Pragma
 from ahcq_plugin.hls.rtl.memory import Memories
 from ahcq_plugin.hls.rtl.names import Names
 from ahcq_plugin.hls.rtl.nodes import Graph, Node
-from ahcq_plugin.hls.rtl.pointers import write_out_copies
+from ahcq_plugin.hls.rtl.pointers import write_out_choices, write_out_copies
 from ahcq_plugin.hls.rtl.storage import Storage
 from ahcq_plugin.hls.rtl.values import Outside, Values
 
@@ -97,6 +98,7 @@ class _Translation:
         self.compute = Values(self.graph)
         self.channels = Channels(self.graph)
         write_out_copies(self.module, self.function)
+        write_out_choices(self.module, self.function)
         self.control = Control(self.function)
         self._refuse_inner_loops()
         self.memories = Memories(self.module, self.function, self.control, self.pragmas)
@@ -344,11 +346,11 @@ class _Translation:
             return
         word = self.value(Type("int"), one.args[0][1], name)
         start = one.args[1][1].value
-        width = min(64, word.bits - start)
+        width = min(one.args[2][1].value if what == "__hls_put" else 64, word.bits - start)
         if what == "__hls_get":
             self.values[one.result] = graph.extend(graph.slice(word, start, width), 64)
         elif what == "__hls_put":
-            part = graph.slice(self.value(*one.args[2], name), 0, width)
+            part = graph.slice(self.value(*one.args[3], name), 0, width)
             parts = [graph.slice(word, start + width, word.bits - start - width)] if start + width < word.bits else []
             parts += [part, *([graph.slice(word, 0, start)] if start else [])]
             self.values[one.result] = graph.concat(parts)
@@ -403,6 +405,7 @@ class _Translation:
             if element.next is None:
                 raise AssertionError(state)
             graph.root("next_value", "()", [element.next], f"param={state}")
+        balance(graph, {state: (element.read, element.next) for state, element in self.states.items()})
         kinds = {state: element.read.kind for state, element in self.states.items()}
         inits = [self.storage.initial.get(state, "0") for state in kinds]
         elements = ", ".join(f"{state}: {kind}" for state, kind in kinds.items())

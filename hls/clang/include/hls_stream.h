@@ -18,7 +18,7 @@ AHCQ_ACTION ahcq_word* __hls_pop(const void* stream, int bits);
 AHCQ_ACTION void __hls_push(const void* stream, const ahcq_word* word);
 AHCQ_VALUE uint64_t __hls_get(const ahcq_word* word, int start);                       // 64 bits from `start` on
 AHCQ_VALUE ahcq_word* __hls_new(int bits);                                             // zeros
-AHCQ_VALUE ahcq_word* __hls_put(const ahcq_word* word, int start, uint64_t value);  // the word with 64 bits replaced
+AHCQ_VALUE ahcq_word* __hls_put(const ahcq_word* word, int start, int bits, uint64_t value);  // with these bits replaced
 }
 
 namespace ahcq_clang {
@@ -28,21 +28,21 @@ constexpr int chunks(int bits) { return (bits + 63) / 64; }
 template <class T>
 struct coder {
     static constexpr int BITS = 8 * sizeof(T);
+    // Byte by byte: larger pieces would join fields to words that have to be taken apart again.
     static T decode(const ahcq_word* word) {
         T value;
-        uint64_t parts[chunks(BITS)];
+        uint8_t bytes[sizeof(T)];
 #pragma clang loop unroll(full)
-        for (int i = 0; i < chunks(BITS); ++i) parts[i] = __hls_get(word, 64 * i);
-        __builtin_memcpy(&value, parts, sizeof(T));
+        for (unsigned i = 0; i < sizeof(T); ++i) bytes[i] = uint8_t(__hls_get(word, 8 * i));
+        __builtin_memcpy(&value, bytes, sizeof(T));
         return value;
     }
     static ahcq_word* encode(const T& value) {
-        uint64_t parts[chunks(BITS)];
-        parts[chunks(BITS) - 1] = 0;
-        __builtin_memcpy(parts, &value, sizeof(T));
+        uint8_t bytes[sizeof(T)];
+        __builtin_memcpy(bytes, &value, sizeof(T));
         ahcq_word* word = __hls_new(BITS);
 #pragma clang loop unroll(full)
-        for (int i = 0; i < chunks(BITS); ++i) word = __hls_put(word, 64 * i, parts[i]);
+        for (unsigned i = 0; i < sizeof(T); ++i) word = __hls_put(word, 8 * i, 8, bytes[i]);
         return word;
     }
 };
@@ -61,7 +61,7 @@ struct coder<ap_base<W, S> > {
         ahcq_word* word = __hls_new(W);
         const bits_t bits = bits_t(value.bits());
 #pragma clang loop unroll(full)
-        for (int i = 0; i < chunks(W); ++i) word = __hls_put(word, 64 * i, uint64_t(bits >> (64 * i)));
+        for (int i = 0; i < chunks(W); ++i) word = __hls_put(word, 64 * i, 64, uint64_t(bits >> (64 * i)));
         return word;
     }
 };
@@ -70,7 +70,7 @@ template <>
 struct coder<bool> {
     static constexpr int BITS = 1;
     static bool decode(const ahcq_word* word) { return __hls_get(word, 0) & 1; }
-    static ahcq_word* encode(bool value) { return __hls_put(__hls_new(1), 0, value); }
+    static ahcq_word* encode(bool value) { return __hls_put(__hls_new(1), 0, 1, value); }
 };
 
 }  // namespace ahcq_clang

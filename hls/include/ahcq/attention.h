@@ -51,6 +51,7 @@ LoadK:
     LoadBeats:
         for (int beat = 0; beat < ceil_div(C::TILES * C::PE, C::SIMD); ++beat) {
 #pragma HLS PIPELINE II = 1
+#pragma HLS DEPENDENCE variable = right.sum inter distance = ceil_div(C::TILES * C::PE, C::SIMD) true
             ap_uint<C::RIGHT_BITS> codes[C::SIMD];
 #pragma HLS ARRAY_PARTITION variable = codes complete
             ap_uint<byte_bits(C::SIMD * C::RIGHT_BITS)> word = 0;
@@ -100,11 +101,12 @@ Rows:
             for (int f = 0; f < C::FOLDS; ++f) {
 #pragma HLS PIPELINE II = 1
                 const fold_t<C> fold = in.read();
-                if (f == 0) row_sum = 0;
+                acc_t fold_sum = 0;
                 for (int i = 0; i < C::SIMD; ++i) {
 #pragma HLS UNROLL
-                    row_sum += fold.u[i];
+                    fold_sum += fold.u[i];
                 }
+                row_sum = f == 0 ? fold_sum : acc_t(row_sum + fold_sum);
                 const bool ends = f == C::FOLDS - 1;
                 tile_t<C> tile;
             Elements:

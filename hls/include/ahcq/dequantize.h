@@ -104,6 +104,7 @@ void dequantize_tiles(
     float sums[C::PE];
 #pragma HLS ARRAY_PARTITION variable = sums cyclic factor = C::OUT
     tile_t<C> tile;
+#pragma HLS ARRAY_PARTITION variable = tile.acc complete dim = 0
     int head = 0;
     int row_of_product = 0;
 Rows:
@@ -116,6 +117,7 @@ Rows:
             Beats:
                 for (int beat = 0; beat < C::PE / C::OUT; ++beat) {
 #pragma HLS PIPELINE II = 1
+#pragma HLS DEPENDENCE variable = sums inter distance = C::PE / C::OUT true
                     if (beat == 0) tile = in.read();
                     float values[C::OUT];
 #pragma HLS ARRAY_PARTITION variable = values complete

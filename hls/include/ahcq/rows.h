@@ -37,6 +37,7 @@ Decode:
 template <class C>
 void send_row(hls::stream<code_axis<C> >& in, hls::stream<fold_t<C> >& out) {
     fold_t<C> row[C::FOLDS];
+#pragma HLS AGGREGATE variable = row
 SendTiles:
     for (int tile = 0; tile < C::TILES; ++tile) {
     SendFolds:
@@ -95,10 +96,11 @@ struct row_sender<C, grouped_family> {
     }
 };
 
+// `batch` products of `rows` rows each.
 template <class C>
-void send_rows(hls::stream<code_axis<C> >& in, int rows, hls::stream<fold_t<C> >& out) {
+void send_rows(hls::stream<code_axis<C> >& in, int batch, int rows, hls::stream<fold_t<C> >& out) {
 SendRows:
-    for (int row = 0; row < rows; ++row) {
+    for (int row = 0; row < batch * rows; ++row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = 4096
         row_sender<C, typename C::family>::send(in, out);
     }
