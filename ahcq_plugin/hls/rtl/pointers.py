@@ -92,6 +92,8 @@ class Pointers:
         made = self.definitions.get(getattr(value, "name", ""))
         if made is None or bits != ADDRESS_BITS:
             return 0, [(value, 1)]
+        if made.op not in ("add", "sub", "mul", "shl", "or"):
+            return 0, [self._divided(made)]
         (_, left), (_, right) = made.args
         if made.op in ("add", "sub") or made.op == "or" and made.detail == "disjoint":
             constant, terms = self.linear(left, bits)

@@ -33,7 +33,9 @@ WORD = "ap_uint<64> "
 def integer(rng: random.Random, depth: int) -> str:
     """An expression of `a` (ap_uint<64>), `b` (ap_int<13>), `c` (int), `d` (uint8_t) and the turn `i`."""
     if depth == 0 or rng.random() < 0.1:
-        return rng.choice(["a", "b", "ap_int<32>(c)", "ap_uint<8>(d)", f"ap_int<9>({rng.randint(-256, 255)})", "ap_int<32>(i)"])
+        return rng.choice(
+            ["a", "b", "ap_int<32>(c)", "ap_uint<8>(d)", f"ap_int<9>({rng.randint(-256, 255)})", "ap_int<32>(i)"]
+        )
     x, y = integer(rng, depth - 1), integer(rng, depth - 1)
     width = rng.choice([1, 2, 3, 7, 8, 12, 16, 21, 31, 32, 33, 40, 63, 64])
     kind = f"ap_{rng.choice(['int', 'uint'])}<{width}>"
@@ -59,7 +61,9 @@ def integer(rng: random.Random, depth: int) -> str:
 def floating(rng: random.Random, depth: int) -> str:
     """A float expression of `f`, `g` and the numbers of ``integer``; without subnormals and divisions."""
     if depth == 0:
-        return rng.choice(["f", "g", "float(c)", "float(d)", "float(b.to_int())", f"{rng.choice([0.5, 3.25, -1.7, 1e3])}f"])
+        return rng.choice(
+            ["f", "g", "float(c)", "float(d)", "float(b.to_int())", f"{rng.choice([0.5, 3.25, -1.7, 1e3])}f"]
+        )
     x, y = floating(rng, depth - 1), floating(rng, depth - 1)
     form = rng.randrange(7)
     if form < 4:
