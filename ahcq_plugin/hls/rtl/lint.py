@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What HLS gets wrong silently: C simulation is right, the hardware hangs, is slow, or is not what was meant.
 
-Rules: ``deadlock``, ``nest``, ``recurrence``, ``partition``, ``dependence``, ``dataflow``; docs/hls_rtl.md says what each means.
+Rules: ``deadlock``, ``nest``, ``recurrence``, ``partition``, ``dependence``, ``dataflow`` (docs/hls_rtl.md).
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def _deadlocks(function: Written) -> Iterator[Finding]:
             yield Finding(
                 "deadlock",
                 place(function, variable),
-                f"the stream `{variable['name']}` is filled before what reads it starts, without DATAFLOW: hardware stops when it "
-                "is full. Put both ends into functions, and DATAFLOW into this one",
+                f"the stream `{variable['name']}` is filled before what reads it starts, without DATAFLOW: hardware "
+                "stops when it is full. Put both ends into functions, and DATAFLOW into this one",
             )
 
 
@@ -110,7 +110,8 @@ def _dataflow(function: Written) -> Iterator[Finding]:
             yield Finding(
                 "dataflow",
                 place(function, one),
-                "an expression or a branch inside DATAFLOW: only streams, arrays and calls may stand there. Compute it in a process",
+                "an expression or a branch inside DATAFLOW: only streams and calls may stand there, compute it in a "
+                "process",
             )
 
 
@@ -134,7 +135,8 @@ def _is_name(argument: Tree) -> bool:
     node = bare(argument)
     if node.get("kind") == "ArraySubscriptExpr":
         return _is_name(node["inner"][0])
-    return node.get("kind") in ("DeclRefExpr", "IntegerLiteral", "CXXBoolLiteralExpr", "MemberExpr", "FloatingLiteral")
+    kinds = ("DeclRefExpr", "IntegerLiteral", "CXXBoolLiteralExpr", "FloatingLiteral", "MemberExpr")
+    return node.get("kind") in (*kinds, "SubstNonTypeTemplateParmExpr")
 
 
 def _nests(function: Written) -> Iterator[Finding]:
@@ -150,8 +152,8 @@ def _nests(function: Written) -> Iterator[Finding]:
             yield Finding(
                 "nest",
                 place(function, others[0]),
-                f"a statement beside the loop of line {pipelined[0]['line']}: the nest does not flatten, and every turn of the outer "
-                "loop waits for the pipeline to run empty. Move it into the inner loop, with a condition",
+                f"a statement beside the loop of line {pipelined[0]['line']}: the nest does not flatten, every turn of "
+                "the outer loop waits for the pipeline to run empty. Move it into the inner loop, with a condition",
             )
 
 
@@ -222,7 +224,7 @@ def _sums(
 def _is_serial(around: Tree, node: Tree, indices: list[Tree]) -> bool:
     """Whether a loop repeats an addition to the same element."""
     for loop in _inner_loops(around, node):
-        variables = _loop_variables([loop])
+        variables = _loop_variables([loop]) | _derived(loop)
         if not any(uses(index, variables) for index in indices):
             return True
     return False
@@ -237,8 +239,8 @@ def _recurrences(syntax: Syntax, function: Written, loop: Tree) -> Iterator[Find
             yield Finding(
                 "recurrence",
                 place(function, node),
-                f"several additions to `{name}` follow each other in one turn of the loop of line {loop['line']}: they have to fit "
-                "into one cycle. Sum in a variable of the turn, then add once",
+                f"several additions to `{name}` follow each other in one turn of the loop of line {loop['line']}: they "
+                "have to fit into one cycle. Sum in a variable of the turn, then add once",
             )
 
 
@@ -268,8 +270,8 @@ def _dependences(syntax: Syntax, function: Written, loop: Tree) -> Iterator[Find
         yield Finding(
             "dependence",
             place(function, node),
-            f"`{name}` is read, changed and written in a turn: without `#pragma HLS DEPENDENCE variable = {name} inter ...` II = 1 is "
-            "not met, or needs forwarding",
+            f"`{name}` is read, changed and written in a turn: without `#pragma HLS DEPENDENCE variable = {name} inter "
+            "...` II = 1 is not met, or needs forwarding",
         )
 
 
@@ -347,6 +349,6 @@ def _partitions(syntax: Syntax, name: str) -> Iterator[Finding]:
             yield Finding(
                 "partition",
                 place(function, variable),
-                f"an unrolled loop (line {node.get('line')}) takes several elements of `{named}` at a time: a memory gives two. Add "
-                f"`#pragma HLS ARRAY_PARTITION variable = {named} complete` (or cyclic), or AGGREGATE",
+                f"an unrolled loop (line {node.get('line')}) takes several elements of `{named}` at a time: a memory "
+                f"gives two. Add `#pragma HLS ARRAY_PARTITION variable = {named} complete` (or cyclic), or AGGREGATE",
             )

@@ -112,6 +112,10 @@ class Module:
         found = re.match(r"\s+#dbg_(?:declare|value)\(\S+ %(\"[^\"]+\"|[\w.$-]+), !(\d+),", line)
         if found:
             function.variables.setdefault(found[1].strip('"'), int(found[2]))
+        # where optimisation moved the value: (value, variable, expression, number, address, expression, place)
+        found = re.match(r"\s+#dbg_assign\(.*?, !(\d+), !DIExpression\(.*?\), !\d+, ptr %(\"[^\"]+\"|[\w.$-]+),", line)
+        if found:
+            function.variables.setdefault(found[2].strip('"'), int(found[1]))
 
     def _instruction(self, line: str) -> Instruction:
         debug, loop = _number(line, "!dbg"), _number(line, "!llvm.loop")
@@ -270,7 +274,7 @@ class Module:
         """C++ name and place of the declaration of an alloca or a value; its own name if there is none."""
         body = self._metadata.get(function.variables.get(name, -1), "")
         if not body:
-            return re.sub(r"(\.\w+)?\.?i?\d*$", "", name) or name, Place("?", 0)
+            return re.sub(r"(\.i|\d+|\.\d+)+$", "", name) or name, Place("?", 0)
         file = _number(body, "file:")
         return re.search(r'name: "([^"]*)"', body)[1], Place(self._file_name(file), max(_number(body, "line:", ""), 0))
 

@@ -11,7 +11,8 @@ from ahcq_plugin.hls.resources import sources
 from ahcq_plugin.hls.rtl.channels import Ram
 from ahcq_plugin.hls.rtl.clang import Program
 from ahcq_plugin.hls.rtl.elaborate import Design, Instance, Slice, elaborate
-from ahcq_plugin.hls.rtl.errors import Place
+from ahcq_plugin.hls.rtl.errors import Place, RtlError
+from ahcq_plugin.hls.rtl.lint import lint
 from ahcq_plugin.hls.rtl.process import ARGUMENTS
 from ahcq_plugin.hls.rtl.schedule import Scheduled, ScheduleOptions, schedule
 from ahcq_plugin.support.files import write_text
@@ -39,16 +40,22 @@ class Rtl:
         return [folder / name for name in self.files]
 
 
-def compile_rtl(program: Program, top: str, options: ScheduleOptions | None = None, cache: Path | None = None) -> Rtl:
+def compile_rtl(
+    program: Program, top: str, options: ScheduleOptions | None = None, cache: Path | None = None, faults: bool = False
+) -> Rtl:
     """HLS C++ to SystemVerilog.
 
     Args:
         top: C++ name of the top function.
         cache: folder for what XLS makes, by content.
+        faults: take C++ with the faults of lint.py too.
     Raises:
-        RtlError: the C++ is outside the subset, or II = 1 is impossible.
+        RtlError: the C++ has such a fault or is outside the subset, or II = 1 is impossible.
         ToolError: a package of the extra ``rtl`` is missing.
     """
+    found = [] if faults else lint(program)
+    if found:
+        raise RtlError("\n".join(map(str, found)))
     module = program.module()
     pipelined = [Place(source.name, line) for source in program.files.values() for line in source.pipelined_loops()]
     design = elaborate(module, top, program.pragmas, pipelined)

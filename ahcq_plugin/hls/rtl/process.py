@@ -166,6 +166,8 @@ class _Translation:
         What is read may be an answer to what was written, so it must not hold that back. In a loop with PIPELINE the
         schedule sees to it.
         """
+        if self._is_same_word(first, second):
+            return False
         head = self.control.innermost(block)
         place = self._loop_place(head) if head else None
         if place in self.pipelined:
@@ -181,6 +183,14 @@ class _Translation:
             )
         self.extra.append(self.place(second))
         return True
+
+    def _is_same_word(self, first: Instruction, second: Instruction) -> bool:
+        """Whether both read one word of a memory: that is one access."""
+        a, b = self.memories.of.get(first), self.memories.of.get(second)
+        if a is None or b is None or a.is_write or b.is_write or a.terms != b.terms:
+            return False
+        words = {column: word for column, word, _ in a.pieces}
+        return all(words.get(column, word) == word for column, word, _ in b.pieces)
 
     # -- state and values
 

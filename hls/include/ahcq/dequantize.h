@@ -133,11 +133,13 @@ Rows:
                     const int first = t * C::PE + beat * C::OUT;
                     const bool last = row == batch * rows - 1 && first + C::OUT >= C::N;
                     if (g == C::GROUPS - 1 && first < C::N) out.write(float_beat<C::OUT>(values, last));
+                    if (t == C::TILES - 1 && g == C::GROUPS - 1 && beat == C::PE / C::OUT - 1) {
+                        row_of_product = row_of_product == rows - 1 ? 0 : row_of_product + 1;
+                        if (row_of_product == 0) head = next_head<C>(head);
+                    }
                 }
             }
         }
-        row_of_product = row_of_product == rows - 1 ? 0 : row_of_product + 1;
-        if (row_of_product == 0) head = next_head<C>(head);
     }
 }
 

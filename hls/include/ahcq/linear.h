@@ -64,6 +64,7 @@ Rows:
                 const bool begins = left == 0;
                 if (begins) left = C::group_folds(group);
                 const fold_t<C> fold = in.read();
+#pragma HLS ARRAY_PARTITION variable = fold.u complete
             Elements:
                 for (int pe = 0; pe < C::PE; ++pe) {
 #pragma HLS UNROLL

@@ -24,6 +24,7 @@ fold_t<C> read_fold(hls::stream<code_axis<C> >& in, int fold) {
 #pragma HLS ARRAY_PARTITION variable = codes complete
     unpack_codes<C::BITS, C::SIMD>(in.read().data, codes);
     fold_t<C> result;
+#pragma HLS ARRAY_PARTITION variable = result.u complete
 Decode:
     for (int i = 0; i < C::SIMD; ++i) {
 #pragma HLS UNROLL
@@ -59,6 +60,7 @@ ReadRow:
     for (int beat = 0; beat < ceil_div(C::K, C::SIMD); ++beat) {
 #pragma HLS PIPELINE II = 1
         const fold_t<C> now = read_fold<C>(in, beat);
+#pragma HLS ARRAY_PARTITION variable = now.u complete
         for (int i = 0; i < C::SIMD; ++i) {
 #pragma HLS UNROLL
             row[beat * C::SIMD + i] = now.u[i];
@@ -70,6 +72,7 @@ SendTiles:
         for (int fold = 0; fold < C::FOLDS; ++fold) {
 #pragma HLS PIPELINE II = 1
             fold_t<C> now;
+#pragma HLS ARRAY_PARTITION variable = now.u complete
             for (int i = 0; i < C::SIMD; ++i) {
 #pragma HLS UNROLL
                 const int channel = C::slot(fold * C::SIMD + i);

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: E501 (lines of C++)
 """Random kernels of the subset of docs/hls_rtl.md, and what g++ makes of them with the ap_types headers."""
 
 from __future__ import annotations

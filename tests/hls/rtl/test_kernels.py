@@ -59,6 +59,7 @@ void finish(
 }}  // namespace {name}
 """
 
+
 def top_source(layers: dict[str, Layer], floats: set[str]) -> str:
     """A top with the three kernels of every layer; those not in ``floats`` end with their accumulators."""
     ports, body = [], []

@@ -28,10 +28,10 @@ STALLS = (Stalls(), Stalls(idle=0.4), Stalls(back=0.5, seed=2), Stalls(idle=0.3,
 def rtl_of(program: Program) -> Rtl:
     """Short stages, so that there are many, unless a random circle does not fit into one."""
     try:
-        return compile_rtl(program, "top", cache=cache_folder())
+        return compile_rtl(program, "top", cache=cache_folder(), faults=True)
     except RtlError as error:
         assert "II = 1 is impossible for the process" in str(error)
-        return compile_rtl(program, "top", ScheduleOptions(clock_ps=20_000), cache_folder())
+        return compile_rtl(program, "top", ScheduleOptions(clock_ps=20_000), cache_folder(), faults=True)
 
 
 def different(seeds: list[int], count: int = 150) -> dict[str, str]:
