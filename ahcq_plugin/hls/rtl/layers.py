@@ -18,13 +18,13 @@ from ahcq_plugin.hls.layer import Layer
 from ahcq_plugin.hls.render import render
 from ahcq_plugin.hls.rtl.clang import Program
 from ahcq_plugin.hls.rtl.netlist import Rtl, compile_rtl
-from ahcq_plugin.hls.rtl.schedule import ScheduleOptions
-from ahcq_plugin.hls.rtl.simulate import RunResult, Simulation, Stalls
-from ahcq_plugin.hls.vectors import Vectors
+from ahcq_plugin.hls.rtl.schedule import ScheduleOptions, cache_folder
+from ahcq_plugin.hls.rtl.simulate import RunResult, Simulation, Stalls, build
+from ahcq_plugin.hls.vectors import Vectors, make_vectors
 from ahcq_plugin.support.files import write_text
 
 TOP = "kernels"
-FLOWING = Stalls()
+FLOWING, STOPPING = Stalls(), Stalls(idle=0.3, back=0.3, reset_at=60)
 
 
 def gives_floats(layer: Layer) -> bool:
@@ -80,6 +80,24 @@ def differences(
         name: _different(result, name, layer, golden.run(layer.matmul, vectors[name].left, None))
         for name, layer in layers.items()
     }
+
+
+def check(layer: Layer, folder: Path, rows: int = 16) -> dict[str, int]:
+    """Make RTL of one layer of the generated ``folder`` (into ``<top>/rtl``) and run it on random and directed rows.
+
+    Returns:
+        ``different``: numbers that differ from the golden model; ``rows``; ``stages`` of the longest pipeline.
+    Raises:
+        SpecError, RtlError: see ``compile_layers``.
+    """
+    rtl = compile_layers({"layer": layer}, folder, cache=cache_folder())
+    rtl.write(folder / layer.top / "rtl")
+    vectors = {"layer": make_vectors(layer.matmul, 1, rows, seed=2)}
+    simulation = build(rtl, cache_folder())
+    different = sum(
+        differences(simulation, {"layer": layer}, vectors, stalls)["layer"] for stalls in (FLOWING, STOPPING)
+    )
+    return dict(different=different, rows=rows, stages=max(one.stages for one in rtl.scheduled.values()))
 
 
 def _beats(codes: np.ndarray, layer: Layer) -> list[int]:

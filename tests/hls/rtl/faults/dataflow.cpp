@@ -13,5 +13,5 @@ void top(hls::stream<int>& in, int batch, int rows, hls::stream<int>& out) {
 #pragma HLS DATAFLOW
     hls::stream<int> between("between");
     send(in, batch * rows, between);
-    send(between, batch * rows, out);
+    send(between, rows, out);
 }
