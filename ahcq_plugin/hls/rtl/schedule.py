@@ -158,6 +158,15 @@ def circles(process: Process) -> list[tuple[int, str, list[str]]]:
     return sorted(found, key=lambda one: -one[0])
 
 
+def _late(process: Process) -> list[tuple[str, int]]:
+    """C++ variables that live from turn to turn, and the longest way to their next values from anywhere."""
+    weights: dict[Node, int] = {}
+    for node in sorted_nodes([following for _, following in process.states.values()]):
+        weights[node] = _weight(node) + max((weights[one] for one in node.operands), default=0)
+    found = [(process.variables[state], weights[following]) for state, (_, following) in process.states.items()]
+    return sorted(found, key=lambda one: -one[1])
+
+
 def _weight(node: Node) -> int:
     if node.op in _FREE:
         return 0
