@@ -93,8 +93,11 @@ class Graph:
         return no if condition is self.zero else self.node("sel", yes.kind, [condition, no, yes])
 
     def any(self, *conditions: Node) -> Node:
-        """The or of single bits."""
+        """The or of single bits; ``p and c`` with ``p and not c`` is ``p``, as where two branches meet again."""
         found = [one for one in dict.fromkeys(conditions) if one is not self.zero]
+        while (pair := _meeting(found)) is not None:
+            a, b, both = pair
+            found = list(dict.fromkeys([*(one for one in found if one is not a and one is not b), both]))
         if not found or self.one in found:
             return self.one if found else self.zero
         return found[0] if len(found) == 1 else self.node("or", 1, found)
@@ -134,6 +137,19 @@ class Graph:
         order = sorted_nodes(self.roots)
         names = {node: f"n{index}" for index, node in enumerate(order)}
         return [node.text(names) for node in order]
+
+
+def _meeting(conditions: Sequence[Node]) -> tuple[Node, Node, Node] | None:
+    """Two conditions ``p and c``, ``p and not c`` among some, and p."""
+    known = {(frozenset(one.args)): one for one in conditions if one.op == "and"}
+    for one in conditions:
+        for last in one.args if one.op == "and" else ():
+            if last.op == "not":
+                common = [arg for arg in one.args if arg is not last]
+                other = known.get(frozenset([*common, last.args[0]]))
+                if other is not None and common:
+                    return one, other, common[0]
+    return None
 
 
 def sorted_nodes(roots: Iterable[Node]) -> list[Node]:

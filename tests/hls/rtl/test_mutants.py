@@ -53,7 +53,7 @@ SOURCE = {
     for (int i = 0; i < 16; ++i) bins[i] = 7 * i;
     for (int i = 0; i < n; ++i) {{
         const ap_uint<64> a = in.read();
-        bins[ap_uint<2>(a)] += ap_uint<9>(a >> 4);
+        if (a[20]) bins[ap_uint<2>(a)] += ap_uint<9>(a >> 4);
     }}
     for (int i = 0; i < 16; ++i) out.write({WORD}(bins[i]));""",
     "nest": f"""    for (int row = 0; row < (n >> 3) - 3; ++row) {{
@@ -87,15 +87,14 @@ SOURCE = {
 # name -> (module, function, text of the function, text instead): one word of the translator
 TRANSLATOR = {
     "subtracted_term": (balance, "_terms", 'minus != (node.op == "sub")', 'minus and (node.op == "sub")'),
-    "late_terms": (balance, "balance", "node.args = [first, last]", "node.args = [first, first]"),
-    "read_first": (channels, "Channels.ram", "stands in reads:", "stands in reads[:0]:"),
+    "sum_of_terms": (balance, "_tree", "words = pairs + words[2 * len(pairs) :]", "words = pairs"),
+    "write_address": (channels, "Channels.ram", "write, target, data]", "write, address, data]"),
     "forwarded_word": (channels, "Channels.ram", 'graph.select(same, last["data"], word)', "word"),
     "forwarded_valid": (channels, "Channels.ram", 'graph.both(last["valid"], ', "graph.both(graph.one, "),
     "earlier_write": (channels, "Channels.ram", "for condition, index, written in earlier:", "for condition, index, written in ():"),
     "write_enable": (channels, "Channels.ram", "graph.concat([read, address, write,", "graph.concat([read, address, read,"),
     "sign_of_a_word": (storage, "Storage.access", "8 * column.size, column.sign)", "8 * column.size, False)"),
     "constant_index": (storage, "Storage._index", "graph.literal(bits, word)", "graph.literal(bits, 0)"),
-    "stride": (storage, "Storage._index", "if factor != 1:", "if factor == 1:"),
     "register_order": (storage, "Storage._chain", "self.graph.select(condition, now, before)", "now"),
     "narrow_word": (memory, "Memories._stored", "max(1, kind.bits - made.args[1][1].value), True", "max(1, kind.bits - made.args[1][1].value - 1), True"),
     "untaken_branch": (process, "_Translation._leave", 'graph.both(active, graph.node("not", 1, [condition])))', "graph.both(active, condition))"),
