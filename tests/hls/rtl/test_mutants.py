@@ -38,7 +38,7 @@ SOURCE = {
     "sums": f"""    ap_int<24> acc = 0;
     for (int i = 0; i < n; ++i) {{
         const ap_uint<64> a = in.read();
-        acc = acc + ap_int<9>(a) - ap_int<7>(a >> 9) + ap_int<8>(a >> 20);
+        acc = acc + ap_int<9>(a) - ap_int<7>(a >> 9) + ap_int<8>(a >> 20) + ap_int<6>(a >> 30);
         if (a[40] && acc > -30) out.write({WORD}(acc));
     }}""",
     "memory": f"""    ap_int<11> memory[32];
@@ -53,7 +53,7 @@ SOURCE = {
     for (int i = 0; i < 16; ++i) bins[i] = 7 * i;
     for (int i = 0; i < n; ++i) {{
         const ap_uint<64> a = in.read();
-        if (a[20]) bins[ap_uint<2>(a)] += ap_uint<9>(a >> 4);
+        if (a[20]) bins[ap_uint<4>(a | 12)] += ap_uint<9>(a >> 4);
     }}
     for (int i = 0; i < 16; ++i) out.write({WORD}(bins[i]));""",
     "nest": f"""    for (int row = 0; row < (n >> 3) - 3; ++row) {{
@@ -96,7 +96,6 @@ TRANSLATOR = {
     "sign_of_a_word": (storage, "Storage.access", "8 * column.size, column.sign)", "8 * column.size, False)"),
     "constant_index": (storage, "Storage._index", "graph.literal(bits, word)", "graph.literal(bits, 0)"),
     "register_order": (storage, "Storage._chain", "self.graph.select(condition, now, before)", "now"),
-    "narrow_word": (memory, "Memories._stored", "max(1, kind.bits - made.args[1][1].value), True", "max(1, kind.bits - made.args[1][1].value - 1), True"),
     "untaken_branch": (process, "_Translation._leave", 'graph.both(active, graph.node("not", 1, [condition])))', "graph.both(active, condition))"),
     "start_of_a_phi": (process, "_Translation._phis", "graph.select(self.edges[label, cut], now, element.next)", "element.next"),
     "held_value": (process, "_Translation.process", "graph.select(self.active[self.home[value]], self.values[value], element.read)", "self.values[value]"),
