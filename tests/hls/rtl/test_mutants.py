@@ -20,7 +20,6 @@ from ahcq_plugin.hls.rtl import (
     cache_folder,
     channels,
     compile_rtl,
-    control,
     process,
     storage,
     values,
@@ -102,7 +101,6 @@ TRANSLATOR = {
     "signed_extension": (values, "Values.compute", 'kind.bits, op == "sext")', "kind.bits, False)"),
     "difference_of_floats": (values, "Values.compute", "self.negative(operand(1))", "operand(1)"),
     "order_of_a_comparison": (values, "Values._compare", 'self.call("greater", 1, b, a)', 'self.call("greater", 1, a, b)'),
-    "cut_of_a_loop": (control, "Control.before", "name in self.cuts or name == self.entry", "name == self.entry"),
 }  # fmt: skip
 # name -> (kernel, text, text instead): C++
 WRITTEN = {
