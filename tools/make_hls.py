@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ahcq_plugin.export import load_spec
 from ahcq_plugin.hls import HLSOptions, cosim, flow, generate, select, synth
+from ahcq_plugin.hls.rtl import layers as rtl_layers
 from ahcq_plugin.hls.vectors import make_vectors
 from ahcq_plugin.support.tool import run_tool
 
@@ -22,6 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--clock-mhz", type=int, default=HLSOptions.clock_mhz)
     parser.add_argument("--csim", action="store_true", help="compile and run every test bench with g++")
     parser.add_argument("--cosim", action="store_true", help="run every top behind its AXI ports (cocotb, Verilator)")
+    parser.add_argument("--rtl", action="store_true", help="kernels of constant weights to RTL with open tools, run it")
     parser.add_argument("--synth", choices=synth.STEPS[1:], nargs="?", const="synth", help="run Vitis HLS that far")
     return parser.parse_args()
 
@@ -44,11 +46,15 @@ def main() -> int:
             result = cosim.simulate(layer, args.out, [make_vectors(layer.matmul, 2, 2, seed=1)])
             measured["cosim"] = not result.failed
             print(f"cosim  {layer.top}: {result.failed or f'{len(result.passed)} tests passed'}")
+        if args.rtl and not layer.is_product:
+            measured["rtl"] = rtl_layers.check(layer, args.out)
+            print(f"rtl    {layer.top}: {measured['rtl']}")
         if args.synth:
             report = synth.synthesize(args.out / layer.top, layer.top, args.synth)
             measured["synthesis"] = flow.synthesis_entry(report)
             print(f"synth  {layer.top}: {report.used}, II {report.interval_cycles}, {report.estimated_ns} ns")
         failed = failed or not all(measured.get(step, True) for step in ("csim", "cosim"))
+        failed = failed or measured.get("rtl", {}).get("different", 0) > 0
     print(f"report: {flow.write_report(args.out, results)}")
     return 1 if failed else 0
 

@@ -10,19 +10,27 @@
 
 namespace ahcq {
 
-// ROWS rows of Q::K values, quantized, to the stream of a layer.
+// ROWS rows of Q::K values as a stream of floats.
 template <class Q, int ROWS, class T>
-void quantize_array(const T* values, hls::stream<ap_axiu<byte_bits(Q::SIMD * Q::BITS), 0, 0, 0> >& out) {
-    hls::stream<ap_axiu<32 * Q::IN, 0, 0, 0> > floats("floats");
-#pragma HLS STREAM variable = floats depth = 4
+void read_array(const T* values, hls::stream<ap_axiu<32 * Q::IN, 0, 0, 0> >& floats) {
     for (int row = 0; row < ROWS; ++row) {
         for (int at = 0; at < Q::K; at += Q::IN) {
 #pragma HLS PIPELINE II = 1
             float beat[Q::IN];
+#pragma HLS ARRAY_PARTITION variable = beat complete
             for (int i = 0; i < Q::IN; ++i) beat[i] = at + i < Q::K ? float(values[row * Q::K + at + i]) : 0.0f;
             floats.write(float_beat<Q::IN>(beat, row == ROWS - 1 && at + Q::IN >= Q::K));
         }
     }
+}
+
+// ROWS rows of Q::K values, quantized, to the stream of a layer. Both stages run at the same time.
+template <class Q, int ROWS, class T>
+void quantize_array(const T* values, hls::stream<ap_axiu<byte_bits(Q::SIMD * Q::BITS), 0, 0, 0> >& out) {
+#pragma HLS DATAFLOW
+    hls::stream<ap_axiu<32 * Q::IN, 0, 0, 0> > floats("floats");
+#pragma HLS STREAM variable = floats depth = 4
+    read_array<Q, ROWS>(values, floats);
     quantize_rows<Q>(floats, ROWS, out);
 }
 

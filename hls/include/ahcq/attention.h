@@ -21,9 +21,9 @@ struct right_t {
 // Rows of K codes, one for each output (Q.K^T); K codes in FOLDS beats.
 template <class C>
 void load_right_rows(hls::stream<right_axis<C> >& in, right_t<C>& right) {
+    typename C::acc_t sum = 0;
 LoadOutputs:
     for (int n = 0; n < C::TILES * C::PE; ++n) {
-        typename C::acc_t sum = 0;
     LoadFolds:
         for (int f = 0; f < C::FOLDS; ++f) {
 #pragma HLS PIPELINE II = 1
@@ -32,14 +32,16 @@ LoadOutputs:
             ap_uint<byte_bits(C::SIMD * C::RIGHT_BITS)> word = 0;
             if (n < C::N) word = in.read().data;
             unpack_codes<C::RIGHT_BITS, C::SIMD>(word, codes);
+            typename C::acc_t fold_sum = 0;
             for (int i = 0; i < C::SIMD; ++i) {
 #pragma HLS UNROLL
                 const ap_uint<C::RIGHT_BITS> code = f * C::SIMD + i < C::K ? codes[i] : ap_uint<C::RIGHT_BITS>(0);
                 right.b[n / C::PE * C::FOLDS + f][n % C::PE][i] = code;
-                sum += code;
+                fold_sum += code;
             }
+            sum = f == 0 ? fold_sum : typename C::acc_t(sum + fold_sum);
+            if (f == C::FOLDS - 1) right.sum[n / C::PE][n % C::PE] = sum;
         }
-        right.sum[n / C::PE][n % C::PE] = sum;
     }
 }
 
@@ -51,6 +53,7 @@ LoadK:
     LoadBeats:
         for (int beat = 0; beat < ceil_div(C::TILES * C::PE, C::SIMD); ++beat) {
 #pragma HLS PIPELINE II = 1
+#pragma HLS DEPENDENCE variable = right.sum inter distance = ceil_div(C::TILES * C::PE, C::SIMD) true
             ap_uint<C::RIGHT_BITS> codes[C::SIMD];
 #pragma HLS ARRAY_PARTITION variable = codes complete
             ap_uint<byte_bits(C::SIMD * C::RIGHT_BITS)> word = 0;
@@ -100,13 +103,16 @@ Rows:
             for (int f = 0; f < C::FOLDS; ++f) {
 #pragma HLS PIPELINE II = 1
                 const fold_t<C> fold = in.read();
-                if (f == 0) row_sum = 0;
+#pragma HLS ARRAY_PARTITION variable = fold.u complete
+                acc_t fold_sum = 0;
                 for (int i = 0; i < C::SIMD; ++i) {
 #pragma HLS UNROLL
-                    row_sum += fold.u[i];
+                    fold_sum += fold.u[i];
                 }
+                row_sum = f == 0 ? fold_sum : acc_t(row_sum + fold_sum);
                 const bool ends = f == C::FOLDS - 1;
                 tile_t<C> tile;
+#pragma HLS ARRAY_PARTITION variable = tile.acc complete dim = 0
             Elements:
                 for (int pe = 0; pe < C::PE; ++pe) {
 #pragma HLS UNROLL

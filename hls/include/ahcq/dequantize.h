@@ -104,6 +104,7 @@ void dequantize_tiles(
     float sums[C::PE];
 #pragma HLS ARRAY_PARTITION variable = sums cyclic factor = C::OUT
     tile_t<C> tile;
+#pragma HLS ARRAY_PARTITION variable = tile.acc complete dim = 0
     int head = 0;
     int row_of_product = 0;
 Rows:
@@ -116,6 +117,7 @@ Rows:
             Beats:
                 for (int beat = 0; beat < C::PE / C::OUT; ++beat) {
 #pragma HLS PIPELINE II = 1
+#pragma HLS DEPENDENCE variable = sums inter distance = C::PE / C::OUT true
                     if (beat == 0) tile = in.read();
                     float values[C::OUT];
 #pragma HLS ARRAY_PARTITION variable = values complete
@@ -131,11 +133,13 @@ Rows:
                     const int first = t * C::PE + beat * C::OUT;
                     const bool last = row == batch * rows - 1 && first + C::OUT >= C::N;
                     if (g == C::GROUPS - 1 && first < C::N) out.write(float_beat<C::OUT>(values, last));
+                    if (t == C::TILES - 1 && g == C::GROUPS - 1 && beat == C::PE / C::OUT - 1) {
+                        row_of_product = row_of_product == rows - 1 ? 0 : row_of_product + 1;
+                        if (row_of_product == 0) head = next_head<C>(head);
+                    }
                 }
             }
         }
-        row_of_product = row_of_product == rows - 1 ? 0 : row_of_product + 1;
-        if (row_of_product == 0) head = next_head<C>(head);
     }
 }
 

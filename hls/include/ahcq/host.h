@@ -122,7 +122,7 @@ bool run_layer(
         hls::stream<fold_t<C> > folds("folds");
         send_codes<C::BITS, C::SIMD>(left, batch * rows, C::K, in);
         H::send_right(right, batch, in_right);
-        send_rows<C>(in, batch * rows, folds);
+        send_rows<C>(in, batch, rows, folds);
         H::accumulate(folds, in_right, batch, rows, tiles);
         right_size = receive_tiles<C>(tiles, batch * rows, accumulators) && folds.empty() && right_size;
     }

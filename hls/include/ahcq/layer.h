@@ -24,8 +24,12 @@ void linear_layer(
 #pragma HLS STREAM variable = folds depth = 4
 #pragma HLS STREAM variable = tiles depth = 2
     scales_t<C> scales;
+#pragma HLS ARRAY_PARTITION variable = scales.left complete
+#pragma HLS ARRAY_PARTITION variable = scales.weight cyclic factor = C::OUT
+#pragma HLS ARRAY_PARTITION variable = scales.bias cyclic factor = C::OUT
+#pragma HLS ARRAY_PARTITION variable = scales.offset cyclic factor = C::OUT
     load_scales<C>(scale_memory, scales);
-    send_rows<C>(left, rows, folds);
+    send_rows<C>(left, 1, rows, folds);
     multiply_accumulate<C>(folds, rows, weights, zero_points, starts, tiles);
     dequantize_tiles<C>(tiles, 1, rows, scales, out);
 }
@@ -45,8 +49,12 @@ void product_layer(
 #pragma HLS STREAM variable = folds depth = 4
 #pragma HLS STREAM variable = tiles depth = 2
     scales_t<C> scales;
+#pragma HLS ARRAY_PARTITION variable = scales.left complete
+#pragma HLS ARRAY_PARTITION variable = scales.weight cyclic factor = C::OUT
+#pragma HLS ARRAY_PARTITION variable = scales.bias cyclic factor = C::OUT
+#pragma HLS ARRAY_PARTITION variable = scales.offset cyclic factor = C::OUT
     load_scales<C>(scale_memory, scales);
-    send_rows<C>(left, batch * rows, folds);
+    send_rows<C>(left, batch, rows, folds);
     multiply_pairs<C>(folds, right, batch, rows, tiles);
     dequantize_tiles<C>(tiles, batch, rows, scales, out);
 }

@@ -17,14 +17,26 @@ struct tile_t {
     typename C::acc_t acc[C::PE][C::family::ACCS];
 };
 
-// One processing element.
+// One processing element: its SIMD products are summed as a tree, and one addition goes round with the accumulator.
 template <class C, class W>
 void process_fold(typename C::acc_t (&acc)[C::family::ACCS], const fold_t<C>& fold, const W (&w)[C::SIMD]) {
 #pragma HLS INLINE
+    typename C::acc_t sum[C::family::ACCS];
+#pragma HLS ARRAY_PARTITION variable = sum complete
+Clear:
+    for (int a = 0; a < C::family::ACCS; ++a) {
+#pragma HLS UNROLL
+        sum[a] = 0;
+    }
 Simd:
     for (int i = 0; i < C::SIMD; ++i) {
 #pragma HLS UNROLL
-        C::family::template step<C>(acc, fold.u[i], w[i]);
+        C::family::template step<C>(sum, fold.u[i], w[i]);
+    }
+Add:
+    for (int a = 0; a < C::family::ACCS; ++a) {
+#pragma HLS UNROLL
+        acc[a] += sum[a];
     }
 }
 
@@ -39,19 +51,20 @@ void multiply_accumulate(
     hls::stream<tile_t<C> >& out) {
     tile_t<C> tile;
 #pragma HLS ARRAY_PARTITION variable = tile.acc complete dim = 0
+    int group = 0;
+    int left = 0;  // folds that are left of the group
 Rows:
     for (int row = 0; row < rows; ++row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = 4096
     Tiles:
         for (int t = 0; t < C::TILES; ++t) {
-            int group = 0;
-            int left = 0;  // folds that are left of the group
         Folds:
             for (int f = 0; f < C::FOLDS; ++f) {
 #pragma HLS PIPELINE II = 1
                 const bool begins = left == 0;
                 if (begins) left = C::group_folds(group);
                 const fold_t<C> fold = in.read();
+#pragma HLS ARRAY_PARTITION variable = fold.u complete
             Elements:
                 for (int pe = 0; pe < C::PE; ++pe) {
 #pragma HLS UNROLL
@@ -61,6 +74,7 @@ Rows:
                     }
                     const typename C::word_t word = weights[t * C::FOLDS + f][pe];
                     ap_int<C::WEIGHT_BITS + 1> w[C::SIMD];
+#pragma HLS ARRAY_PARTITION variable = w complete
                     for (int i = 0; i < C::SIMD; ++i) {
 #pragma HLS UNROLL
                         const int code = int(word >> (i * C::WEIGHT_BITS)) & ((1 << C::WEIGHT_BITS) - 1);
@@ -70,7 +84,7 @@ Rows:
                 }
                 if (--left == 0) {
                     out.write(tile);
-                    ++group;
+                    group = f == C::FOLDS - 1 ? 0 : group + 1;
                 }
             }
         }

@@ -58,11 +58,11 @@ void quantize_products(
     constexpr int WIDTH = byte_bits(Q::SIMD * Q::BITS);
     int head = 0;
     int row_of_product = 0;
+    ap_uint<WIDTH> word = 0;
+    ap_uint<32 * Q::IN> floats = 0;
 Rows:
     for (int row = 0; row < batch * rows; ++row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = 4096
-        ap_uint<WIDTH> word = 0;
-        ap_uint<32 * Q::IN> floats = 0;
     Channels:
         for (int k = 0; k < Q::K; ++k) {
 #pragma HLS PIPELINE II = 1
@@ -80,9 +80,11 @@ Rows:
                 beat.last = row == batch * rows - 1 && k == Q::K - 1;
                 out.write(beat);
             }
+            if (k == Q::K - 1) {
+                row_of_product = row_of_product == rows - 1 ? 0 : row_of_product + 1;
+                if (row_of_product == 0) head = next_head<Q>(head);
+            }
         }
-        row_of_product = row_of_product == rows - 1 ? 0 : row_of_product + 1;
-        if (row_of_product == 0) head = next_head<Q>(head);
     }
 }
 

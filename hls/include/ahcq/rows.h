@@ -24,6 +24,7 @@ fold_t<C> read_fold(hls::stream<code_axis<C> >& in, int fold) {
 #pragma HLS ARRAY_PARTITION variable = codes complete
     unpack_codes<C::BITS, C::SIMD>(in.read().data, codes);
     fold_t<C> result;
+#pragma HLS ARRAY_PARTITION variable = result.u complete
 Decode:
     for (int i = 0; i < C::SIMD; ++i) {
 #pragma HLS UNROLL
@@ -37,6 +38,7 @@ Decode:
 template <class C>
 void send_row(hls::stream<code_axis<C> >& in, hls::stream<fold_t<C> >& out) {
     fold_t<C> row[C::FOLDS];
+#pragma HLS AGGREGATE variable = row
 SendTiles:
     for (int tile = 0; tile < C::TILES; ++tile) {
     SendFolds:
@@ -58,6 +60,7 @@ ReadRow:
     for (int beat = 0; beat < ceil_div(C::K, C::SIMD); ++beat) {
 #pragma HLS PIPELINE II = 1
         const fold_t<C> now = read_fold<C>(in, beat);
+#pragma HLS ARRAY_PARTITION variable = now.u complete
         for (int i = 0; i < C::SIMD; ++i) {
 #pragma HLS UNROLL
             row[beat * C::SIMD + i] = now.u[i];
@@ -69,6 +72,7 @@ SendTiles:
         for (int fold = 0; fold < C::FOLDS; ++fold) {
 #pragma HLS PIPELINE II = 1
             fold_t<C> now;
+#pragma HLS ARRAY_PARTITION variable = now.u complete
             for (int i = 0; i < C::SIMD; ++i) {
 #pragma HLS UNROLL
                 const int channel = C::slot(fold * C::SIMD + i);
@@ -95,10 +99,11 @@ struct row_sender<C, grouped_family> {
     }
 };
 
+// `batch` products of `rows` rows each.
 template <class C>
-void send_rows(hls::stream<code_axis<C> >& in, int rows, hls::stream<fold_t<C> >& out) {
+void send_rows(hls::stream<code_axis<C> >& in, int batch, int rows, hls::stream<fold_t<C> >& out) {
 SendRows:
-    for (int row = 0; row < rows; ++row) {
+    for (int row = 0; row < batch * rows; ++row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = 4096
         row_sender<C, typename C::family>::send(in, out);
     }

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many cells of an FPGA (UltraScale+) a design takes, counted by yosys. No placement, no timing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from ahcq_plugin.hls.rtl.errors import ToolError
+from ahcq_plugin.hls.rtl.netlist import CELLS, Rtl
+from ahcq_plugin.support.files import write_json
+
+FORMAT = "ahcq_plugin.hls.rtl.cells/1"  # of the cache: raise it where the commands change
+COMMANDS = (
+    "read_verilog -sv {files}",
+    "synth_xilinx -family xcup -flatten -noiopad -noclkbuf -top {top}",
+    "tee -q -o {out} stat -tech xilinx -json",
+)
+# A process of its own: yosys ends the one that it runs in where it fails.
+_SCRIPT = """
+import sys
+from pyosys import libyosys
+design = libyosys.Design()
+for command in sys.argv[1:]:
+    libyosys.run_pass("tee -q " + command if not command.startswith("tee") else command, design)
+"""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Cells of a module.
+
+    Attributes:
+        lut: look-up tables of any size; those used as memory too.
+        ff: flip-flops. dsp: DSP48E2. carry: CARRY4 and CARRY8.
+        bram: block RAMs in units of RAMB36 (a RAMB18 is a half).
+        logic_cells: yosys' estimate of logic cells.
+    """
+
+    lut: int
+    ff: int
+    dsp: int
+    bram: float
+    carry: int
+    logic_cells: int
+
+
+def count(files: dict[str, str], top: str, cache: Path | None = None) -> Cells:
+    """Cells of the module ``top``, everything in it included.
+
+    Args:
+        files: name -> SystemVerilog, what stands below first.
+        cache: folder for results, by content.
+    Raises:
+        ToolError: pyosys is missing or fails.
+    """
+    path = None
+    if cache is not None:
+        key = json.dumps([FORMAT, COMMANDS, list(files.items()), top])
+        path = cache / f"cells_{top}_{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+        if path.is_file():
+            return Cells(**json.loads(path.read_text(encoding="utf-8")))
+    result = _counted(files, top)
+    if path is not None:
+        write_json(asdict(result), path)
+    return result
+
+
+def count_processes(rtl: Rtl, cache: Path | None = None) -> dict[str, Cells]:
+    """Cells of every process, without its RAMs and FIFOs, and of the whole design, by their names."""
+    counts = {name: count({f"{name}.sv": rtl.files[f"{name}.sv"]}, name, cache) for name in rtl.scheduled}
+    return counts | {rtl.design.top: count(rtl.files, rtl.design.top, cache)}
+
+
+def report(rtl: Rtl, cache: Path | None = None) -> dict[str, object]:
+    """What ``hw_report.json`` says of a design: cells and pipeline stages of each process, how often it is there."""
+    cells = count_processes(rtl, cache)
+    instances = [one.process.name for one in rtl.design.instances]
+    processes = {
+        name: dict(asdict(cells[name]), stages=one.stages, instances=instances.count(name))
+        for name, one in rtl.scheduled.items()
+    }
+    return dict(
+        top=rtl.design.top, total=asdict(cells[rtl.design.top]), processes=processes, tool="yosys synth_xilinx xcup"
+    )
+
+
+def _counted(files: dict[str, str], top: str) -> Cells:
+    if find_spec("pyosys") is None:
+        raise ToolError(
+            "yosys is needed to count cells, which the package `pyosys` holds: `pip install ahcq_plugin[rtl]`"
+        )
+    with tempfile.TemporaryDirectory(prefix="ahcq_cells_") as name:
+        work = Path(name)
+        for file, text in files.items():
+            (work / file).write_text(text, encoding="utf-8")
+        names = " ".join(file for file in files if file not in CELLS or len(files) > 1)
+        commands = [command.format(files=names, top=top, out="stat.json") for command in COMMANDS]
+        run = subprocess.run([sys.executable, "-c", _SCRIPT, *commands], cwd=work, capture_output=True, text=True)
+        if run.returncode or not (work / "stat.json").is_file():
+            raise ToolError(f"yosys failed on {top}:\n{(run.stdout + run.stderr)[-2000:]}")
+        statistics = json.loads((work / "stat.json").read_text(encoding="utf-8"))["design"]
+    found = statistics["num_cells_by_type"]
+
+    def of(*starts: str) -> int:
+        return sum(number for kind, number in found.items() if kind.startswith(starts))
+
+    return Cells(
+        lut=of("LUT", "RAM32", "RAM64", "RAM128", "RAM256", "RAM512", "SRL"),
+        ff=of("FD"),
+        dsp=of("DSP48"),
+        bram=of("RAMB36") + of("RAMB18") / 2,
+        carry=of("CARRY"),
+        logic_cells=int(statistics.get("estimated_num_lc", 0)),
+    )
