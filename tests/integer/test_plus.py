@@ -15,6 +15,7 @@ from tests.conftest import TINY_SAM, computing_state, make_tiny_items, make_tiny
 from tests.integer.cases import BACKENDS
 from tests.integer.comparing import differing_matmuls
 
+pytestmark = pytest.mark.slow
 ITEMS = make_tiny_items()
 
 
