@@ -16,7 +16,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKDOWN = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ELSEWHERE = {"docs/mqbench.md": "tests/mqbench/test_mqbench_docs.py"}  # needs the real MQBench
+ELSEWHERE = {
+    "docs/mqbench.md": "tests/mqbench/test_mqbench_docs.py",  # needs the real MQBench
+    "docs/hls_rtl.md": "tests/hls/rtl/test_docs_example.py",
+}
 PYTHON = (
     *("README.md", "docs/checkpoints.md", "docs/engine.md", "docs/export.md", "docs/hls.md", "docs/integer.md"),
     "docs/sam2.md",

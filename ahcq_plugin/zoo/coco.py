@@ -36,6 +36,7 @@ def check_coco(ann_file: str, folder: str, masks: bool) -> None:
             raise ValueError(f"{ann_file} lists {image}, which is empty")
         if masks:
             check_header(image, sizes[row["id"]])
+    check_ids(ann_file, content)
     bare = [row["id"] for row in content["annotations"] if not row.get("segmentation") and not row.get("iscrowd")]
     if masks and bare:
         raise ValueError(
@@ -48,7 +49,7 @@ def check_coco(ann_file: str, folder: str, masks: bool) -> None:
 
 
 def read_content(ann_file: str | Path) -> dict[str, Any]:
-    """The JSON of an annotation file: ids are known and different, sizes and boxes are numbers.
+    """The JSON of an annotation file: ids are different, sizes and boxes are numbers.
 
     Raises:
         FileNotFoundError, ValueError: no such file; one line that names the first row at fault.
@@ -68,12 +69,16 @@ def read_content(ann_file: str | Path) -> dict[str, Any]:
             raise ValueError(f"{ann_file} has no {part}")
         for problem in _of_rows(part, content[part]):
             raise ValueError(f"{ann_file}: {problem}")
+    return content
+
+
+def check_ids(ann_file: str | Path, content: dict[str, Any]) -> None:
+    """ValueError for an annotation of an image or a category that is not in the file."""
     ids = {part: {row["id"] for row in content[part]} for part in _PARTS}
     for row in content["annotations"]:
         for key, part in (("image_id", "images"), ("category_id", "categories")):
             if row[key] not in ids[part]:
                 raise ValueError(f"{ann_file}: annotation {row['id']} has the unknown {key} {row[key]!r}")
-    return content
 
 
 def _of_rows(part: str, rows: Sequence[Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ahcq_plugin.zoo.coco import read_content
+from ahcq_plugin.zoo.coco import check_ids, read_content
 from ahcq_plugin.zoo.images import decode_image
 from ahcq_plugin.zoo.scenes import box_of, render_scene
 from ahcq_plugin.zoo.segmentations import problem_of
@@ -78,7 +78,9 @@ def read_coco(folder: str | Path):
     from pycocotools.coco import COCO
 
     coco = COCO()
-    coco.dataset = read_content(Path(folder) / "instances.json")
+    ann_file = Path(folder) / "instances.json"
+    coco.dataset = read_content(ann_file)
+    check_ids(ann_file, coco.dataset)
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco

@@ -163,6 +163,7 @@ def decoded(sam, decoder, embeddings, boxes):
     return decoder(embeddings, sam.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output=False)[0]
 
 
+@pytest.mark.slow
 def test_masks_equal_pytorch(quantized, scenes, tmp_path):
     overlaps, flipped, _ = run_double(quantized, scenes, tmp_path)
     assert np.mean(overlaps) >= 0.999 and flipped <= 5, (overlaps, flipped)

@@ -153,7 +153,7 @@ def test_bad_options_are_named(config):
     cfg = read_config(str(config), {"test_cfg.calib.num_videos": 0})
     with pytest.raises(ValueError, match="`num_videos` must be a positive integer, got 0"):
         preflight(cfg)
-    with pytest.raises(ValueError, match="unknown key 'num_images'; allowed: dataset, num_videos"):
+    with pytest.raises(ValueError, match="unknown key 'num_images'; allowed: dataset, seed, num_videos"):
         VideoCalibration.from_config(dict(num_images=3))
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from ahcq_plugin.support.safe_load import safe_load
@@ -31,6 +32,7 @@ def _run(config, folder, processes):
     return json.loads((folder / "metrics.json").read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_figures_and_bits_of_one(ptq_config, tmp_path):
     """Boxes of a detector on three images: the sampler gives one of them to both processes."""
     boxes = [[8.0, 8.0, 40.0, 40.0], [20.0, 10.0, 60.0, 50.0]]

@@ -121,7 +121,7 @@ def test_a_refitted_model_is_closer_and_passes_its_audit():
         ({"name": "ahcq", "refit": 0.03}, "`refit` and `acnr` exclude each other; set one of them to False or 0"),
         ({"name": "adaround", "refit": 0.03}, "`refit` needs the granularity `unit` or `none`, got 'layer'"),
         ({"name": "qdrop", "refit": -1.0}, "`refit` must not be negative, got -1.0"),
-        ({"name": "qdrop", "tune_steps": -1}, "`tune_steps` must be at least 0, got -1"),
+        ({"name": "qdrop", "tune_steps": -1}, r"`tune_steps` must be in \[0, 10000000\], got -1"),
         ({"name": "qdrop", "tune_lr": 0.0}, "`tune_lr` must be positive, got 0.0"),
     ],
 )

@@ -34,7 +34,9 @@ def test_a_clip_in_memory_is_tracked_as_the_predictor_tracks_a_folder(small_sam2
 def test_clip_forward_is_the_predictor_without_inference_mode(small_sam2, small_clips, capsys):
     clip = small_clips[0]
     before = dict(vars(small_sam2))
-    got = clip_forward(small_sam2, clip)
+    assert clip_forward(small_sam2, clip).requires_grad
+    with torch.no_grad():
+        got = clip_forward(small_sam2, clip)
     assert got.shape == (3, 2, 64, 64) and not got.is_inference() and not got.requires_grad
     expected = torch.stack([logits for _, logits in track(small_sam2, clip["frames"], clip["masks"])])
     assert torch.equal(got, expected)

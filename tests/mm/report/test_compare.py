@@ -95,6 +95,7 @@ def test_the_tool_prints_overlaps_and_errors_in_a_line(runs, scenes, tmp_path, m
         assert code == 2 and text.err.startswith("error: ") and message in text.err and text.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_tool_in_a_process_of_its_own(scenes, tmp_path):
     """As its documentation says, without a Runner that would set a scope: once it ended in a KeyError of a registry."""
     sam, recipe = build_sam("sam_tiny"), Recipe.from_config("rtn", w_bits=8, a_bits=8)
