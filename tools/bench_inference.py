@@ -46,9 +46,9 @@ def main() -> int:
     for name in args.models:
         subject, folder = SUBJECTS[name], args.work / name
         print(f"{name}: making what is missing in {folder}", flush=True)
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:  # its memory goes with it
-            alone.submit(make, subject, folder).result()
         ways = [v for v in variants_of(subject) if not args.variants or v.name in args.variants]
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:  # its memory goes with it
+            alone.submit(make, subject, folder, [v.files for v in ways]).result()
         rows = measure(subject, folder, ways, args.boxes, args.repeats, args.threads, args.images, print)
         write_json({"threads": args.threads, "rows": [asdict(row) for row in rows]}, folder / "rows.json")
     found = read_rows(args.work)

@@ -102,8 +102,9 @@ def test_a_way_that_cannot_be_opened_says_so_and_leaves_no_process(tmp_path: Pat
 def test_the_small_sam_in_some_ways(tmp_path: Path) -> None:
     """At 8 bits, integers give the masks of FP32 nearly always, from a smaller file."""
     subject = Subject("sam_tiny", True, 4)
-    make(subject, tmp_path)
     chosen = [v for v in VARIANTS if v.name in {BASE.name, "ahcq_plugin-integers-w8a8", "onnxruntime-fp32"}]
+    make(subject, tmp_path, [v.files for v in chosen])
+    assert {path.name for path in tmp_path.iterdir()} == {v.files for v in chosen}
     base, graphs, integers = measure(subject, tmp_path, chosen, [2], 1, images=4)
     assert base.iou == 1.0 and graphs.iou > 0.999 and integers.iou > 0.95
     assert integers.bytes < 0.5 * base.bytes and [part.boxes for part in integers.parts] == [0, 2]

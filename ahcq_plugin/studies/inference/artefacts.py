@@ -44,6 +44,7 @@ RECIPES = {
 }
 #: What others' tools need beside this package; without them their files are not made.
 NEEDS = {NNCF: ("nncf", "openvino")}
+_MADE_OF = {ORT_INT8: FLOAT, NNCF: FLOAT, DEPLOY: W8A8}
 _BOXES = 4
 
 
@@ -102,8 +103,8 @@ def noise(side: int, boxes: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def make(subject: Subject, folder: Path) -> None:
-    """Make what is missing in ``folder``, one after the other; a file or folder that is there is whole.
+def make(subject: Subject, folder: Path, wanted: Iterable[str]) -> None:
+    """Make what is missing of ``wanted`` in ``folder``, one after the other; a file or folder that is there is whole.
 
     What needs a package that is not installed is left out (:func:`lacking`).
     """
@@ -121,8 +122,10 @@ def make(subject: Subject, folder: Path) -> None:
             NNCF: lambda path: _nncf_int8(subject, folder / FLOAT, path),
             DEPLOY: lambda path: export_onnx(load_quantized(folder / W8A8), path, style="deploy"),
         }
+    names = {FP32, *wanted}
+    names |= {source for name, source in _MADE_OF.items() if name in names}
     for name, write in made.items():
-        if not (folder / name).exists() and not lacking(name):
+        if name in names and not (folder / name).exists() and not lacking(name):
             with _whole(folder / name) as temporary:
                 write(temporary)
 
