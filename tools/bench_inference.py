@@ -49,8 +49,14 @@ def main() -> int:
         ways = [v for v in variants_of(subject) if not args.variants or v.name in args.variants]
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:  # its memory goes with it
             alone.submit(make, subject, folder, [v.files for v in ways]).result()
-        rows = measure(subject, folder, ways, args.boxes, args.repeats, args.threads, args.images, print)
-        write_json({"threads": args.threads, "rows": [asdict(row) for row in rows]}, folder / "rows.json")
+        rows = []
+        for row in measure(subject, folder, ways, args.boxes, args.repeats, args.threads, args.images):
+            rows.append(asdict(row))
+            print(
+                f"{name} {row.runtime} {row.computes}: {row.error or [round(p.ratio, 2) for p in row.parts]}",
+                flush=True,
+            )
+            write_json({"threads": args.threads, "rows": rows}, folder / "rows.json")
     found = read_rows(args.work)
     if args.write:
         write_page(found, ROOT / "docs" / "inference.md")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,7 @@ def measure(
     repeats: int,
     threads: int = 1,
     images: int = 32,
-    tell: Callable[[str], None] = lambda line: None,
-) -> list[Row]:
+) -> Iterator[Row]:
     """Measure ways one after the other, each in a process of its own beside one that holds FP32 PyTorch.
 
     Args:
@@ -75,16 +74,12 @@ def measure(
         boxes: of the decoder.
         repeats: pairs of calls of each part, after one that is not measured.
         images: scenes whose masks are compared, of a trained model.
-        tell: gets a line for every way that is done.
     """
     base = Worker(BASE.name, subject, folder, threads)
     try:
         wanted = base.ask("masks", images, MASK_SEED) if subject.trained else None
-        rows = []
         for variant in variants:
-            rows.append(_row(variant, base, subject, folder, (0, *boxes), repeats, threads, wanted))
-            tell(f"{subject.name} {variant.name}: {rows[-1].error or [round(p.ratio, 2) for p in rows[-1].parts]}")
-        return rows
+            yield _row(variant, base, subject, folder, (0, *boxes), repeats, threads, wanted)
     finally:
         base.close()
 
