@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,30 +64,8 @@ class OnnxSam:
         Raises:
             ValueError: points without labels, or labels without points.
         """
-        if (points is None) != (labels is None):
-            raise ValueError("`points` and `labels` belong together, got one of them: give both or neither")
-        given = [prompt for prompt in (points, boxes, mask_input) if prompt is not None]
-        count = len(given[0]) if given else 1
-        places, kinds = np.zeros((count, 0, 2), np.float32), np.zeros((count, 0), np.float32)
-        if points is not None:
-            places, kinds = np.asarray(points, np.float32), np.asarray(labels, np.float32)
-            if boxes is None:
-                places = np.concatenate([places, np.zeros((count, 1, 2), np.float32)], 1)
-                kinds = np.concatenate([kinds, np.full((count, 1), -1, np.float32)], 1)
-        if boxes is not None:
-            places = np.concatenate([places, np.asarray(boxes, np.float32).reshape(-1, 2, 2)], 1)
-            kinds = np.concatenate([kinds, np.tile(np.array([2, 3], np.float32), (count, 1))], 1)
         size = self.bundle["prompts"]["mask_input_size"]
-        mask = np.zeros((1, 1, *size), np.float32) if mask_input is None else np.asarray(mask_input, np.float32)
-        masks, quality = self.decoder(
-            {
-                "image_embeddings": embeddings,
-                "point_coords": places,
-                "point_labels": kinds,
-                "mask_input": mask,
-                "has_mask_input": np.array([mask_input is not None], np.float32),
-            }
-        )
+        masks, quality = self.decoder(prompt_inputs(embeddings, size, points, labels, boxes, mask_input))
         first, end = self.bundle["postprocessing"]["multiple_masks" if multimask_output else "single_mask"]
         return masks[:, first:end], quality[:, first:end]
 
@@ -142,3 +120,42 @@ class OnnxSam:
         masks = resize_bilinear(square, self.size)
         threshold = self.bundle["postprocessing"]["mask_threshold"]
         return (masks if return_logits else masks > threshold), quality[0], logits[0]
+
+
+def prompt_inputs(
+    embeddings: np.ndarray,
+    mask_size: Sequence[int],
+    points: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    boxes: np.ndarray | None = None,
+    mask_input: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """What the decoder's graph takes, by name; arguments as of ``OnnxSam.decode``.
+
+    Args:
+        mask_size: (h, w) of the mask input.
+
+    Raises:
+        ValueError: points without labels, or labels without points.
+    """
+    if (points is None) != (labels is None):
+        raise ValueError("`points` and `labels` belong together, got one of them: give both or neither")
+    given = [prompt for prompt in (points, boxes, mask_input) if prompt is not None]
+    count = len(given[0]) if given else 1
+    places, kinds = np.zeros((count, 0, 2), np.float32), np.zeros((count, 0), np.float32)
+    if points is not None:
+        places, kinds = np.asarray(points, np.float32), np.asarray(labels, np.float32)
+        if boxes is None:
+            places = np.concatenate([places, np.zeros((count, 1, 2), np.float32)], 1)
+            kinds = np.concatenate([kinds, np.full((count, 1), -1, np.float32)], 1)
+    if boxes is not None:
+        places = np.concatenate([places, np.asarray(boxes, np.float32).reshape(-1, 2, 2)], 1)
+        kinds = np.concatenate([kinds, np.tile(np.array([2, 3], np.float32), (count, 1))], 1)
+    mask = np.zeros((1, 1, *mask_size), np.float32) if mask_input is None else np.asarray(mask_input, np.float32)
+    return {
+        "image_embeddings": embeddings,
+        "point_coords": places,
+        "point_labels": kinds,
+        "mask_input": mask,
+        "has_mask_input": np.array([mask_input is not None], np.float32),
+    }

@@ -30,7 +30,6 @@ from ahcq_plugin.support.files import write_text
 from ahcq_plugin.support.lock import LockedError
 from ahcq_plugin.support.tool import BAD_INPUT, OK, is_foreseen, one_line
 
-#: Exit codes.
 #: Who may have started several processes; none: there is one.
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 #: What is the input's fault also in the middle of a run, as is what our own code says in words of its own.

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Post-training quantization of a model, stage by stage: prepare, calibrate, reconstruct, freeze, tune,
-audit."""
+"""Post-training quantization of a model, stage by stage: prepare, calibrate, reconstruct, freeze, tune, audit."""
 
 from ahcq_plugin.ptq.audit import AuditError, AuditReport, audit
 from ahcq_plugin.ptq.calibrate import calibrate

@@ -47,7 +47,9 @@ def is_foreseen(error: BaseException) -> bool:
     if isinstance(error, (AssertionError, NotImplementedError)) or error.__traceback__ is None:
         return False
     if isinstance(error, ModuleNotFoundError):
-        return True
+        return not (error.name or "").startswith(
+            _OURS.name
+        )  # a part of ours that is missing is no one else's to install
     innermost = _innermost(error.__traceback__)
     file = Path(innermost.tb_frame.f_code.co_filename).resolve()
     ours = file.is_relative_to(_OURS) or file.parent.name == "tools"

@@ -38,17 +38,25 @@ def error_without_words_of_ours() -> None:
     int("x")
 
 
+def part_of_ours_that_is_missing() -> None:
+    import ahcq_plugin.no_such_part  # noqa: F401
+
+
+def package_that_is_not_installed() -> None:
+    import no_such_package  # noqa: F401
+
+
 def interrupted() -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("main", [wrong_recipe, missing_file])
+@pytest.mark.parametrize("main", [wrong_recipe, missing_file, package_that_is_not_installed])
 def test_what_a_user_can_mend_is_one_line(main, capsys) -> None:
     status, text = ended(main, capsys)
     assert status == 2 and text.startswith("error: ") and text.count("\n") == 1
 
 
-@pytest.mark.parametrize("main", [error_inside_a_library, error_without_words_of_ours])
+@pytest.mark.parametrize("main", [error_inside_a_library, error_without_words_of_ours, part_of_ours_that_is_missing])
 def test_a_defect_is_a_traceback_and_asks_for_a_report(main, capsys) -> None:
     status, text = ended(main, capsys)
     assert status == 1 and "Traceback" in text and "please report" in text

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +18,8 @@ from ahcq_plugin.hls.engine.descriptor import Descriptor
 from ahcq_plugin.hls.engine.image import Image
 from ahcq_plugin.hls.engine.shape import last_chunks
 from ahcq_plugin.hls.resources import ap_types, sources
+from ahcq_plugin.support.files import replacing
+from ahcq_plugin.support.user_cache import user_cache
 
 FLAGS = ("-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized", "-fPIC")
 DEPTH = 64  # of the streams of a run that no clock measures
@@ -51,7 +51,7 @@ class Run:
 def library(config: EngineConfig) -> ctypes.CDLL:
     """The engine of ``config``; compiled where the cache has none for these sources, flags and compiler.
 
-    The cache is ``ahcq_plugin`` in ``XDG_CACHE_HOME``, else in ``~/.cache``.
+    The cache is :func:`~ahcq_plugin.support.user_cache.user_cache`.
 
     Raises:
         BuildError: g++ is missing or fails.
@@ -62,11 +62,8 @@ def library(config: EngineConfig) -> ctypes.CDLL:
     content = hashlib.sha256("\n".join([config.cpp, version, *FLAGS]).encode())
     for file in files:
         content.update(file.name.encode() + file.read_bytes())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ahcq_plugin"
-    path = folder / f"engine-{content.hexdigest()[:24]}.so"
+    path = user_cache() / f"engine-{content.hexdigest()[:24]}.so"
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        made = folder / f".{path.name}.{os.getpid()}"
         places = [
             f"-I{harness}",
             f"-I{include}",
@@ -76,11 +73,10 @@ def library(config: EngineConfig) -> ctypes.CDLL:
             str(ap_types()),
         ]
         source = str(harness / "engine_api.cpp")
-        try:
-            compile_cpp([*FLAGS, f"-DAHCQ_CONFIG={config.cpp}", *places, "-shared", source, "-o", str(made)], folder)
-            os.replace(made, path)
-        finally:
-            made.unlink(missing_ok=True)
+        with replacing(path) as made:
+            compile_cpp(
+                [*FLAGS, f"-DAHCQ_CONFIG={config.cpp}", *places, "-shared", source, "-o", str(made)], path.parent
+            )
     loaded = ctypes.CDLL(str(path))
     for name in ("cycles", "bytes", "processes", "turns", "tapped"):
         getattr(loaded, f"ahcq_engine_{name}").restype = ctypes.c_uint64

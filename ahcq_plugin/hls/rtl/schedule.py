@@ -14,6 +14,7 @@ from ahcq_plugin.hls.rtl.errors import RtlError, ToolError
 from ahcq_plugin.hls.rtl.nodes import Node, sorted_nodes
 from ahcq_plugin.hls.rtl.package import Process
 from ahcq_plugin.support.files import write_json
+from ahcq_plugin.support.user_cache import user_cache
 
 FORMAT = "ahcq_plugin.hls.rtl/1"  # of the cache: raise it where the call of XLS changes
 # Rough delays of operations for the choice of the circle that an error names; the schedule has XLS's own.
@@ -77,8 +78,7 @@ def schedule(process: Process, options: ScheduleOptions | None = None, cache: Pa
 
 def cache_folder() -> Path:
     """Where results are kept: ``AHCQ_RTL_CACHE``, or a folder of the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("AHCQ_RTL_CACHE") or Path(base) / "ahcq_rtl")
+    return Path(os.environ.get("AHCQ_RTL_CACHE") or user_cache() / "rtl")
 
 
 def _xls_version() -> str:

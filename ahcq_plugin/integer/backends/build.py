@@ -9,11 +9,11 @@ import logging
 import os
 import shutil
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
 from ahcq_plugin.support.files import replacing
+from ahcq_plugin.support.user_cache import user_cache
 
 logger = logging.getLogger(__name__)
 SOURCES = Path(__file__).resolve().parents[1] / "csrc"
@@ -33,8 +33,7 @@ def compiler() -> str | None:
 def load() -> ctypes.CDLL:
     """The kernels; compiled where the cache has none for these sources, this compiler and this processor.
 
-    The cache is ``ahcq_plugin`` in ``XDG_CACHE_HOME``, else in ``~/.cache``; where that cannot be written, a temporary
-    folder of this process.
+    The cache is :func:`~ahcq_plugin.support.user_cache.user_cache`.
 
     Raises:
         RuntimeError: no compiler, or it fails.
@@ -47,7 +46,7 @@ def load() -> ctypes.CDLL:
     for source in sorted(SOURCES.iterdir()):
         if source.suffix in (".h", ".cpp"):
             state.update(source.name.encode() + source.read_bytes())
-    library = _folder() / f"integer_{state.hexdigest()[:24]}.so"
+    library = user_cache() / f"integer_{state.hexdigest()[:24]}.so"
     if not library.is_file():
         logger.info("compiling the integer kernels with %s", path)
         with replacing(library) as made:
@@ -74,16 +73,3 @@ def _run(command: list[str]) -> bytes:
     if run.returncode:
         raise RuntimeError(f"{command[0]} failed ({run.returncode}): {run.stderr.decode(errors='replace')[:2000]}")
     return run.stdout
-
-
-@cache
-def _folder() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home) / "ahcq_plugin"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
-            return folder
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="ahcq_plugin_"))

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ from torch import Tensor, nn
 from ahcq_plugin import load_quantized, quantize, save_quantized
 from ahcq_plugin.export import export_onnx
 from ahcq_plugin.export.onnx_runtimes import open_graph
+from ahcq_plugin.export.onnx_sam import prompt_inputs
 from ahcq_plugin.ptq import Recipe
-from ahcq_plugin.studies.inference.runners import TorchSam, TorchSam2, decoder_inputs
-from ahcq_plugin.studies.inference.timing import quantized_by_guess
+from ahcq_plugin.studies.inference.runners import TorchSam, TorchSam2
+from ahcq_plugin.studies.inference.timing import noise, quantized_by_guess
+from ahcq_plugin.support.files import replacing, replacing_folder
 from ahcq_plugin.zoo.items import scene_items
 from ahcq_plugin.zoo.predict import make_batch
 from ahcq_plugin.zoo.sam import box_forward, build_sam
@@ -92,41 +93,28 @@ def image_size(model: nn.Module) -> int:
     return int(model.image_encoder.img_size if hasattr(model, "mask_decoder") else model.image_size)
 
 
-def noise(side: int, boxes: int, seed: int = 0) -> dict[str, Tensor]:
-    """A random image (1, 3, S, S) and so many boxes in it."""
-    generator = torch.Generator().manual_seed(seed)
-    corners = torch.rand(boxes, 2, generator=generator) * side / 2
-    return {
-        "image": torch.randn(1, 3, side, side, generator=generator),
-        "boxes": torch.cat([corners, corners + side / 3], 1),
-    }
-
-
 @torch.no_grad()
 def make(subject: Subject, folder: Path, wanted: Iterable[str]) -> None:
     """Make what is missing of ``wanted`` in ``folder``, one after the other; a file or folder that is there is whole.
 
     What needs a package that is not installed is left out (:func:`lacking`).
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    made = {
+    files: dict[str, Callable[[Path], None]] = {
         FP32: lambda path: _save_weights(subject.build(), path),
         BF16: lambda path: _save_weights(subject.build().to(torch.bfloat16), path),
-        W8A8: lambda path: _save_quantized(subject, path),
-        W4A4: lambda path: _save_quantized(subject, path),
+        **{name: partial(_save_quantized, subject, name) for name in RECIPES},
     }
-    if not subject.is_sam2:
-        made |= {
-            FLOAT: lambda path: export_onnx(subject.build(), path, style="float"),
-            ORT_INT8: lambda path: _onnxruntime_int8(subject, folder / FLOAT, path),
-            NNCF: lambda path: _nncf_int8(subject, folder / FLOAT, path),
-            DEPLOY: lambda path: export_onnx(load_quantized(folder / W8A8), path, style="deploy"),
-        }
+    folders: dict[str, Callable[[Path], None]] = {
+        FLOAT: lambda path: export_onnx(subject.build(), path, style="float"),
+        ORT_INT8: lambda path: _onnxruntime_int8(subject, folder / FLOAT, path),
+        NNCF: lambda path: _nncf_int8(subject, folder / FLOAT, path),
+        DEPLOY: lambda path: export_onnx(load_quantized(folder / W8A8), path, style="deploy"),
+    }
     names = {FP32, *wanted}
     names |= {source for name, source in _MADE_OF.items() if name in names}
-    for name, write in made.items():
+    for name, write in (files | folders).items():
         if name in names and not (folder / name).exists() and not lacking(name):
-            with _whole(folder / name) as temporary:
+            with (replacing if name in files else replacing_folder)(folder / name) as temporary:
                 write(temporary)
 
 
@@ -135,20 +123,11 @@ def lacking(name: str) -> list[str]:
     return [package for package in NEEDS.get(name, ()) if importlib.util.find_spec(package) is None]
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    yield temporary
-    temporary.rename(path)
-
-
 def _save_weights(model: nn.Module, path: Path) -> None:
     save_file({name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}, path)
 
 
-def _save_quantized(subject: Subject, path: Path) -> None:
-    name = next(name for name in RECIPES if Path(name).stem in path.name)
+def _save_quantized(subject: Subject, name: str, path: Path) -> None:
     if not subject.trained:
         save_quantized(quantized_by_guess(subject.build(), Recipe.from_config(RECIPES[name])), path)
         return
@@ -162,10 +141,10 @@ def _calibration(subject: Subject, floating: Path) -> Iterator[tuple[dict[str, n
     """Inputs of the encoder's and of the decoder's graph."""
     model = subject.build()
     encoder = open_graph(floating / "image_encoder.onnx", "onnxruntime", 0)
-    mask = np.zeros((1, 1, *model.prompt_encoder.mask_input_size), np.float32)
+    size = model.prompt_encoder.mask_input_size
     for batch in subject.batches(subject.images, seed=11):
         image = {"image": batch["image"].numpy()}
-        yield image, decoder_inputs(encoder(image)[0], batch["boxes"], mask)
+        yield image, prompt_inputs(encoder(image)[0], size, boxes=batch["boxes"].numpy())
 
 
 def _onnxruntime_int8(subject: Subject, floating: Path, folder: Path) -> None:
@@ -180,7 +159,6 @@ def _onnxruntime_int8(subject: Subject, floating: Path, folder: Path) -> None:
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.items, None)
 
-    folder.mkdir()
     samples = list(_calibration(subject, floating))
     for part, (name, items) in enumerate(zip(GRAPHS, zip(*samples, strict=True), strict=True)):
         optimised = folder / f"{part}.onnx"
@@ -196,7 +174,6 @@ def _nncf_int8(subject: Subject, floating: Path, folder: Path) -> None:
     import nncf
     import openvino
 
-    folder.mkdir()
     samples = list(_calibration(subject, floating))
     for name, items in zip(GRAPHS, zip(*samples, strict=True), strict=True):
         graph = openvino.Core().read_model(floating / f"{name}.onnx")

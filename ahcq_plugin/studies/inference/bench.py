@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ahcq_plugin.metrics.mask_iou import mask_iou
 from ahcq_plugin.studies.inference.artefacts import Subject, lacking
 from ahcq_plugin.studies.inference.variants import BASE, Variant
 from ahcq_plugin.studies.inference.workers import Worker, WorkerError
@@ -125,7 +126,5 @@ def _part(worker: Worker, base: Worker, boxes: int, repeats: int) -> Part:
 
 
 def _overlap(wanted: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> np.ndarray:
-    """IoU of each pair of masks, 1 where both are empty."""
-    a, b = (np.concatenate([masks.reshape(len(masks), -1) for masks in side]) for side in (wanted, found))
-    union = (a | b).sum(1)
-    return np.where(union == 0, 1.0, (a & b).sum(1) / np.maximum(union, 1))
+    """IoU of each pair of masks of all images."""
+    return np.concatenate([mask_iou(a, b) for a, b in zip(wanted, found, strict=True)])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ahcq_plugin.export.onnx_runtimes import open_graph
+from ahcq_plugin.export.onnx_sam import prompt_inputs
 
 #: Labels of the two corners of a box among the points of a decoder graph.
 _BOX_LABELS = (2.0, 3.0)
@@ -88,7 +89,7 @@ class GraphSam:
             open_graph(next(folder.glob(f"{part}.[ox][nm]*")), runtime, threads, precision)
             for part in ("image_encoder", "mask_decoder")
         )
-        self.mask = np.zeros((1, 1, *mask_size), np.float32)
+        self.mask_size = mask_size
 
     def encode(self, image: Tensor) -> np.ndarray:
         """(1, C, h, w)."""
@@ -96,18 +97,7 @@ class GraphSam:
 
     def decode(self, features: np.ndarray, boxes: Tensor) -> Tensor:
         """Of the single-mask token."""
-        return torch.from_numpy(self.decoder(decoder_inputs(features, boxes, self.mask))[0][:, :1])
-
-
-def decoder_inputs(features: np.ndarray, boxes: Tensor, mask: np.ndarray) -> dict[str, np.ndarray]:
-    """What a decoder graph takes for boxes (N, 4) alone."""
-    return {
-        "image_embeddings": features,
-        "point_coords": boxes.reshape(-1, 2, 2).numpy(),
-        "point_labels": np.tile(np.array(_BOX_LABELS, np.float32), (len(boxes), 1)),
-        "mask_input": mask,
-        "has_mask_input": np.zeros(1, np.float32),
-    }
+        return torch.from_numpy(self.decoder(prompt_inputs(features, self.mask_size, boxes=boxes.numpy()))[0][:, :1])
 
 
 def _made(module: nn.Module, dtype: torch.dtype, compiled: bool) -> Callable[..., Any]:

@@ -71,20 +71,27 @@ def _guess(quantizer: FakeQuantize, generator: torch.Generator) -> None:
         quantizer.commit()
 
 
+def noise(side: int, boxes: int, seed: int = 0) -> dict[str, Tensor]:
+    """A random image (1, 3, S, S) and so many boxes in it."""
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(boxes, 2, generator=generator) * side / 2
+    return {
+        "image": torch.randn(1, 3, side, side, generator=generator),
+        "boxes": torch.cat([corners, corners + side / 3], 1),
+    }
+
+
 def sam_parts(sam: Sam, boxes: int) -> dict[str, Callable[[], Any]]:
     """Calls of a SAM's parts on noise: ``encoder``, and ``decoder`` with so many boxes of one image."""
-    generator = torch.Generator().manual_seed(0)
-    size = sam.image_encoder.img_size
-    image = torch.randn(1, 3, size, size, generator=generator)
-    corners = torch.rand(boxes, 2, generator=generator) * size / 2
-    prompts = sam.prompt_encoder(points=None, boxes=torch.cat([corners, corners + size / 3], 1), masks=None)
-    grid = sam.prompt_encoder.image_embedding_size
+    given = noise(sam.image_encoder.img_size, boxes)
+    prompts = sam.prompt_encoder(points=None, boxes=given["boxes"], masks=None)
+    grid, generator = sam.prompt_encoder.image_embedding_size, torch.Generator().manual_seed(1)
     embedding = torch.randn(1, sam.prompt_encoder.embed_dim, *grid, generator=generator)
 
     def decode() -> tuple[Tensor, Tensor]:
         return sam.mask_decoder(embedding, sam.prompt_encoder.get_dense_pe(), *prompts, multimask_output=False)
 
-    return {"encoder": lambda: sam.image_encoder(image), "decoder": decode}
+    return {"encoder": lambda: sam.image_encoder(given["image"]), "decoder": decode}
 
 
 @torch.no_grad()

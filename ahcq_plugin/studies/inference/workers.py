@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ahcq_plugin.studies.inference.artefacts import Subject, image_size, noise
+from ahcq_plugin.studies.inference.artefacts import Subject, image_size
+from ahcq_plugin.studies.inference.timing import noise
 from ahcq_plugin.studies.inference.variants import VARIANTS
 from ahcq_plugin.support.stopwatch import Stopwatch
 
