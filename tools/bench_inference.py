@@ -17,7 +17,7 @@ from pathlib import Path
 from ahcq_plugin.studies.inference.artefacts import Subject, make
 from ahcq_plugin.studies.inference.bench import measure
 from ahcq_plugin.studies.inference.page import read_rows, write_page
-from ahcq_plugin.studies.inference.variants import VARIANTS, variants_of
+from ahcq_plugin.studies.inference.variants import VARIANTS
 from ahcq_plugin.support.files import write_json
 from ahcq_plugin.support.tool import run_tool
 
@@ -46,7 +46,7 @@ def main() -> int:
     for name in args.models:
         subject, folder = SUBJECTS[name], args.work / name
         print(f"{name}: making what is missing in {folder}", flush=True)
-        ways = [v for v in variants_of(subject) if not args.variants or v.name in args.variants]
+        ways = [v for v in VARIANTS if not args.variants or v.name in args.variants]
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:  # its memory goes with it
             alone.submit(make, subject, folder, [v.files for v in ways]).result()
         rows = []

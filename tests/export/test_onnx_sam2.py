@@ -27,7 +27,8 @@ from ahcq_plugin.export.onnx_sam2_memory import as_bfloat16
 from ahcq_plugin.export.onnx_sam2_parts import SineCosineRotation
 from ahcq_plugin.graph.untraceable import rotate
 from ahcq_plugin.ptq import Recipe
-from ahcq_plugin.studies.inference.timing import quantized_by_guess
+from ahcq_plugin.studies.inference.runners import GraphSam2, TorchSam2
+from ahcq_plugin.studies.inference.timing import noise, quantized_by_guess
 from ahcq_plugin.zoo.segment import prepare_frames
 from ahcq_plugin.zoo.track import clip_forward, start_state
 
@@ -199,6 +200,19 @@ def test_published_sizes(name, tmp_path):
 
 
 @pytest.mark.slow
+@torch.no_grad()
+def test_boxes_of_an_image_are_those_of_pytorch(model, folder):
+    """Image encoder and mask decoder alone, without a memory, several boxes in one call."""
+    given = noise(model.image_size, 3)
+    graphs, wanted = GraphSam2(model, folder, "onnxruntime", 1), TorchSam2(model)
+    features, others = graphs.encode(given["image"]), wanted.encode(given["image"])
+    pairs = zip([*features[1:], features[0]], others, strict=True)  # PyTorch has the finest first
+    for mine, theirs in pairs:
+        assert worst([mine], [theirs.numpy()]) < LIMIT
+    found = graphs.decode(features, given["boxes"])
+    assert found.shape[0] == 3 and worst([found.numpy()], [wanted.decode(others, given["boxes"]).numpy()]) < LIMIT
+
+
 def test_openvino_follows_as_onnxruntime(folder):
     clip = make_clips(1)[0]
     runs = [

@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from ahcq_plugin import load_quantized, quantize, save_quantized
 from ahcq_plugin.export import export_onnx
-from ahcq_plugin.export.onnx_runtimes import open_graph
-from ahcq_plugin.export.onnx_sam import prompt_inputs
 from ahcq_plugin.ptq import Recipe
-from ahcq_plugin.studies.inference.runners import TorchSam, TorchSam2
+from ahcq_plugin.studies.inference.runners import GraphSam, GraphSam2, TorchSam, TorchSam2
 from ahcq_plugin.studies.inference.timing import noise, quantized_by_guess
 from ahcq_plugin.support.files import replacing, replacing_folder
 from ahcq_plugin.zoo.items import scene_items
@@ -78,6 +76,10 @@ class Subject:
     def runner(self, model: nn.Module, **options: Any) -> TorchSam | TorchSam2:
         """``model``, of this architecture, as a runner."""
         return (TorchSam2 if self.is_sam2 else TorchSam)(model, **options)
+
+    def graphs(self, folder: Path, runtime: str, threads: int, precision: str = "f32") -> GraphSam:
+        """The graphs of such a model in a folder; arguments as of :class:`~.runners.GraphSam`."""
+        return (GraphSam2 if self.is_sam2 else GraphSam)(self.build(), folder, runtime, threads, precision)
 
     def batches(self, count: int, seed: int) -> list[dict[str, Tensor]]:
         """``image`` and ``boxes`` in pixels of the input: of generated scenes, of noise where not trained."""
@@ -139,12 +141,9 @@ def _save_quantized(subject: Subject, name: str, path: Path) -> None:
 
 def _calibration(subject: Subject, floating: Path) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
     """Inputs of the encoder's and of the decoder's graph."""
-    model = subject.build()
-    encoder = open_graph(floating / "image_encoder.onnx", "onnxruntime", 0)
-    size = model.prompt_encoder.mask_input_size
+    graphs = subject.graphs(floating, "onnxruntime", 0)
     for batch in subject.batches(subject.images, seed=11):
-        image = {"image": batch["image"].numpy()}
-        yield image, prompt_inputs(encoder(image)[0], size, boxes=batch["boxes"].numpy())
+        yield {"image": batch["image"].numpy()}, graphs.inputs(graphs.encode(batch["image"]), batch["boxes"])
 
 
 def _onnxruntime_int8(subject: Subject, floating: Path, folder: Path) -> None:

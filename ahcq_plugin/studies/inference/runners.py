@@ -79,25 +79,56 @@ class GraphSam:
     """The two graphs of a SAM in a runtime.
 
     Args:
+        model: of the same architecture, which says how large the mask input is.
         folder: with ``image_encoder`` and ``mask_decoder``, each ``.onnx`` or OpenVINO's ``.xml``.
-        mask_size: (h, w) of the mask input.
         precision: of what OpenVINO computes in floating point, ``f32`` or ``bf16``.
     """
 
-    def __init__(self, folder: Path, runtime: str, threads: int, mask_size: tuple[int, int], precision: str = "f32"):
+    def __init__(self, model: nn.Module, folder: Path, runtime: str, threads: int, precision: str = "f32"):
         self.encoder, self.decoder = (
             open_graph(next(folder.glob(f"{part}.[ox][nm]*")), runtime, threads, precision)
             for part in ("image_encoder", "mask_decoder")
         )
-        self.mask_size = mask_size
+        self.mask_size = self._prompts(model).mask_input_size
 
-    def encode(self, image: Tensor) -> np.ndarray:
+    def encode(self, image: Tensor) -> Any:
         """(1, C, h, w)."""
         return self.encoder({"image": image.numpy()})[0]
 
-    def decode(self, features: np.ndarray, boxes: Tensor) -> Tensor:
+    def decode(self, features: Any, boxes: Tensor) -> Tensor:
         """Of the single-mask token."""
-        return torch.from_numpy(self.decoder(prompt_inputs(features, self.mask_size, boxes=boxes.numpy()))[0][:, :1])
+        return torch.from_numpy(self.decoder(self.inputs(features, boxes))[0][:, :1])
+
+    def inputs(self, features: Any, boxes: Tensor) -> dict[str, np.ndarray]:
+        """What the decoder's graph takes for boxes (N, 4)."""
+        return prompt_inputs(features, self.mask_size, boxes=boxes.numpy())
+
+    @staticmethod
+    def _prompts(model: nn.Module) -> nn.Module:
+        return model.prompt_encoder
+
+
+class GraphSam2(GraphSam):
+    """Image encoder and mask decoder of a SAM 2, on single images."""
+
+    def __init__(self, model: nn.Module, folder: Path, runtime: str, threads: int, precision: str = "f32"):
+        super().__init__(model, folder, runtime, threads, precision)
+        self.no_memory = model.no_mem_embed.detach().reshape(1, -1, 1, 1).numpy()
+
+    def encode(self, image: Tensor) -> list[np.ndarray]:
+        """Embeddings with that of an empty memory, then the two features of higher resolution."""
+        embeddings, *fine = self.encoder({"image": image.numpy()})
+        return [embeddings + self.no_memory, *fine]
+
+    def inputs(self, features: list[np.ndarray], boxes: Tensor) -> dict[str, np.ndarray]:
+        """A box is two points, as SAM 2 has it."""
+        points, labels = boxes.numpy().reshape(-1, 2, 2), np.tile(np.array(_BOX_LABELS, np.float32), (len(boxes), 1))
+        prompts = prompt_inputs(features[0], self.mask_size, points, labels)
+        return {**prompts, "features_4": features[1], "features_8": features[2]}
+
+    @staticmethod
+    def _prompts(model: nn.Module) -> nn.Module:
+        return model.sam_prompt_encoder
 
 
 def _made(module: nn.Module, dtype: torch.dtype, compiled: bool) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ from ahcq_plugin import load_quantized
 from ahcq_plugin.integer import to_integer
 from ahcq_plugin.studies.inference import artefacts
 from ahcq_plugin.studies.inference.artefacts import Subject
-from ahcq_plugin.studies.inference.runners import GraphSam, Runner
+from ahcq_plugin.studies.inference.runners import Runner
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ def _integer(subject: Subject, folder: Path, threads: int, file: str) -> Runner:
 
 
 def _graphs(subject: Subject, folder: Path, threads: int, files: str, runtime: str, precision: str = "f32") -> Runner:
-    size = subject.build().prompt_encoder.mask_input_size
-    return GraphSam(folder / files, runtime, threads, size, precision)
+    return subject.graphs(folder / files, runtime, threads, precision)
 
 
 def _of_torch(computes: str, file: str, dtype: torch.dtype, compiled: bool) -> Variant:
@@ -90,9 +89,3 @@ VARIANTS = (
     _of_integers("integers W8A8", artefacts.W8A8),
     _of_integers("integers W4A4", artefacts.W4A4),
 )
-
-
-def variants_of(subject: Subject) -> tuple[Variant, ...]:
-    """Those that exist for a model: SAM 2 has no graphs here."""
-    graphs = {artefacts.FLOAT, artefacts.ORT_INT8, artefacts.DEPLOY, artefacts.NNCF}
-    return tuple(v for v in VARIANTS if not (subject.is_sam2 and v.files in graphs))
