@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ahcq_plugin.export.convert import check_frozen
 from ahcq_plugin.export.onnx_bundle import write_bundle
@@ -71,6 +72,7 @@ def export_onnx(
     if importlib.util.find_spec("onnx") is None:
         raise ModuleNotFoundError("ONNX export needs the packages onnx, onnxruntime: pip install 'ahcq_plugin[onnx]'")
     prepare, write = _maker(qmodel, style, int4), partial(_write, int4=int4)
+    qmodel, args = _on_the_cpu(qmodel, args)
     if args is not None:
         names = list(inspect.signature(qmodel.forward).parameters)[: len(args)]
         unknown = sorted(set(dynamic or ()) - set(names))
@@ -85,6 +87,14 @@ def export_onnx(
     for part in sam2_parts(prepared) if of_videos else sam_parts(prepared):
         write(part.module, part.args, Path(path) / part.file, part.inputs, part.outputs, part.dynamic)
     (write_sam2_bundle if of_videos else write_bundle)(qmodel, path, style)
+
+
+def _on_the_cpu(model: nn.Module, args: Any) -> tuple[nn.Module, Any]:
+    """Where the exporter follows a model: on other devices, sizes that it follows are tensors of the CPU among those of
+    the device, and SAM's decoder fails."""
+    if all(p.device.type == "cpu" for p in model.parameters()):
+        return model, args
+    return copy.deepcopy(model).cpu(), pytree.tree_map_only(Tensor, Tensor.cpu, args)
 
 
 def _maker(model: nn.Module, style: str, int4: bool) -> Callable[[nn.Module], nn.Module]:

@@ -8,6 +8,8 @@ is known by ``POINTS`` of its values, x_p with the share w_p: a mean minimum, 13
     min(s^2 / 12, sum_p w_p x_p^2) + sum_p w_p (max(x_p - hi, 0)^2 + max(lo - x_p, 0)^2)
 
 for rounding (or everything rounded to zero) and for what is clipped. Channels weigh by their importance.
+
+All is computed on the CPU, whatever device the points are on: many small steps that depend on each other's values.
 """
 
 from __future__ import annotations
@@ -52,9 +54,10 @@ def fit(points: Tensor, bits: int) -> UniformParams:
     Returns:
         float32 scale (n,) and int32 zero point (n,).
     """
-    _check(points, torch.ones(len(points)), 1)
-    scale, zero_point = _Channels(points.detach().double(), torch.ones_like(points[:, 0]).double(), bits).fit_alone()
-    return UniformParams(scale.float(), zero_point.to(torch.int32))
+    channels = points.detach().cpu().double()
+    _check(channels, torch.ones(len(points)), 1)
+    scale, zero_point = _Channels(channels, torch.ones_like(channels[:, 0]), bits).fit_alone()
+    return _on(points.device, scale, zero_point)
 
 
 def cluster(points: Tensor, weights: Tensor, count: int, bits: int) -> tuple[Tensor, UniformParams]:
@@ -73,15 +76,19 @@ def cluster(points: Tensor, weights: Tensor, count: int, bits: int) -> tuple[Ten
         labels int64 (n,) in [0, k) and ``UniformParams`` with float32 scale (k,) and int32 zero point (k,), ordered by
         scale; k = count, less where fewer channels differ. No group is empty, equal channels share one.
     """
-    _check(points, weights, count)
-    unique, to_unique = points.detach().double().unique(dim=0, return_inverse=True)
-    w = torch.zeros(len(unique), dtype=torch.float64, device=points.device)
-    w = w.index_put_((to_unique,), weights.detach().double(), accumulate=True)
+    weights, channels = weights.detach().cpu().double(), points.detach().cpu().double()
+    _check(channels, weights, count)
+    unique, to_unique = channels.unique(dim=0, return_inverse=True)
+    w = torch.zeros(len(unique), dtype=torch.float64).index_put_((to_unique,), weights, accumulate=True)
     w = (w / w.mean().clamp(min=1e-300)).clamp(min=TINY_WEIGHT)
     labels, scale, zero_point = _Grouping(_Channels(unique, w, bits)).grow(count)
     order = scale.argsort(stable=True)
-    rank = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
-    return rank[labels][to_unique], UniformParams(scale[order].float(), zero_point[order].to(torch.int32))
+    rank = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)))
+    return rank[labels][to_unique].to(points.device), _on(points.device, scale[order], zero_point[order])
+
+
+def _on(device: torch.device, scale: Tensor, zero_point: Tensor) -> UniformParams:
+    return UniformParams(scale.float().to(device), zero_point.to(torch.int32).to(device))
 
 
 def _check(points: Tensor, weights: Tensor, count: int) -> None:
@@ -102,8 +109,7 @@ class _Excess:
     """sum_p w_p max(x_p - t, 0)^2 of every channel, from sums over the points beyond t."""
 
     def __init__(self, points: Tensor):
-        shares = SHARES.to(points.device)  # symmetric
-        terms = torch.stack([shares.expand_as(points), shares * points, shares * points**2])
+        terms = torch.stack([SHARES.expand_as(points), SHARES * points, SHARES * points**2])  # shares are symmetric
         self.points = points
         self.sums = torch.nn.functional.pad(terms.flip(2).cumsum(2).flip(2), (0, 1))
 
@@ -120,9 +126,9 @@ class _Channels:
     def __init__(self, points: Tensor, weights: Tensor, bits: int):
         self.qmax = 2 ** check_bits(bits) - 1
         self.points, self.weights = points, weights
-        self.square = (points**2 @ SHARES.to(points.device))[:, None]
+        self.square = (points**2 @ SHARES)[:, None]
         self.above, self.below = _Excess(points), _Excess(-points.flip(1))
-        self.all = torch.arange(len(points), device=points.device)
+        self.all = torch.arange(len(points))
 
     def rounding(self, step: Tensor, chosen: Tensor) -> Tensor:
         """Weighted rounding error of channels ``chosen`` (c,) with steps (c, m)."""
@@ -150,16 +156,16 @@ class _Channels:
             group: (c,) the group in [0, g) of each of them, none empty.
             rivals: scale (g,) and zero point (g,) that win unless better ones are found.
         """
-        groups, device = int(group.max()) + 1, group.device
-        members = torch.zeros(groups, len(group), dtype=torch.float64, device=device)
-        members.scatter_(0, group[None], 1.0)  # sums by a product: deterministic on every device
+        groups = int(group.max()) + 1
+        members = torch.zeros(groups, len(group), dtype=torch.float64)
+        members.scatter_(0, group[None], 1.0)  # sums by a product, in one order
         # The error is convex in (lo, hi) but for the cap on rounding: a grid, then finer ones around its best point.
-        nothing = torch.zeros(groups, dtype=torch.float64, device=device)
+        nothing = torch.zeros(groups, dtype=torch.float64)
         lo = reach_lo = nothing.scatter_reduce(0, group, self.points[chosen, 0], "amin") / 2
         hi = reach_hi = nothing.scatter_reduce(0, group, self.points[chosen, -1], "amax") / 2
         for _ in range(ZOOMS):
-            los = (lo[:, None] + reach_lo[:, None] * STEPS.to(device)).clamp(max=0)
-            his = (hi[:, None] + reach_hi[:, None] * STEPS.to(device)).clamp(min=0)
+            los = (lo[:, None] + reach_lo[:, None] * STEPS).clamp(max=0)
+            his = (hi[:, None] + reach_hi[:, None] * STEPS).clamp(min=0)
             below, above = (members @ clipped for clipped in self.clipping(los[group], his[group], chosen))
             steps = ((his[:, None] - los[:, :, None]) / self.qmax).flatten(1)
             rounding = members @ self.rounding(steps[group], chosen)
@@ -169,8 +175,8 @@ class _Channels:
             reach_lo, reach_hi = reach_lo / 4, reach_hi / 4
         # Both neighbouring zero points with steps around the one found.
         step = ((hi - lo) / self.qmax).clamp(min=SCALE_EPS)
-        zeros = (-lo / step).floor()[:, None] + torch.arange(2, device=device).repeat_interleave(len(FACTORS))
-        scales = (step[:, None] * FACTORS.to(device)).clamp(min=SCALE_EPS).float().double().repeat(1, 2)
+        zeros = (-lo / step).floor()[:, None] + torch.arange(2).repeat_interleave(len(FACTORS))
+        scales = (step[:, None] * FACTORS).clamp(min=SCALE_EPS).float().double().repeat(1, 2)
         tried = [scales, zeros.clamp(0, self.qmax)]
         if rivals:
             tried = [torch.cat([rival[:, None], new], 1) for rival, new in zip(rivals, tried, strict=True)]
@@ -211,7 +217,7 @@ class _Grouping:
         loss = self._errors()[1] - self.alone_error
         loss[torch.bincount(self.labels)[self.labels] == 1] = -torch.inf
         seed = loss.argmax()
-        changed = torch.arange(len(self.scale) + 1, device=seed.device) == self.labels[seed]
+        changed = torch.arange(len(self.scale) + 1) == self.labels[seed]
         self.labels[seed] = len(self.scale)
         self.scale = torch.cat([self.scale, self.alone[0][seed, None]])
         self.zero_point = torch.cat([self.zero_point, self.alone[1][seed, None]])

@@ -81,7 +81,7 @@ def decode(codes: Tensor, params: UniformParams, bits: int) -> Tensor:
     Raises:
         ValueError: a code lies outside [0, 2^bits - 1].
     """
-    if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) > 2**bits - 1):
+    if bool(((codes < 0) | (codes > 2**bits - 1)).any()):
         raise ValueError(
             f"codes must lie in [0, {2**bits - 1}] for {bits} bits, got [{int(codes.min())}, {int(codes.max())}]"
         )

@@ -218,7 +218,7 @@ def optimise(
     name: str,
     samples: Samples,
     recipe: Recipe,
-    on_step: Callable[[float], None],
+    on_step: Callable[[Tensor], None],
     workers: Workers = ALONE,
 ) -> None:
     """Learn the rounding of all weights in ``module`` (and activation scales, if the recipe does), then hard-round.
@@ -227,7 +227,7 @@ def optimise(
         module: has fake quantizers; may itself be a quantized layer.
         name: random numbers depend on it and the recipe's seed alone.
         samples: each step draws ``recipe.batch_size`` of them.
-        on_step: called with the reconstruction error after every iteration.
+        on_step: called with the reconstruction error, a scalar, after every iteration; reading it waits for the device.
         workers: processes that share the items of a step and add up their gradients. Random numbers depend on an item's
             place in its step, so with as many items a step as processes, or one, their number changes nothing; else
             the order of additions does, in last bits.
@@ -239,5 +239,5 @@ def optimise(
         learner = Learner(module, name, samples, axes, recipe, workers)
         with seeded(recipe.seed, name, device), torch.enable_grad():
             for number in range(recipe.iterations):
-                on_step(float(learner.step(number)))
+                on_step(learner.step(number))
         harden(module)

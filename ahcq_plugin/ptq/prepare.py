@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from ahcq_plugin.graph import UNIT_KEY, UncoveredError, UnitError, find_units, place, prepared_units, trace_unit
@@ -16,10 +17,12 @@ from ahcq_plugin.graph.allowed import listed, name_matches, node_name
 from ahcq_plugin.graph.calls import Call, Calls, record_calls
 from ahcq_plugin.graph.questions import drop_idle_questions
 from ahcq_plugin.ptq.coverage import OUTSIDE, cover
+from ahcq_plugin.ptq.prepared import quantizers
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.static import unquantized
 from ahcq_plugin.ptq.traced import check_traced
 from ahcq_plugin.quantizers import ACTIVATION_FAMILIES, AdaRoundFakeQuantize, FakeQuantize
+from ahcq_plugin.quantizers.layers import read_parameters
 
 logger = logging.getLogger(__name__)
 #: Share of the weights. SAM-B has 5 %, the small SAM 11 %; a model whose MLPs were not found has half and more.
@@ -111,9 +114,12 @@ def prepare(
         check_traced(model, traced, run)
     _check_leave(traced, leave)
     _check_without(recipe, names)
+    devices = {name: _device(unit, model) for name, unit in traced.items()}
     prepared = {name: prepare_unit(unit, recipe) for name, unit in traced.items()}
-    for unit in prepared.values():
+    for name, unit in prepared.items():
         unit.meta[UNIT_KEY]["recipe"] = recipe.to_dict()
+        for _, quantizer in quantizers(unit):
+            quantizer.to(devices[name])
     problems = [f"{name}.{problem}" for name, unit in prepared.items() for problem in unquantized(unit)]
     if problems:
         raise UncoveredError(
@@ -126,6 +132,13 @@ def prepare(
             setattr(model.get_submodule(parent), child, replaced[module])
     _tell_what_is_outside(model)
     return model
+
+
+def _device(unit: nn.Module, model: nn.Module) -> torch.device | None:
+    """Where a unit's quantizers belong; None: where they are, of weights without values."""
+    parameters = read_parameters(unit) or list(model.parameters())
+    device = parameters[0].device if parameters else torch.device("cpu")
+    return None if device.type == "meta" else device
 
 
 def _tell_what_is_outside(model: nn.Module) -> None:

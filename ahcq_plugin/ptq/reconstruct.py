@@ -27,7 +27,8 @@ from ahcq_plugin.support.batches import Forward, check_batches, default_forward
 from ahcq_plugin.support.workers import ALONE, Workers
 
 logger = logging.getLogger(__name__)
-OnStep = Callable[[float], None]
+OnStep = Callable[[Tensor], None]
+LOSS_EVERY = 10  # steps; to show it waits for the device
 
 
 def reconstruct(
@@ -97,10 +98,10 @@ def _steps(unit: nn.Module, recipe: Recipe) -> int:
 
 
 def _shown_on(bar: tqdm) -> OnStep:
-    def on_step(error: float) -> None:
+    def on_step(error: Tensor) -> None:
         bar.update()
-        if bar.n % 10 == 0:
-            bar.set_postfix(loss=f"{error:.4g}", refresh=False)
+        if not bar.disable and bar.n % LOSS_EVERY == 0:
+            bar.set_postfix(loss=f"{float(error):.4g}", refresh=False)
 
     return on_step
 

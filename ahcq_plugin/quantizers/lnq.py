@@ -56,13 +56,15 @@ class LNQFakeQuantize(TableFakeQuantize):
 
     def candidates(self) -> list[lnq.LNQParams]:
         largest = self.activation_post_process.statistics()[2].clamp(min=MIN_CLIP)
-        every = [
-            lnq.LNQParams(torch.full_like(largest, shape), largest * share)
-            for shape in SHAPE_FACTORS
-            for share in CLIP_SHARES
-        ]
+        known = largest.cpu()  # else the host would wait for each
+
+        def made(clip: Tensor, shape: float, share: float) -> lnq.LNQParams:
+            return lnq.LNQParams(torch.full_like(clip, shape), clip * share)
+
         # at 8 bits the smallest levels of a steep table would be one in hardware
-        return [p for p in every if int(lnq.integer_levels(p, self.bits).diff().min()) > 0]
+        pairs = [(shape, share) for shape in SHAPE_FACTORS for share in CLIP_SHARES]
+        rising = [p for p in pairs if int(lnq.integer_levels(made(known, *p), self.bits).diff().min()) > 0]
+        return [made(largest, *pair) for pair in rising]
 
     def take(self, params: lnq.LNQParams) -> None:
         self.scale, self.shape_factor = params.clip.clone(), params.shape_factor.clone()

@@ -15,6 +15,7 @@ from ahcq_plugin.functional import grouping
 from ahcq_plugin.functional.range_search import search_range
 from ahcq_plugin.functional.uniform import UniformParams, check_bits, qparams_from_range
 from ahcq_plugin.quantizers.base import ResizingStateMixin
+from ahcq_plugin.quantizers.host_value import HostValue
 from ahcq_plugin.quantizers.sampling import halvings, strided
 from ahcq_plugin.quantizers.scores import Scores
 
@@ -27,6 +28,8 @@ class RangeObserver(ResizingStateMixin, ObserverBase):
         ch_axis: axis that keeps its own range, -1 for one range per tensor.
     """
 
+    count: Tensor
+
     def __init__(self, quant_min: int = 0, quant_max: int = 255, ch_axis: int = -1):
         super().__init__(dtype=torch.quint8)
         self.quant_min, self.quant_max, self.ch_axis = quant_min, quant_max, ch_axis
@@ -34,6 +37,12 @@ class RangeObserver(ResizingStateMixin, ObserverBase):
         self.register_buffer("min_val", torch.zeros(1))
         self.register_buffer("max_val", torch.zeros(1))
         self.register_buffer("count", torch.zeros(1, dtype=torch.int64))
+        self._calls = HostValue()
+
+    @property
+    def calls(self) -> int:
+        """How many calls were seen; a look at it does not wait for the device."""
+        return int(self._calls.read(self.count))
 
     def rows(self, x: Tensor) -> Tensor:
         """x as (channels, values); one row per tensor if ``ch_axis`` is -1."""
@@ -48,6 +57,7 @@ class RangeObserver(ResizingStateMixin, ObserverBase):
     def reset(self) -> None:
         """Forget everything seen."""
         self.count.zero_()
+        self._calls.forget()
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel():
@@ -65,7 +75,7 @@ class RangeObserver(ResizingStateMixin, ObserverBase):
     def absorb(self, summary: tuple) -> None:
         """Take a call's ``summary`` in."""
         lo, hi = summary
-        seen = int(self.count)
+        seen = self.calls
         if seen and self.min_val.shape != lo.shape:
             raise ValueError(
                 f"the number of channels changed between calls: {tuple(self.min_val.shape)}, then {tuple(lo.shape)}"
@@ -76,10 +86,11 @@ class RangeObserver(ResizingStateMixin, ObserverBase):
             self.min_val.add_((lo - self.min_val) / (seen + 1))
             self.max_val.add_((hi - self.max_val) / (seen + 1))
         self.count += 1
+        self._calls.note(self.count, seen + 1)
 
     def check_seen(self) -> None:
         """RuntimeError if nothing was observed."""
-        if not int(self.count):
+        if not self.calls:
             raise RuntimeError("the observer has seen no data: run `calibrate` with at least one batch that reaches it")
 
     def uniform_params(self) -> UniformParams:
@@ -181,7 +192,7 @@ class OutputErrorObserver(SamplingObserver):
 
     def absorb(self, summary: tuple) -> None:
         highest, *others = summary
-        self.largest = torch.maximum(self.largest, highest) if int(self.count) else highest
+        self.largest = torch.maximum(self.largest, highest) if self.calls else highest
         super().absorb(tuple(others))
 
     def statistics(self) -> tuple[Tensor, Tensor, Tensor]:

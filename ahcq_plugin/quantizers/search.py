@@ -40,7 +40,7 @@ class OutputErrorSearch:
 
     def begin_search(self) -> bool:
         observer = self.activation_post_process
-        observer.scores = self._scores(self.output_error_power) if int(observer.count) else None
+        observer.scores = self._scores(self.output_error_power) if observer.calls else None
         return observer.scores is not None
 
     def judge(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:

@@ -163,7 +163,12 @@ def _onnxruntime_int8(subject: Subject, floating: Path, folder: Path) -> None:
         optimised = folder / f"{part}.onnx"
         quant_pre_process(floating / f"{name}.onnx", optimised, skip_symbolic_shape=True)
         quantize_static(
-            optimised, folder / f"{name}.onnx", Reader(items), quant_format=QuantFormat.QDQ, per_channel=True
+            optimised,
+            folder / f"{name}.onnx",
+            Reader(items),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+            per_channel=True,
         )
         optimised.unlink()
 
