@@ -101,8 +101,16 @@ def _attend(
     return attention.out_proj(attention._recombine_heads(F.scaled_dot_product_attention(q, k, v)))
 
 
-def _without_complex_numbers(model: nn.Module) -> None:
-    """Rotations of traced layers, and of layers as they were, by sines and cosines, in place."""
+def rotates(model: nn.Module) -> bool:
+    """Whether a model has rotations that ``without_complex_numbers`` replaces."""
+    graphs = [module.graph for module in model.modules() if isinstance(module, fx.GraphModule)]
+    traced = any(node.target is rotate for graph in graphs for node in graph.nodes)
+    return traced or any(type(module).__name__ == "RoPEAttention" for module in model.modules())
+
+
+def without_complex_numbers(model: nn.Module) -> None:
+    """Rotations of traced layers, and of layers as they were, by sines and cosines, in place; their tables are made in
+    the next call."""
     for module in list(model.modules()):
         if type(module).__name__ == "RoPEAttention":
             rotation = SineCosineRotation(float(module.compute_cis.keywords["theta"]), bool(module.rope_k_repeat))
@@ -197,7 +205,7 @@ class _MaskDecoder(PromptDecoder):
 def sam2_parts(prepared: nn.Module) -> list[Part]:
     """The four graphs of a SAM 2 whose quantizers ONNX can express; it is not changed."""
     model: Any = copy.deepcopy(prepared).eval()
-    _without_complex_numbers(model)
+    without_complex_numbers(model)
     device, side = next(model.parameters()).device, model.image_size
     image = torch.zeros(1, 3, side, side, device=device)
     trunk = model.image_encoder.trunk
