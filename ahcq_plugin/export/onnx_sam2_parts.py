@@ -17,6 +17,7 @@ from ahcq_plugin.export.onnx_bundle import (
     MEMORY_ATTENTION_FILE,
     MEMORY_ENCODER_FILE,
 )
+from ahcq_plugin.export.onnx_complex import has_complex_constants, turn_by_real_numbers
 from ahcq_plugin.export.onnx_parts import Part, PromptDecoder, decoder_part
 from ahcq_plugin.graph.untraceable import rotate
 
@@ -103,9 +104,10 @@ def _attend(
 
 def rotates(model: nn.Module) -> bool:
     """Whether a model has rotations that ``without_complex_numbers`` replaces."""
-    graphs = [module.graph for module in model.modules() if isinstance(module, fx.GraphModule)]
-    traced = any(node.target is rotate for graph in graphs for node in graph.nodes)
-    return traced or any(type(module).__name__ == "RoPEAttention" for module in model.modules())
+    traced = [module for module in model.modules() if isinstance(module, fx.GraphModule)]
+    if any(has_complex_constants(unit) or any(node.target is rotate for node in unit.graph.nodes) for unit in traced):
+        return True
+    return any(type(module).__name__ == "RoPEAttention" for module in model.modules())
 
 
 def without_complex_numbers(model: nn.Module) -> None:
@@ -122,7 +124,7 @@ def without_complex_numbers(model: nn.Module) -> None:
                 with module.graph.inserting_before(node):
                     node.replace_all_uses_with(module.graph.call_module(name, node.args))
                 module.graph.erase_node(node)
-            module.recompile()
+            turn_by_real_numbers(module)
 
 
 class _ImageEncoder(nn.Module):
