@@ -77,7 +77,7 @@ def test_what_is_off_too_much_is_shown_beside_seven_bits():
         (0.09, 0.04, "by rounding: what 8 bits do to this model"),
         (0.03, 0.04, "by clipping: within the goal where ranges hold all values"),
         (0.07, 0.06, "by rounding and clipping together"),
-        (0.03, 0.09, "not explained by rounding or clipping alone"),
+        (0.03, 0.09, "explained by neither rounding nor clipping"),
     ],
 )
 def test_the_controls_name_the_cause_of_an_error(noise, unclipped, cause):

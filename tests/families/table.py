@@ -10,7 +10,7 @@ from pathlib import Path
 from ahcq_plugin.ptq.coverage import INTEGERS, OUTSIDE
 from tests.families.measure import FAMILIES, ONNX_GOAL, SAME, W8A8_GOAL, Result
 
-#: Share of an error that noise, or what is left without clipping, must reach to count as all of it.
+#: Share of an error that noise, or noise and clipping together, must reach to count as all of it.
 NEARLY_ALL = 0.8
 
 HEAD = f"""# Models
@@ -113,9 +113,10 @@ def _cause(r: Result) -> str:
         return ", by rounding: what 8 bits do to this model"
     if r.unclipped <= W8A8_GOAL:
         return ", by clipping: within the goal where ranges hold all values"
-    if r.unclipped < NEARLY_ALL * r.w8a8:
+    clipping = max(r.w8a8**2 - r.unclipped**2, 0.0)  # independent errors add up as squares
+    if r.noise**2 + clipping >= (NEARLY_ALL * r.w8a8) ** 2:
         return ", by rounding and clipping together"
-    return ", not explained by rounding or clipping alone"
+    return ", explained by neither rounding nor clipping"
 
 
 def _controls(r: Result) -> str:
