@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+import pytest
+
 from ahcq_plugin.support.files import write_json
 from tests.families.measure import Result
 from tests.families.table import page, read
@@ -64,6 +66,21 @@ def test_an_error_above_the_goal_or_another_bit_does_not_pass():
 def test_what_is_off_too_much_is_shown_beside_seven_bits():
     """Rounding doubles with a bit less; a wrong operation stays."""
     text = page([Result("timm", "ViT", {}, off=1e-6, w8a8=0.1, w7a7=0.21)])
-    assert "- timm: ViT: W8A8: more than 5% off, 2.1 times as much with 7 bits" in text
+    assert "- timm: ViT: W8A8: 10.0% (21.0% with 7 bits)\n" in text
     assert "- timm: ViT: off: other bits, without fused attention" in text
     assert "| 1e-06 (fused) |" in page([Result("timm", "ViT", {}, off=1e-6, fused=True)])
+
+
+@pytest.mark.parametrize(
+    ("noise", "unclipped", "cause"),
+    [
+        (0.09, 0.04, "by rounding: what 8 bits do to this model"),
+        (0.03, 0.04, "by clipping: within the goal where ranges hold all values"),
+        (0.07, 0.06, "by rounding and clipping together"),
+        (0.03, 0.09, "explained by neither rounding nor clipping"),
+    ],
+)
+def test_the_controls_name_the_cause_of_an_error(noise, unclipped, cause):
+    text = page([Result("timm", "ViT", {}, off=0.0, w8a8=0.1, noise=noise, unclipped=unclipped)])
+    figures = f"{noise:.1%} with noise in place of rounding; {unclipped:.1%} with ranges that hold all values"
+    assert f"- timm: ViT: W8A8: 10.0%, {cause} ({figures})\n" in text

@@ -23,7 +23,7 @@ from ahcq_plugin.export.onnx_int4 import INT4_BITS, pack_weights
 from ahcq_plugin.export.onnx_parts import sam_parts
 from ahcq_plugin.export.onnx_quantizers import StoredWeight, onnx_quantizer
 from ahcq_plugin.export.onnx_sam2_bundle import write_sam2_bundle
-from ahcq_plugin.export.onnx_sam2_parts import check_sam2, is_sam2, sam2_parts
+from ahcq_plugin.export.onnx_sam2_parts import check_sam2, is_sam2, rotates, sam2_parts, without_complex_numbers
 from ahcq_plugin.export.onnx_symbolic import mended_symbolics
 from ahcq_plugin.graph.units import prepared_units
 from ahcq_plugin.ptq.prepared import is_weight, quantizers, weight_layers
@@ -78,7 +78,12 @@ def export_onnx(
         unknown = sorted(set(dynamic or ()) - set(names))
         if unknown:
             raise ValueError(f"`dynamic` names inputs that are none: {unknown}; inputs: {names}")
-        write(prepare(qmodel), args, Path(path), names, [], {k: dict(v) for k, v in (dynamic or {}).items()})
+        model = prepare(qmodel)
+        if rotates(model):
+            model = copy.deepcopy(model)
+            without_complex_numbers(model)
+            model(*args)
+        write(model, args, Path(path), names, [], {k: dict(v) for k, v in (dynamic or {}).items()})
         return
     of_videos = is_sam2(qmodel)
     if of_videos:

@@ -17,6 +17,7 @@ from ahcq_plugin.export.onnx_bundle import (
     MEMORY_ATTENTION_FILE,
     MEMORY_ENCODER_FILE,
 )
+from ahcq_plugin.export.onnx_complex import has_complex_constants, turn_by_real_numbers
 from ahcq_plugin.export.onnx_parts import Part, PromptDecoder, decoder_part
 from ahcq_plugin.graph.untraceable import rotate
 
@@ -101,8 +102,17 @@ def _attend(
     return attention.out_proj(attention._recombine_heads(F.scaled_dot_product_attention(q, k, v)))
 
 
-def _without_complex_numbers(model: nn.Module) -> None:
-    """Rotations of traced layers, and of layers as they were, by sines and cosines, in place."""
+def rotates(model: nn.Module) -> bool:
+    """Whether a model has rotations that ``without_complex_numbers`` replaces."""
+    traced = [module for module in model.modules() if isinstance(module, fx.GraphModule)]
+    if any(has_complex_constants(unit) or any(node.target is rotate for node in unit.graph.nodes) for unit in traced):
+        return True
+    return any(type(module).__name__ == "RoPEAttention" for module in model.modules())
+
+
+def without_complex_numbers(model: nn.Module) -> None:
+    """Rotations of traced layers, and of layers as they were, by sines and cosines, in place; their tables are made in
+    the next call."""
     for module in list(model.modules()):
         if type(module).__name__ == "RoPEAttention":
             rotation = SineCosineRotation(float(module.compute_cis.keywords["theta"]), bool(module.rope_k_repeat))
@@ -114,7 +124,7 @@ def _without_complex_numbers(model: nn.Module) -> None:
                 with module.graph.inserting_before(node):
                     node.replace_all_uses_with(module.graph.call_module(name, node.args))
                 module.graph.erase_node(node)
-            module.recompile()
+            turn_by_real_numbers(module)
 
 
 class _ImageEncoder(nn.Module):
@@ -197,7 +207,7 @@ class _MaskDecoder(PromptDecoder):
 def sam2_parts(prepared: nn.Module) -> list[Part]:
     """The four graphs of a SAM 2 whose quantizers ONNX can express; it is not changed."""
     model: Any = copy.deepcopy(prepared).eval()
-    _without_complex_numbers(model)
+    without_complex_numbers(model)
     device, side = next(model.parameters()).device, model.image_size
     image = torch.zeros(1, 3, side, side, device=device)
     trunk = model.image_encoder.trunk

@@ -36,6 +36,7 @@ from ahcq_plugin.graph.ops import (
     function_name,
 )
 from ahcq_plugin.graph.positions import MOVES, MOVING_FUNCTIONS, exception_of, position_table
+from ahcq_plugin.graph.relative_positions import add_relative_positions
 from ahcq_plugin.graph.rewrites import mask_causal, mask_scores
 from ahcq_plugin.graph.tracer import OUR_DIR, TORCH_DIR
 from ahcq_plugin.graph.unit import UNIT_KEY
@@ -78,7 +79,7 @@ ALLOWED_FUNCTIONS = (
     | {getattr, len, int, float, bool, max, min, abs, round, sum, range, slice, tuple, list}
     | CHECKS
     | {put}
-    | {mask_scores, mask_causal, mask_heads}
+    | {mask_scores, mask_causal, mask_heads, add_relative_positions}
 )
 ALLOWED_METHODS = (
     SHAPE_METHODS

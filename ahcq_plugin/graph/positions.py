@@ -19,6 +19,8 @@ from ahcq_plugin.graph.untraceable import ROTARY_FUNCTIONS, rotate
 RELATIVE_POSITIONS = "relative positions"
 ROTARY_POSITIONS = "rotary positions"
 POSITION_TABLES = "position tables"
+#: SAM's function of relative positions, kept whole.
+DECOMPOSED = "add_decomposed_rel_pos"
 
 #: Functions and methods that move elements about, besides those that change shapes.
 MOVES = (
@@ -26,7 +28,7 @@ MOVES = (
     "topk"
 )
 #: Functions kept whole that multiply in floating point: name -> what they are called in coverage.
-_EXCEPTIONS = {"add_decomposed_rel_pos": RELATIVE_POSITIONS, **dict.fromkeys(ROTARY_FUNCTIONS, ROTARY_POSITIONS)}
+_EXCEPTIONS = {DECOMPOSED: RELATIVE_POSITIONS, **dict.fromkeys(ROTARY_FUNCTIONS, ROTARY_POSITIONS)}
 _ADDITIONS = frozenset({operator.add, operator.iadd, torch.add, mask_scores, mask_heads, "add", "add_"})
 _MOVES = (
     SHAPE_FUNCTIONS

@@ -7,7 +7,7 @@ mlp_in     input of a Linear followed by an activation (GELU, ReLU, …) or a ga
 post_act   input of a Linear fed by an activation
 gated_act  input of a Linear fed by a gated product, act(gate) * up (SwiGLU, GEGLU, GLU)
 softmax    attention weights, factor of the second attention matmul
-q, k, v    factors of the attention matmuls, before scalar factors
+q, k, v    factors of the attention matmuls, before scalar factors; q is that of tables of relative positions too
 attn_out   input of a Linear fed by the second attention matmul
 conv_in    input of a Conv2d, whatever its groups
 other_in   input of any other Linear
@@ -27,6 +27,7 @@ from torch import fx, nn
 from ahcq_plugin.graph.allowed import Uncovered, find_uncovered, is_left, listed, node_name, source_line
 from ahcq_plugin.graph.ops import EINSUMS, Edge, GraphIndex, function_name, layer_input, matmul_operands
 from ahcq_plugin.graph.positions import exception_of
+from ahcq_plugin.graph.relative_positions import multiplies_table
 from ahcq_plugin.graph.unit import UNIT_KEY, UncoveredError
 
 LAYER_ROLES = ("qkv_in", "mlp_in", "post_act", "gated_act", "attn_out", "conv_in", "other_in")
@@ -122,6 +123,8 @@ def find_roles(gm: fx.GraphModule) -> list[RoleSite]:
     projections = _projections(index, attentions)
     contexts = {a.context for a in attentions}
     for node in filter(index.is_layer, gm.graph.nodes):
+        if multiplies_table(node):  # with the queries, whose codes it reads
+            continue
         key, source = layer_input(node)
         claims.add(source, _layer_role(index, node, source, projections, contexts), [(node, key)])
     operands = [operand for attention in attentions for operand in _operands(index, attention)]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ahcq_plugin.graph.relative_positions import Size, relative_terms
 from ahcq_plugin.integer.backends import backend_for
 from ahcq_plugin.integer.encoder import Encoder
 from ahcq_plugin.integer.products import IntegerProduct
@@ -45,7 +46,7 @@ class Positions:
 
 class RelativePositions(nn.Module):
     """The terms that SAM's ``add_decomposed_rel_pos`` adds, for all queries at once: the one product of an encoder's
-    unit that stays in floating point.
+    unit that stays in floating point, unless its tables are quantized.
 
     Args:
         function: the model's own ``add_decomposed_rel_pos``; its ``get_rel_pos`` is used.
@@ -78,6 +79,14 @@ class RelativePositions(nn.Module):
         except (TypeError, RuntimeError, ValueError):
             return False
         return torch.equal(terms.add(scores, slice(None), slice(None)), wanted)
+
+
+class PickedPositions(nn.Module):
+    """The terms of relative positions from products with quantized tables."""
+
+    def forward(self, down: Tensor, across: Tensor, q_size: Size, k_size: Size) -> Positions:
+        """As ``relative_terms``."""
+        return Positions(*relative_terms(down, across, q_size, k_size))
 
 
 class IntegerAttention(nn.Module):

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ahcq_plugin.graph.ops import ACTIVATION_MODULES, ACTIVATIONS, function_name
-from ahcq_plugin.integer.attention import IntegerAttention, RelativePositions
+from ahcq_plugin.graph.positions import DECOMPOSED
+from ahcq_plugin.graph.relative_positions import add_relative_positions
+from ahcq_plugin.integer.attention import IntegerAttention, PickedPositions, RelativePositions
 from ahcq_plugin.integer.encoder import Encoder
 from ahcq_plugin.integer.layers import EncodedLinear, IntegerConv2d, IntegerLinear
 from ahcq_plugin.integer.mlp import IntegerMLP
@@ -61,7 +63,8 @@ def fuse_attention(graph: fx.Graph, targets: dict[str, Any]) -> None:
             terms = None
             if positions is not None:
                 name = f"{positions.name}_terms"
-                targets[name] = RelativePositions(positions.target)
+                quantized = positions.target is add_relative_positions
+                targets[name] = PickedPositions() if quantized else RelativePositions(positions.target)
                 terms = graph.call_module(name, positions.args[1:])
             name = f"{node.name}_attention"
             targets[name] = IntegerAttention(
@@ -86,8 +89,7 @@ def _scores(softmax: fx.Node, targets: Mapping[str, Any]) -> tuple[fx.Node, list
     while len(node.users) == 1:
         if isinstance(targets.get(str(node.target)), IntegerProduct):
             return node, factors[::-1], positions
-        is_function = function_name(node) == "add_decomposed_rel_pos" and len(node.args) == 6 and not node.kwargs
-        if is_function and not factors and positions is None and RelativePositions.can_replace(node.target):
+        if not factors and positions is None and _adds_positions(node):
             positions, node = node, node.args[0]
         elif node.target in _FACTORS and len(node.args) == 2 and not node.kwargs:
             tensor = node.args[0]
@@ -98,6 +100,13 @@ def _scores(softmax: fx.Node, targets: Mapping[str, Any]) -> tuple[fx.Node, list
         else:
             return None
     return None
+
+
+def _adds_positions(node: fx.Node) -> bool:
+    if node.target is add_relative_positions:
+        return True
+    is_function = function_name(node) == DECOMPOSED and len(node.args) == 6 and not node.kwargs
+    return is_function and RelativePositions.can_replace(node.target)
 
 
 def _scalar(step: fx.Node) -> Any:

@@ -59,7 +59,9 @@ def precondition(
         rotate_heads(model, batches[0], forward, workers)
     if not (recipe.acnr or recipe.condiquant):
         return []
-    layers = {name: layer for name, layer in weight_layers(model).items() if isinstance(layer, nn.Linear)}
+    # tables of relative positions, which read queries, are no layers of the method
+    fed = {layer for _, quantizer in activation_quantizers(model) for layer in quantizer.consumers}
+    layers = {n: layer for n, layer in weight_layers(model).items() if isinstance(layer, nn.Linear) and layer in fed}
     grams: dict[nn.Module, Tensor] = {}
     if recipe.acnr:
         accumulated = recipe.acnr_error == "accumulated"

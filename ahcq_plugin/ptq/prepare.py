@@ -17,6 +17,7 @@ from ahcq_plugin.graph.allowed import listed, name_matches, node_name
 from ahcq_plugin.graph.calls import Call, Calls, record_calls
 from ahcq_plugin.graph.questions import drop_idle_questions
 from ahcq_plugin.ptq.coverage import OUTSIDE, cover
+from ahcq_plugin.ptq.positions import layer_positions
 from ahcq_plugin.ptq.prepared import quantizers
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.static import unquantized
@@ -89,7 +90,7 @@ def prepare(
         ``model``.
     Raises:
         ValueError: no unit was found, the model is already prepared, an entry of ``leave`` or one that was added to the
-            recipe's ``without`` matches nothing.
+            recipe's ``without`` matches nothing, or its ``quantize_positions`` finds none.
         UncoveredError: a unit computes something in floating point that is neither allowed nor named in ``leave`` (with
             its line).
         UnitError: a unit does not trace (named with the line that stopped the tracer), or its trace gives other
@@ -114,6 +115,8 @@ def prepare(
         check_traced(model, traced, run)
     _check_leave(traced, leave)
     _check_without(recipe, names)
+    if recipe.quantize_positions:
+        layer_positions(traced)
     devices = {name: _device(unit, model) for name, unit in traced.items()}
     prepared = {name: prepare_unit(unit, recipe) for name, unit in traced.items()}
     for name, unit in prepared.items():

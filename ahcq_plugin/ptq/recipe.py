@@ -38,7 +38,10 @@ _COMPONENTS = {
 }
 
 #: Keys that came later: at these values they do nothing, and hashes leave them out, so that earlier results stay valid.
-_LATER = {"rotate": False, "refit": 0.0, "tune_steps": 0, "tune_lr": 1e-3, "tune_scale_lr": 1e-3}
+_LATER = {
+    **{"rotate": False, "refit": 0.0, "tune_steps": 0, "tune_lr": 1e-3, "tune_scale_lr": 1e-3},
+    "quantize_positions": False,
+}
 
 #: Keys that have another name now, old -> new. Hashes are made with the old ones: earlier results stay valid.
 _RENAMED = {"range_search": "range_by_output_error"}
@@ -111,6 +114,8 @@ class Recipe:
             follow a cosine to 0, and a scale moves by at most 2 % of itself.
         without: one of ``cag``, ``hluq``, ``lnq``, ``agq`` -> globs of the units that do without it.
         families: role -> family of its quantizer; goes before all of the above.
+        quantize_positions: tables of relative positions are quantized like weights, and multiplied with the codes of
+            queries (``ptq/positions.py``): SAM's ``add_decomposed_rel_pos``. False: they stay in floating point.
         share_inputs: Linears fed by one tensor share one activation quantizer.
         cache_device: where the units' inputs and outputs are kept: ``cpu``, ``cuda`` or ``disk`` (under the work dir).
         seed: of everything random in reconstruction.
@@ -153,6 +158,7 @@ class Recipe:
     tune_scale_lr: float = 1e-3
     without: Mapping[str, Sequence[str]] = field(default_factory=dict)
     families: Mapping[str, str] = field(default_factory=dict)
+    quantize_positions: bool = False
     share_inputs: bool = True
     cache_device: str = "cpu"
     seed: int = 0

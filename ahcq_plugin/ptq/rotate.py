@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.graph.ops import GraphIndex, layer_input, matmul_operands
 from ahcq_plugin.graph.positions import RELATIVE_POSITIONS, exception_of
+from ahcq_plugin.graph.relative_positions import multiplies_table
 from ahcq_plugin.prequant.rotation import head_rotation, rotated_rows
 from ahcq_plugin.ptq.channels import ChannelFollower
 from ahcq_plugin.ptq.fold import ends
@@ -152,7 +153,7 @@ def _rotate(follower: _HeadFollower, node: fx.Node) -> bool:
     tables = []
     for role in roles:
         users = ends(index, product.quantizers[role].args[0]) - {node}
-        positions = {user for user in users if exception_of(index, user) == RELATIVE_POSITIONS}
+        positions = {u for u in users if multiplies_table(u) or exception_of(index, u) == RELATIVE_POSITIONS}
         if users - positions or (positions and role != "q"):
             return False
         tables += [table for user in sorted(positions, key=str) for table in _tables(index, user)]
@@ -177,6 +178,8 @@ def _rotate(follower: _HeadFollower, node: fx.Node) -> bool:
 
 def _tables(index: GraphIndex, node: fx.Node) -> list[nn.Parameter]:
     """The parameters that a product with relative positions reads."""
+    if multiplies_table(node):
+        return [index.module(node).weight]
     named = (n for n in index.ancestors(node, lambda n: n is not node and exception_of(index, n) is not None))
     found = [operator.attrgetter(str(n.target))(index.root) for n in named if n.op == "get_attr"]
     return [parameter for parameter in dict.fromkeys(found) if isinstance(parameter, nn.Parameter)]

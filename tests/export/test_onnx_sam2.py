@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,6 +26,7 @@ from ahcq_plugin.export.onnx_resize import resize_bilinear
 from ahcq_plugin.export.onnx_sam2_bundle import GRAPHS, write_sam2_bundle
 from ahcq_plugin.export.onnx_sam2_memory import as_bfloat16
 from ahcq_plugin.export.onnx_sam2_parts import SineCosineRotation
+from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.graph.untraceable import rotate
 from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.studies.inference.runners import GraphSam2, TorchSam2
@@ -244,6 +246,32 @@ def test_quantized_graphs_compute_what_the_model_does_in_pytorch(style, quantize
     if style == "exact":  # of 2026.4: it has no groups of channels in a tensor whose sizes are free
         with pytest.raises(ValueError, match=r"OpenVINO does not take .*memory_attention.*use style 'deploy', or onnx"):
             OnnxSam2(tmp_path, 1, "openvino")
+
+
+class Remembering(torch.nn.Module):
+    """A layer of the memory attention as a function of tensors alone."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, tgt, memory):
+        return self.layer(tgt=tgt, memory=memory, pos=memory.flip(1), query_pos=tgt.flip(1), num_k_exclude_rope=2)
+
+
+@torch.no_grad()
+def test_a_layer_with_rotations_exports_by_itself(quantized, tmp_path):
+    """Complex numbers, which ONNX has none of, leave the graph and not the model."""
+    layer = Remembering(prepared_units(quantized)["memory_attention.layers.0"])
+    made = torch.Generator().manual_seed(0)
+    tgt, memory = torch.randn(1, 16, 32, generator=made), torch.randn(1, 18, 16, generator=made)
+    wanted = layer(tgt, memory)
+    export_onnx(layer, tmp_path / "layer.onnx", (tgt, memory))
+    session = onnxruntime.InferenceSession(str(tmp_path / "layer.onnx"), providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {"tgt": tgt.numpy(), "memory": memory.numpy()})
+    # a code on a boundary may flip where float products round in another order
+    assert float((torch.from_numpy(got) - wanted).norm()) < 0.01 * float(wanted.norm())
+    assert torch.equal(layer(tgt, memory), wanted)
 
 
 @pytest.mark.parametrize("unrotated", [0, 3])

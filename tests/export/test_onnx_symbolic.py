@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ahcq_plugin.export.onnx_graphs import export_onnx
 
@@ -29,3 +29,28 @@ def test_dimensions_are_moved_as_torch_moves_them_counted_from_either_end(source
     export_onnx(model, tmp_path / "moved.onnx", (x,), style="float")
     session = onnxruntime.InferenceSession(str(tmp_path / "moved.onnx"), providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(session.run(None, {"x": x.numpy()})[0], model(x).numpy())
+
+
+class _Turned(nn.Module):
+    """Rotary positions as SAM 3's encoder has them: complex factors, and sizes asked of complex tensors."""
+
+    def __init__(self, factors_first: bool):
+        super().__init__()
+        self.factors_first = factors_first
+        self.register_buffer("factors", torch.polar(torch.ones(5, 4), torch.arange(20.0).view(5, 4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+        turned = self.factors * pairs if self.factors_first else pairs * self.factors
+        return torch.view_as_real(turned).flatten(2) * pairs.shape[-1] + pairs.ndim
+
+
+@pytest.mark.parametrize("factors_first", [False, True])
+def test_products_with_complex_constants_are_real_in_the_graph_alone(factors_first, tmp_path):
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    model = fx.symbolic_trace(_Turned(factors_first))
+    wanted = model(x)
+    export_onnx(model, tmp_path / "turned.onnx", (x,), style="float")
+    session = onnxruntime.InferenceSession(str(tmp_path / "turned.onnx"), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], wanted.numpy(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(model(x), wanted) and any(n.target is torch.view_as_complex for n in model.graph.nodes)

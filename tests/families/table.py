@@ -10,6 +10,9 @@ from pathlib import Path
 from ahcq_plugin.ptq.coverage import INTEGERS, OUTSIDE
 from tests.families.measure import FAMILIES, ONNX_GOAL, SAME, W8A8_GOAL, Result
 
+#: Share of an error that noise, or noise and clipping together, must reach to count as all of it.
+NEARLY_ALL = 0.8
+
 HEAD = f"""# Models
 
 Cut-down models of each family's own classes with random weights, quantized from end to end. Made by
@@ -22,9 +25,10 @@ Cut-down models of each family's own classes with random weights, quantized from
   that is one operation; written out, it differs in the last bits (at most {SAME:.0e} passes).
 - **W8A8**: relative error over all items, rounding to nearest, the largest of all outputs (at most
   {W8A8_GOAL:.0%} passes). **W4A4**: the same after a few steps of `ahcq`, audited; a random model says little there.
-  Where 8 bits are further off, the notes at the end say what it is made of: 7 bits, twice as far off where rounding is
-  all; noise within half a step of every quantizer in place of its rounding, which is the least that 8 bits can do to
-  this model; and ranges that hold all values, where `rtn` takes the mean of the items' ranges and clips what is beyond.
+  Where 8 bits are further off, the notes at the end name the cause by three controls: noise within half a step of every
+  quantizer in place of its rounding, which is the least that 8 bits can do to this model; ranges that hold all values,
+  where `rtn` takes the mean of the items' ranges and clips what is beyond (few items, of two kinds of prompts, differ
+  much); and 7 bits, twice as far off where rounding is all, and much more where a decoder then chooses another mask.
 - **file**: `state_dict` keeps the model's names, and a loaded `quantized.pth` gives the same bits.
 - **spec**: matmuls exported, and how many are left out. **ONNX**: kinds of units that
   onnxruntime computes alike (a code on a boundary may flip: at most {ONNX_GOAL:.0%}), of all kinds.
@@ -90,13 +94,7 @@ def _notes(r: Result) -> list[str]:
     for stage, message in r.problems.items():
         stages.setdefault(_without_folders(message), []).append(stage)
     if r.w8a8 is not None and r.w8a8 > W8A8_GOAL:
-        text = f"more than {W8A8_GOAL:.0%} off"
-        if r.w7a7 is not None:
-            text += f", {r.w7a7 / r.w8a8:.1f} times as much with 7 bits (rounding alone: about 2)"
-        if r.noise is not None:
-            text += f"; {r.noise:.1%} with noise within half a step in place of every rounding"
-        if r.unclipped is not None:
-            text += f"; {r.unclipped:.1%} with ranges that hold all values, in place of the mean of the items' ranges"
+        text = f"{r.w8a8:.1%}{_cause(r)}{_controls(r)}"
         stages.setdefault(text, []).append("W8A8")
     if r.off and not r.fused:
         stages.setdefault("other bits, without fused attention", []).append("off")
@@ -105,6 +103,29 @@ def _notes(r: Result) -> list[str]:
         stages.setdefault("; ".join(reasons), []).append("left out of the spec")
     source = f"{r.source} {r.versions.get(r.source, '')}".strip()
     return [f"- {source}: {r.name}: {', '.join(s)}: {_escaped(text)}" for text, s in stages.items()]
+
+
+def _cause(r: Result) -> str:
+    """What the controls say of an error above the goal, in one phrase."""
+    if r.w8a8 is None or r.noise is None or r.unclipped is None:
+        return ""
+    if r.noise >= NEARLY_ALL * r.w8a8:
+        return ", by rounding: what 8 bits do to this model"
+    if r.unclipped <= W8A8_GOAL:
+        return ", by clipping: within the goal where ranges hold all values"
+    clipping = max(r.w8a8**2 - r.unclipped**2, 0.0)  # independent errors add up as squares
+    if r.noise**2 + clipping >= (NEARLY_ALL * r.w8a8) ** 2:
+        return ", by rounding and clipping together"
+    return ", explained by neither rounding nor clipping"
+
+
+def _controls(r: Result) -> str:
+    figures = [
+        "" if r.noise is None else f"{r.noise:.1%} with noise in place of rounding",
+        "" if r.unclipped is None else f"{r.unclipped:.1%} with ranges that hold all values",
+        "" if r.w7a7 is None else f"{r.w7a7:.1%} with 7 bits",
+    ]
+    return f" ({'; '.join(filter(None, figures))})" if any(figures) else ""
 
 
 def _without_folders(message: str) -> str:
