@@ -39,13 +39,13 @@ class _Attention:
     """An attention with projections of its own for queries and keys.
 
     Attributes:
-        coordinates: nodes of the quantizers to be chosen, in the order of the descent.
+        coordinates: nodes and their quantizers to be chosen, in the order of the descent.
         cone: nodes behind one of these and before the softmax, that included, in graph order.
         border: what the cone reads from outside, besides parameters.
     """
 
     softmax: fx.Node
-    coordinates: tuple[fx.Node, ...]
+    coordinates: dict[fx.Node, UniformFakeQuantize]
     cone: tuple[fx.Node, ...]
     border: frozenset[fx.Node]
 
@@ -125,19 +125,25 @@ class FocusRunner(UnitRunner):
         order = {node: place for place, node in enumerate(index.graph.nodes)}
         for scores, sources in found:
             inputs = [source.all_input_nodes[0] for _, source in sources]
-            kept = []
+            kept: dict[fx.Node, UniformFakeQuantize] = {}
             for turn, node in enumerate([*inputs, *(quantizer for quantizer, _ in sources)]):
-                quantizer = index.module(node)
-                searched = isinstance(getattr(quantizer, "activation_post_process", None), PercentileObserver)
-                if searched and projections.issuperset(quantizer.consumers):
-                    kept.append(node)
+                quantizer = self._searched(node)
+                if quantizer is not None and projections.issuperset(quantizer.consumers):
+                    kept[node] = quantizer
                     self.turns[quantizer] = min(turn, self.turns.get(quantizer, turn))
             softmax = self._softmax_behind(scores)
             if kept and softmax is not None:
-                inside = _behind(kept) & _before(softmax)
+                inside = _behind(list(kept)) & _before(softmax)
                 cone = tuple(sorted(inside, key=order.__getitem__))
                 read = {node for inner in cone for node in inner.all_input_nodes}
-                yield _Attention(softmax, tuple(dict.fromkeys(kept)), cone, frozenset(read - inside))
+                yield _Attention(softmax, kept, cone, frozenset(read - inside))
+
+    def _searched(self, node: fx.Node) -> UniformFakeQuantize | None:
+        """The quantizer that a node calls, if its range is to be chosen."""
+        quantizer = self._index.module(node)
+        if not isinstance(quantizer, UniformFakeQuantize):
+            return None
+        return quantizer if isinstance(quantizer.activation_post_process, PercentileObserver) else None
 
     def _projected(self, scores: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
         """(quantizer, projection) of queries and of keys; empty unless ``scores`` is their product, each by a Linear of
@@ -173,14 +179,16 @@ class FocusRunner(UnitRunner):
         return result
 
     def _judge(self, attention: _Attention, reference: Tensor) -> None:
-        tried = [node for node in attention.coordinates if self._index.module(node) in self.trials]
-        for quantizer in dict.fromkeys(self._index.module(node) for node in tried):
-            state = dict(self._chosen)
-            state.pop(quantizer, None)
+        nodes: dict[UniformFakeQuantize, list[fx.Node]] = {}
+        for node, quantizer in attention.coordinates.items():
+            nodes.setdefault(quantizer, []).append(node)
+        for quantizer, own in nodes.items():
+            if quantizer not in self.trials:
+                continue
+            state = {other: params for other, params in self._chosen.items() if other is not quantizer}
             start = self._cone(attention, attention.cone, {}, state)
-            again = [
-                n for n in attention.cone if n in _behind([m for m in tried if self._index.module(m) is quantizer])
-            ]
+            changing = _behind(own)
+            again = [node for node in attention.cone if node in changing]
             distances = []
             for candidate in self.trials[quantizer]:
                 values = self._cone(attention, again, start, {**state, quantizer: candidate})
@@ -202,9 +210,9 @@ class FocusRunner(UnitRunner):
                 map_arg(part, lambda n: values[n] if n in values else self._kept[n])
                 for part in (node.args, node.kwargs)
             )
-            params = state.get(self._index.module(node)) if node in attention.coordinates else None
-            if params is not None:
-                values[node] = self._index.module(node).quantize_with(args[0], params)
+            quantizer = attention.coordinates.get(node)
+            if quantizer is not None and quantizer in state:
+                values[node] = quantizer.quantize_with(args[0], state[quantizer])
             else:
                 values[node] = getattr(self, node.op)(node.target, args, kwargs)
         return values

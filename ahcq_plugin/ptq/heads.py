@@ -56,8 +56,8 @@ class _HeadFinder(ChannelFollower):
             self._lay_out(right, "k", lambda numbers: numbers.mT)
             self._lay_out(right, "v", lambda numbers: numbers)
         result = super().run_node(n)
-        quantizer = self._graph.module(n)
-        if quantizer in self._asked and isinstance(numbers := self.numbers.get(n), Tensor):
+        quantizer, numbers = self._graph.module(n), self.numbers.get(n)
+        if isinstance(quantizer, UniformFakeQuantize) and quantizer in self._asked and isinstance(numbers, Tensor):
             self._numbered[quantizer] = numbers
         return result
 

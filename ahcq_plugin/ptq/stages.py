@@ -129,8 +129,8 @@ def _groups(
     groups: list[tuple[str, ...]] = []
     for name in order:
         before = groups[-1][-1] if groups else ""
-        joins = {before, name} <= chain and _follows(calls, before, name) and getattr(units[before], "window_size", 0)
-        if joins:
+        in_window = bool(getattr(units[before], "window_size", None)) if before else False
+        if in_window and {before, name} <= chain and _follows(calls, before, name):
             groups[-1] += (name,)
         else:
             groups.append((name,))
