@@ -18,8 +18,9 @@ def naive_distance(reference, attention, share):
     ):
         both = either = 0
         for row, other in zip(wanted, found, strict=True):
+            least, others_least = share * max(row), share * max(other)
             for a, b in zip(row, other, strict=True):
-                in_focus = a > share * max(row), b > share * max(other)
+                in_focus = a > least, b > others_least
                 both, either = both + all(in_focus), either + any(in_focus)
         distances.append(1 - both / either)
     return float(np.mean(distances))
