@@ -89,6 +89,7 @@ def test_a_packed_file_gives_it_back(per_head, tmp_path):
             assert torch.equal(found, wanted)
 
 
+@pytest.mark.slow
 def test_heads_learn_with_every_recipe_that_learns(tiny_sam):
     """With groups, folded keys, ranges by focus, learned scales: audited, and the scales of heads move apart."""
     recipe = {"name": "ahcq", "lnq": False, "acnr": False, "big": True, "pcc": True, "per_head": True}

@@ -127,6 +127,7 @@ def test_a_layer_of_the_decoder_learns_by_its_output_and_the_final_tokens():
     assert float(error) == pytest.approx(float(sum(terms)), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_learning_by_response_lowers_the_response_error(tiny_sam, tiny_items):
     """Learned by the response a stage responds better than rounded to nearest; everything is on its grid in the end."""
     with torch.no_grad():
@@ -148,6 +149,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_equal_bits(tiny_sam, tiny_items, tmp_path, monkeypatch):
     """Killed in the fourth of five jobs: the tensors of an uninterrupted run, and finished jobs are not run again."""
     recipe = {**SAQSAM, "iterations": 5}
