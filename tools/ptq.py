@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
         action=DictAction,
         help="override the config: recipe.iterations=500 sam.checkpoint=x.pth",
     )
-    parser.add_argument("--recipe", help="instead of the config's: rtn, adaround, brecq, qdrop, ptq4sam, ahcq")
+    parser.add_argument("--recipe", help="instead of the config's: rtn, qdrop, ptq4sam, saqsam, ahcq, ... (README)")
     for bits, of in (("--w-bits", "weights"), ("--a-bits", "activations")):
         parser.add_argument(bits, type=int, help=f"of {of}, instead of the recipe's: 2 to 8")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in the work dir")

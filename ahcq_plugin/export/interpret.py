@@ -80,8 +80,7 @@ class UnitInterpreter(UnitRunner):
             quantizer, x = self.submodules[n.target], self.env[n.all_input_nodes[0]]
             self.codes[n] = quantizer.encode(x)
             if isinstance(quantizer, UniformFakeQuantize) and quantizer.scale.numel() > 1:
-                params = quantizer.params(x.ndim)
-                self.params[n] = UniformParams(*(t.expand(x.shape) for t in (params.scale, params.zero_point)))
+                self.params[n] = quantizer.grids(x.shape)
         elif n in self.steps:
             self._carry(n, self.steps[n])
         if n not in self.sites:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ahcq_plugin.functional import uniform
 from ahcq_plugin.functional.tables import Table
-from ahcq_plugin.quantizers import CAGFakeQuantize, FakeQuantize, TableFakeQuantize
+from ahcq_plugin.quantizers import CAGFakeQuantize, FakeQuantize, TableFakeQuantize, UniformFakeQuantize
 from ahcq_plugin.quantizers.base import per_channel
+from ahcq_plugin.quantizers.head_axis import HeadAxis
 
 MAX_BITS = 8  # of the codes of QuantizeLinear before opset 21
 
@@ -23,6 +24,8 @@ def onnx_quantizer(quantizer: FakeQuantize) -> nn.Module:
     if isinstance(quantizer, TableFakeQuantize):
         return TableLookup(quantizer.table())
     params = uniform.UniformParams(quantizer.scale, quantizer.zero_point)
+    if isinstance(quantizer, UniformFakeQuantize) and quantizer.head_axis.count > 1:
+        return HeadsQDQ(params, quantizer.bits, quantizer.head_axis)
     return UniformQDQ(params, quantizer.bits, quantizer.ch_axis)
 
 
@@ -46,6 +49,26 @@ class UniformQDQ(nn.Module):
         scalar = self.scale.numel() == 1
         scale, zero_point = (t.reshape(()) if scalar else t for t in (self.scale, self.zero_point))
         return QuantizeDequantize.apply(x, scale, zero_point, self.bits, self.axis)
+
+
+class HeadsQDQ(nn.Module):
+    """``UniformQDQ`` along the heads of a tensor, which is reshaped for it and back.
+
+    Args:
+        params: scale and zero point of each head.
+    """
+
+    def __init__(self, params: uniform.UniformParams, bits: int, heads: HeadAxis):
+        super().__init__()
+        self.heads = heads
+        self.quantize = UniformQDQ(params, bits, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        place = x.ndim - self.heads.from_end
+        before, after = x.shape[:place], x.shape[place + 1 :]
+        split = x.reshape(*before, -1, self.heads.count, self.heads.inner, *after)
+        self.quantize.axis = place + 1
+        return self.quantize(split).reshape(*before, x.shape[place], *after)
 
 
 class StoredWeight(nn.Module):

@@ -134,4 +134,6 @@ def _text(quantizer: nn.Module | None) -> str:
         return NO_QUANTIZER
     bits = getattr(quantizer, "bits", None)
     text = type(quantizer).__name__ + (f" {bits} bit" if bits is not None else "")
+    if getattr(quantizer, "per_head", False):
+        return text + ", per head"
     return text + (", per channel" if getattr(quantizer, "ch_axis", -1) != -1 else "")

@@ -13,26 +13,27 @@ from torch import Tensor, nn
 
 from ahcq_plugin.export.matmul import Unsupported
 from ahcq_plugin.export.operands import Activation, PerHeadOperand, UniformOperand
+from ahcq_plugin.functional.uniform import UniformParams
 from ahcq_plugin.integer.encoder import Encoder
 from ahcq_plugin.integer.forms import Forms
 from ahcq_plugin.integer.products import IntegerProduct
-from ahcq_plugin.quantizers.base import per_channel
+from ahcq_plugin.quantizers.head_axis import HeadAxis
 
 
 class PerHeadEncoder(Encoder):
-    """Uniform codes with a grid for each index of an axis.
+    """Uniform codes with a grid for each head, or for each index of an axis.
 
     Args:
-        operand: scale and zero point of each index.
-        axis: that has as many.
+        operand: scale and zero point of each.
+        place: where the heads lie; a number is an axis that has as many indices as there are grids.
 
     Attributes:
-        labels: int64 (indices,): equal where the grids are.
+        labels: int64 (grids,): equal where the grids are.
     """
 
-    def __init__(self, operand: PerHeadOperand, axis: int, name: str = ""):
+    def __init__(self, operand: PerHeadOperand, place: HeadAxis | int, name: str = ""):
         super().__init__(operand, None, name)
-        self.axis = axis
+        self._place = place
         self.scale = torch.from_numpy(operand.scales.copy())
         self.zero_point = torch.from_numpy(operand.zero_points.astype(np.float32))
         grids = np.stack([operand.scales.astype(np.float64), operand.zero_points], 1)
@@ -42,13 +43,27 @@ class PerHeadEncoder(Encoder):
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """uint8 codes of x, or of its sum with ``other``."""
         x = (x if other is None else x + other).float()
-        scale, zero_point = (per_channel(t, self.axis, x.ndim) for t in (self.scale, self.zero_point))
-        return torch.round(x / scale).add_(zero_point).clamp_(0, self.top).to(torch.uint8)
+        place = self.place(x.ndim)
+        grids = place.shaped(UniformParams(self.scale, self.zero_point))
+        codes = torch.round(place.split(x) / grids.scale).add_(grids.zero_point).clamp_(0, self.top)
+        return codes.to(torch.uint8).reshape(x.shape)
+
+    def place(self, ndim: int) -> HeadAxis:
+        """Where the heads lie in a tensor of so many dimensions."""
+        if isinstance(self._place, HeadAxis):
+            return self._place
+        return HeadAxis(ndim - self._place, self.scale.numel())
+
+    def labels_of(self, codes: Tensor) -> Tensor:
+        """int64 in the shape of the codes; a view where the grids' axis is one of the tensor's."""
+        place = self.place(codes.ndim)
+        return self.labels.view(-1, *[1] * place.from_end).expand(place.split(codes).shape).reshape(codes.shape)
 
     def decode(self, codes: Tensor) -> Tensor:
         """float32 values of the codes, bit-equal to the fake quantizer's."""
-        scale, zero_point = (per_channel(t, self.axis, codes.ndim) for t in (self.scale, self.zero_point))
-        return (codes.float() - zero_point) * scale
+        place = self.place(codes.ndim)
+        grids = place.shaped(UniformParams(self.scale, self.zero_point))
+        return ((place.split(codes).float() - grids.zero_point) * grids.scale).reshape(codes.shape)
 
     def operand(self) -> PerHeadOperand:
         """The different grids, one for each label."""
@@ -59,7 +74,7 @@ class PerHeadEncoder(Encoder):
 
 
 class HeadLabels(nn.Module):
-    """Labels in the shape of codes, as a view."""
+    """Labels in the shape of codes."""
 
     def __init__(self, encoder: PerHeadEncoder):
         super().__init__()
@@ -67,8 +82,7 @@ class HeadLabels(nn.Module):
 
     @torch.compiler.disable
     def forward(self, codes: Tensor) -> Tensor:
-        encoder = self._encoder[0]
-        return per_channel(encoder.labels, encoder.axis, codes.ndim).expand(codes.shape)
+        return self._encoder[0].labels_of(codes)
 
 
 class PerHeadProduct(Forms):

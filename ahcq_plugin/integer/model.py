@@ -91,7 +91,7 @@ def _encoder(quantizer: FakeQuantize, target: str) -> Encoder:
         check_frozen(quantizer)
         scales, zero_points = (t.detach().cpu().numpy() for t in (quantizer.scale, quantizer.zero_point))
         grids = PerHeadOperand(quantizer.bits, scales.astype(np.float32), zero_points.astype(np.int64))
-        return PerHeadEncoder(grids, quantizer.ch_axis, tensor)
+        return PerHeadEncoder(grids, quantizer.head_axis if quantizer.per_head else quantizer.ch_axis, tensor)
     operand = activation_operand(quantizer)
     if operand.family in ("hluq", "table"):
         levels = quantizer.decode(torch.arange(2**quantizer.bits, device=quantizer.scale.device))

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ahcq_plugin.graph import UnitError, prepared_units
+from ahcq_plugin.ptq.focus import clip_by_focus
+from ahcq_plugin.ptq.heads import lay_out_heads
 from ahcq_plugin.ptq.prepared import activation_quantizers, intercepted, observing, weight_layers
 from ahcq_plugin.ptq.score import ProductRunner
 from ahcq_plugin.quantizers import FakeQuantize
@@ -46,8 +48,7 @@ def exchanged(model: nn.Module, items: int, workers: Workers) -> Iterator[Callab
 
     try:
         for _, quantizer in named:
-            observer = quantizer.activation_post_process
-            quantizer.observe = put_down(quantizer, "seen", partial(observer.summary, ahead=True))
+            quantizer.observe = put_down(quantizer, "seen", partial(_summary, quantizer))
             quantizer.score = put_down(quantizer, "judged", quantizer.judge)
         yield next_item
     finally:
@@ -59,6 +60,10 @@ def exchanged(model: nn.Module, items: int, workers: Workers) -> Iterator[Callab
         for of_item in workers.in_order(notes.pop(quantizer), items):
             for kind, note in of_item:
                 count[kind](to_device(note, device))
+
+
+def _summary(quantizer: FakeQuantize, x: Tensor) -> tuple:
+    return quantizer.activation_post_process.summary(quantizer.observed(x), ahead=True)
 
 
 def _named(name: str, call: Callable[[], Any]) -> Any:
@@ -84,7 +89,8 @@ def calibrate(
 
     Args:
         batches: sequence of items; each goes through ``forward(model, batch)`` once, and once more if a quantizer
-            searches its parameters by the error of the product behind it.
+            searches its parameters by the error of the product behind it. The first ones a few times more where
+            ranges are chosen by the focus of attention (``ptq/focus.py``).
         workers: processes that share the items; their number changes no parameter.
     Raises:
         UnitError: a quantizer saw no data; nothing is committed for activations in that case if it was the first.
@@ -94,6 +100,7 @@ def calibrate(
     for name, layer in tqdm(layers.items(), desc="calibrate weights", unit="layer", disable=not progress):
         calibrate_weight(name, layer)
     calibrate_activations(model, batches, forward, progress, workers)
+    clip_by_focus(model, batches, forward or default_forward, progress, workers)
 
 
 def calibrate_weight(name: str, layer: nn.Module) -> None:
@@ -124,6 +131,7 @@ def calibrate_activations(
                 next_item()
                 forward(model, to_device(batches[item], device))
 
+    lay_out_heads(model, batches[0], forward, set(chosen))
     with observing(model, list(chosen)):
         run("calibrate activations")
         searching = {quantizer for quantizer, name in chosen.items() if _named(name, quantizer.begin_search)}

@@ -130,12 +130,24 @@ class Samples:
     Attributes:
         count: of the calls.
         inputs: ``inputs("quantized" | "floating", sample)`` gives (args, kwargs) of the call.
-        target: ``target(sample)`` gives the module's floating-point output.
+        error: ``error(output, sample)`` gives what is minimised, a scalar.
     """
 
     count: int
     inputs: Callable[[str, int], tuple[tuple, dict]]
-    target: Callable[[int], Any]
+    error: Callable[[Any, int], Tensor]
+
+    @classmethod
+    def of_outputs(
+        cls,
+        module: nn.Module,
+        count: int,
+        inputs: Callable[[str, int], tuple[tuple, dict]],
+        target: Callable[[int], Any],
+    ) -> Samples:
+        """The error is that of the module's output; ``target(sample)`` gives the floating-point one."""
+        axes = channel_axes(module, *inputs("floating", 0))
+        return cls(count, inputs, lambda out, sample: output_error(out, target(sample), axes))
 
 
 class Learner:
@@ -143,13 +155,10 @@ class Learner:
 
     Args:
         name: of the module; random numbers depend on it.
-        axes: where the channels of the module's outputs lie.
     """
 
-    def __init__(
-        self, module: nn.Module, name: str, samples: Samples, axes: Sequence[int], recipe: Recipe, workers: Workers
-    ):
-        self._module, self._name, self._samples, self._axes = module, name, samples, axes
+    def __init__(self, module: nn.Module, name: str, samples: Samples, recipe: Recipe, workers: Workers):
+        self._module, self._name, self._samples = module, name, samples
         self._recipe, self._workers = recipe, workers
         self._device = read_parameters(module)[0].device
         self._alphas = []
@@ -184,7 +193,7 @@ class Learner:
     def _error(self, sample: int) -> Tensor:
         inputs = self._samples.inputs
         args, kwargs = mix(inputs("quantized", sample), inputs("floating", sample), self._recipe.input_mix)
-        return output_error(self._module(*args, **kwargs), self._samples.target(sample), self._axes)
+        return self._samples.error(self._module(*args, **kwargs), sample)
 
     def _decide_roundings(self, number: int) -> None:
         """Add the gradient of the regulariser, which draws every rounding to up or down."""
@@ -232,11 +241,10 @@ def optimise(
             place in its step, so with as many items a step as processes, or one, their number changes nothing; else
             the order of additions does, in last bits.
     """
-    axes = channel_axes(module, *samples.inputs("floating", 0))
     set_quantization(module, True, recipe.quantize_activations)
     device = read_parameters(module)[0].device
     with _learning(module, recipe.keep_probability):
-        learner = Learner(module, name, samples, axes, recipe, workers)
+        learner = Learner(module, name, samples, recipe, workers)
         with seeded(recipe.seed, name, device), torch.enable_grad():
             for number in range(recipe.iterations):
                 on_step(learner.step(number))

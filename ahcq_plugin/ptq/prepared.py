@@ -84,6 +84,35 @@ def observing(model: nn.Module, observed: Sequence[FakeQuantize]) -> Iterator[No
 
 
 @contextmanager
+def training_only(model: nn.Module, learned: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Within the context, of all parameters only the ``learned`` ones are trained."""
+    flags = {parameter: parameter.requires_grad for parameter in [*model.parameters(), *learned]}
+    try:
+        for parameter in flags:
+            parameter.requires_grad_(False)
+        for parameter in learned:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+        for parameter in learned:
+            parameter.grad = None
+
+
+@contextmanager
+def quantization_off(model: nn.Module) -> Iterator[None]:
+    """Within the context all fake quantization is off; the modes are restored at the end."""
+    saved = [(quantizer, quantizer.quantizing) for _, quantizer in quantizers(model)]
+    try:
+        set_quantization(model, False)
+        yield
+    finally:
+        for quantizer, flag in saved:
+            quantizer.enable_fake_quant(flag)
+
+
+@contextmanager
 def intercepted(units: dict[str, nn.Module], handler: Callable) -> Iterator[None]:
     """Within the context, calling unit ``name`` returns ``handler(name, forward, args, kwargs)``."""
     try:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ahcq_plugin.graph import ROLES
-from ahcq_plugin.quantizers import ACTIVATION_FAMILIES, OutputErrorObserver, OwnErrorObserver
+from ahcq_plugin.quantizers import ACTIVATION_FAMILIES, OutputErrorObserver, OwnErrorObserver, PercentileObserver
 
 _CHOICES = {
     "granularity": ("none", "layer", "unit"),
@@ -37,10 +37,20 @@ _COMPONENTS = {
     "agq": ("softmax",),
 }
 
+#: Pairs of keys of which one is in force at most.
+_EXCLUSIVE = (
+    ("lnq", "agq"),
+    ("acnr", "condiquant"),
+    ("refit", "acnr"),
+    ("refit", "condiquant"),
+    ("refit", "par"),
+    ("per_head", "range_by_output_error"),
+)
+
 #: Keys that came later: at these values they do nothing, and hashes leave them out, so that earlier results stay valid.
 _LATER = {
     **{"rotate": False, "refit": 0.0, "tune_steps": 0, "tune_lr": 1e-3, "tune_scale_lr": 1e-3},
-    "quantize_positions": False,
+    **{"quantize_positions": False, "pcc": False, "par": False, "per_head": False},
 }
 
 #: Keys that have another name now, old -> new. Hashes are made with the old ones: earlier results stay valid.
@@ -61,6 +71,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qdrop": _QDROP,
     # Lv et al. 2024: QDrop, power-of-two-like attention weights, folded signs of bimodal keys.
     "ptq4sam": dict(**_QDROP, agq=True, big=True),
+    # SAQ-SAM: PTQ4SAM's quantizers, ranges of queries and keys by what attention looks at, and units that learn by the
+    # decoder's response to prompts; as many steps and as large ones as it publishes.
+    "saqsam": dict(**_QDROP, agq=True, big=True, pcc=True, par=True, iterations=2000, scale_lr=2e-3),
     # AHCQ-SAM: QDrop and the paper's four components.
     "ahcq": dict(**_QDROP, **_AHCQ, acnr=True),
     # What helps beyond the paper and costs hardware nothing: weights fitted to quantized inputs instead of ACNR, heads
@@ -101,6 +114,11 @@ class Recipe:
         lnq: logarithmic non-linear quantizer for ``softmax`` (AHCQ-SAM).
         agq: adaptive granularity quantizer for ``softmax`` (PTQ4SAM).
         big: fold the signs of bimodal keys into the projections of queries and keys (PTQ4SAM).
+        pcc: uniform quantizers of a decoder's queries, keys and their projections' inputs take the range that keeps the
+            focus of attention (``ptq/focus.py``; SAQ-SAM); goes before ``big`` and ``range_by_output_error`` there.
+        par: stages of encoder blocks and layers of the decoder learn by how the floating-point decoder responds to at
+            most 16 prompts of an item (``ptq/response.py``; SAQ-SAM); with granularity ``unit``.
+        per_head: queries, keys and values have a scale and a zero point for each head, where they are uniform.
         rotate: rotate attention heads in the projections of queries and keys, and of values and outputs, where nothing
             that a rotation does not pass through stands between (``ptq/rotate.py``; QuaRot).
         range_by_output_error: uniform and HLUQ activation quantizers search their range by the error of the product
@@ -151,6 +169,9 @@ class Recipe:
     agq: bool = False
     big: bool = False
     range_by_output_error: bool = False
+    pcc: bool = False
+    par: bool = False
+    per_head: bool = False
     rotate: bool = False
     refit: float = 0.0
     tune_steps: int = 0
@@ -183,14 +204,17 @@ class Recipe:
         for key, (least, most) in _WHOLE_NUMBERS.items():
             if not least <= getattr(self, key) <= most:
                 raise ValueError(f"recipe: `{key}` must be in [{least}, {most}], got {getattr(self, key)!r}")
-        for one, other in (("lnq", "agq"), ("acnr", "condiquant"), ("refit", "acnr"), ("refit", "condiquant")):
+        for one, other in _EXCLUSIVE:
             if getattr(self, one) and getattr(self, other):
                 raise ValueError(f"recipe: `{one}` and `{other}` exclude each other; set one of them to False or 0")
         for key in ("keep_probability", "input_mix", "warmup", "acnr_energy"):
             if not 0.0 <= getattr(self, key) <= 1.0:
                 raise ValueError(f"recipe: `{key}` must be in [0, 1], got {getattr(self, key)!r}")
-        if self.refit and self.granularity == "layer":
-            raise ValueError("recipe: `refit` needs the granularity `unit` or `none`, got 'layer'; set one of the two")
+        for key in ("refit", "par"):
+            if getattr(self, key) and self.granularity == "layer":
+                raise ValueError(
+                    f"recipe: `{key}` needs the granularity `unit` or `none`, got 'layer'; set one of the two"
+                )
         for key in ("acnr_beta", "refit"):
             if not getattr(self, key) >= 0:
                 raise ValueError(f"recipe: `{key}` must not be negative, got {getattr(self, key)!r}")
@@ -278,10 +302,17 @@ class Recipe:
             return {"groups": self.cag_groups}
         if family == "hluq":
             return {"search_range": True} if self.range_by_output_error else {}
-        if family == "uniform" and self.range_by_output_error:
-            return {"observer": OutputErrorObserver}
-        # PTQ4SAM: the keys, of one mode once folded, get the range of the least error of their own
-        return {"observer": OwnErrorObserver} if family == "uniform" and self.big and role == "k" else {}
+        if family != "uniform":
+            return {}
+        options: dict[str, Any] = {"per_head": True} if self.per_head and role in ("q", "k", "v") else {}
+        if self.pcc and role in ("qkv_in", "q", "k"):
+            options["observer"] = PercentileObserver
+        elif self.range_by_output_error:
+            options["observer"] = OutputErrorObserver
+        elif self.big and role == "k":
+            # PTQ4SAM: the keys, of one mode once folded, get the range of the least error of their own
+            options["observer"] = OwnErrorObserver
+        return options
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; ``Recipe.from_config(recipe.to_dict()) == recipe``."""

@@ -8,6 +8,8 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from ahcq_plugin.ptq.optimise import Samples, optimise
 from ahcq_plugin.ptq.prepared import original_weights, quantizers, set_quantization, watched, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.refit import refit
+from ahcq_plugin.ptq.response import Response, Stage, few_prompts
 from ahcq_plugin.ptq.resume import UnitFiles, UnitReport, fingerprint
+from ahcq_plugin.ptq.stages import Stages, find_stages
 from ahcq_plugin.ptq.store import Store
 from ahcq_plugin.ptq.stream import UnitStream
 from ahcq_plugin.support.batches import Forward, check_batches, default_forward
@@ -51,9 +55,10 @@ def reconstruct(
         workers: processes that share each step's ``batch_size`` items (see ``optimise``); ``work_dir`` is one folder
             that all of them see.
     Returns:
-        One report per unit, in order of execution.
+        One report per unit, in order of execution; with ``par`` one for the blocks of a stage, learned together.
     Raises:
         ResumeError: ``resume`` finds units saved for another model, data or recipe.
+        UnitError: ``par`` finds no decoder that responds to prompts.
     """
     check_batches(batches)
     if resume and work_dir is None:
@@ -62,24 +67,34 @@ def reconstruct(
     mark = "" if folder is None else fingerprint(model, batches, recipe)
     files = UnitFiles(folder and folder / "units", mark, resume, workers)
     caches = _start(folder, files, workers)
+    learns_response = recipe.par and recipe.granularity == "unit"
+    if learns_response:
+        batches = few_prompts(batches, recipe.seed)
     stream = UnitStream(model, batches, forward or default_forward, recipe.cache_device, caches)
-    steps = {name: _steps(stream.units[name], recipe) for name in stream.order}
     reports: list[UnitReport] = []
-    with closing(stream), tqdm(total=sum(steps.values()), unit="it", disable=not progress) as bar:
-        for number, name in enumerate(stream.order, 1):
-            bar.set_description(f"unit {number}/{len(stream.order)} {name}")
-            stream.collect(name)
-            unit = stream.units[name]
-            report = files.load(number, name, unit)
-            if report is not None:
-                bar.update(steps[name])
-            else:
-                report = _reconstruct_unit(stream, name, recipe, _shown_on(bar), workers)
-                workers.copy(unit.state_dict().values())
-                files.save(number, unit, report)
-            logger.info("%s: error %.3e -> %.3e, %.1f s", name, report.error_before, report.error_after, report.seconds)
-            reports.append(report)
-            stream.advance(name)
+    with closing(stream):
+        stages = find_stages(stream) if learns_response else None
+        groups = [(name,) for name in stream.order] if stages is None else stages.groups
+        jobs = [_Job(stream, group, stages, recipe, workers) for group in groups]
+        with tqdm(total=sum(job.steps for job in jobs), unit="it", disable=not progress) as bar:
+            for number, job in enumerate(jobs, 1):
+                bar.set_description(f"unit {number}/{len(jobs)} {job.name}")
+                stream.collect(job.group[0])
+                report = files.load(number, job.name, job.module)
+                if report is not None:
+                    bar.update(job.steps)
+                else:
+                    report = job.run(_shown_on(bar))
+                    workers.copy(job.module.state_dict().values())
+                    files.save(number, job.module, report)
+                logger.info(
+                    "%s: error %.3e -> %.3e, %.1f s", job.name, report.error_before, report.error_after, report.seconds
+                )
+                reports.append(report)
+                stream.advance(job.group[0])
+                for name in job.group[1:]:
+                    stream.collect(name)
+                    stream.advance(name)
     return reports
 
 
@@ -93,10 +108,6 @@ def _start(work_dir: Path | None, files: UnitFiles, workers: Workers) -> Path | 
     return caches
 
 
-def _steps(unit: nn.Module, recipe: Recipe) -> int:
-    return {"none": 0, "unit": 1, "layer": len(weight_layers(unit))}[recipe.granularity] * recipe.iterations
-
-
 def _shown_on(bar: tqdm) -> OnStep:
     def on_step(error: Tensor) -> None:
         bar.update()
@@ -106,32 +117,71 @@ def _shown_on(bar: tqdm) -> OnStep:
     return on_step
 
 
-def _reconstruct_unit(stream: UnitStream, name: str, recipe: Recipe, on_step: OnStep, workers: Workers) -> UnitReport:
-    unit = stream.units[name]
-    before = _unit_error(stream, name)
-    start = time.perf_counter()
-    if recipe.refit:
-        refit(stream, name, recipe.refit, workers)
-    if recipe.granularity == "unit":
-        samples = Samples(len(stream.samples), stream.inputs, lambda i: stream.target(name, i))
-        optimise(unit, name, samples, recipe, on_step, workers)
-    elif recipe.granularity == "layer":
-        _optimise_layers(stream, name, recipe, on_step, workers)
-    for _, quantizer in quantizers(unit):  # later units are to see it as it will be
-        quantizer.finish()
-    seconds = time.perf_counter() - start
-    return UnitReport(name, before, _unit_error(stream, name), _steps(unit, recipe), seconds)
+@dataclass(frozen=True)
+class _Job:
+    """The reconstruction of a unit, or of the units of a stage together."""
 
+    stream: UnitStream
+    group: tuple[str, ...]
+    stages: Stages | None
+    recipe: Recipe
+    workers: Workers
 
-@torch.no_grad()
-def _unit_error(stream: UnitStream, name: str) -> float:
-    unit = stream.units[name]
-    set_quantization(unit, True)
-    errors = []
-    for sample in range(len(stream.samples)):
-        args, kwargs = stream.inputs("quantized", sample)
-        errors.append(relative_error(unit(*args, **kwargs), stream.target(name, sample)))
-    return sum(errors) / len(errors)
+    @property
+    def name(self) -> str:
+        """Of the unit, or of the first and the last one; random numbers depend on it."""
+        return " to ".join(dict.fromkeys((self.group[0], self.group[-1])))
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """What is learned."""
+        units = [self.stream.units[name] for name in self.group]
+        return units[0] if len(units) == 1 else Stage(units)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        parts = {"none": 0, "unit": 1, "layer": len(weight_layers(self.module))}
+        return parts[self.recipe.granularity] * self.recipe.iterations
+
+    def run(self, on_step: OnStep) -> UnitReport:
+        """Reconstruct; the stream has collected the first unit."""
+        stream, recipe = self.stream, self.recipe
+        response = None if self.stages is None else Response(stream, self.stages, self.group, self.module)
+        target = partial(stream.target, self.group[0]) if response is None else response.floating
+        before = self._error(target)
+        start = time.perf_counter()
+        if recipe.refit:
+            refit(stream, self.name, recipe.refit, self.workers)
+        if response is not None and response.stages.by_response(self.group):
+            self._by_response(response, on_step)
+        elif recipe.granularity == "unit":
+            samples = Samples.of_outputs(self.module, len(stream.samples), stream.inputs, target)
+            optimise(self.module, self.name, samples, recipe, on_step, self.workers)
+        elif recipe.granularity == "layer":
+            _optimise_layers(stream, self.name, recipe, on_step, self.workers)
+        for _, quantizer in quantizers(self.module):  # later units are to see it as it will be
+            quantizer.finish()
+        seconds = time.perf_counter() - start
+        return UnitReport(self.name, before, self._error(target), self.steps, seconds)
+
+    def _by_response(self, response: Response, on_step: OnStep) -> None:
+        targets = self.stream.new_store()
+        try:
+            with response.learning():
+                samples = response.samples(targets)
+                optimise(self.module, self.name, samples, self.recipe, on_step, self.workers)
+        finally:
+            targets.clear()
+
+    @torch.no_grad()
+    def _error(self, target: Callable[[int], Any]) -> float:
+        set_quantization(self.module, True)
+        errors = []
+        for sample in range(len(self.stream.samples)):
+            args, kwargs = self.stream.inputs("quantized", sample)
+            errors.append(relative_error(self.module(*args, **kwargs), target(sample)))
+        return sum(errors) / len(errors)
 
 
 def _optimise_layers(stream: UnitStream, name: str, recipe: Recipe, on_step: OnStep, workers: Workers) -> None:
@@ -148,7 +198,8 @@ def _optimise_layers(stream: UnitStream, name: str, recipe: Recipe, on_step: OnS
             for sample in samples:
                 args, _ = _record(unit, {layer_name: layer}, *stream.inputs("quantized", sample))[layer_name]
                 seen[sample] = args
-            of_layer = Samples(
+            of_layer = Samples.of_outputs(
+                layer,
                 len(samples),
                 lambda _, i: (seen.get(i, stream.device), {}),
                 lambda i, key=layer_name: targets.get((key, i), stream.device),

@@ -66,12 +66,13 @@ class UnitStream:
         self.samples: list[tuple[int, int]] = []
         set_quantization(model, False)
         with torch.no_grad():
-            self._reading = read_units(self.units, partial(self._run, 0))
+            self._reading = read_units(self.units, partial(self.run, 0))
             self.order = self._reading.order
             # (item, unit) -> calls; in a model without repetition one each, which costs no run to find out
             self._calls = self._count_calls() if self._reading.repeats else None
 
-    def _run(self, item: int) -> None:
+    def run(self, item: int) -> None:
+        """One forward of the model as it is now."""
         self.forward(self.model, to_device(self.batches[item], self.device))
 
     def _count_calls(self) -> Counter[tuple[int, str]]:
@@ -86,7 +87,7 @@ class UnitStream:
 
         for item in range(len(self.batches)):
             with intercepted(self.units, handler):
-                self._run(item)
+                self.run(item)
         return calls
 
     @torch.no_grad()
@@ -128,7 +129,7 @@ class UnitStream:
 
         with intercepted(self.units, handler):
             try:
-                self._run(item)
+                self.run(item)
             except _Stop:
                 return
         raise UnitError(f"item {item}: the forward calls unit {name!r} {calls[name]} times, expected {last}")
@@ -188,6 +189,11 @@ class UnitStream:
                 self._store_output((name, "quantized", item, call), unit(*args, **kwargs))
             for stream in STREAMS:
                 self._inputs.discard((stream, item, call))
+
+    def stand_in(self, name: str, stream: str, item: int) -> Any:
+        """What the finished unit ``name`` gave where a later unit reads it, else zeros of its shape; of units that are
+        called once."""
+        return self._look_up((name, stream, item, 0))
 
     def nbytes(self) -> int:
         """Bytes that the caches hold in memory now."""

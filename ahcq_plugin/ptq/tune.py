@@ -25,7 +25,13 @@ from tqdm import tqdm
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq.loss import model_error
 from ahcq_plugin.ptq.optimise import gradients, seeded, small_steps
-from ahcq_plugin.ptq.prepared import activation_quantizers, intercepted, original_weights, set_quantization
+from ahcq_plugin.ptq.prepared import (
+    activation_quantizers,
+    intercepted,
+    original_weights,
+    set_quantization,
+    training_only,
+)
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.resume import ResumeError, fingerprint
 from ahcq_plugin.quantizers.layers import read_parameters
@@ -119,7 +125,7 @@ def tune(
         path.unlink(missing_ok=True)
     start = time.perf_counter() - seconds
     steps = tqdm(range(tuner.done, recipe.tune_steps), desc="tune", unit="it", disable=not progress)
-    with _recomputed(model), _learning(model, tuner.parameters), torch.enable_grad():
+    with _recomputed(model), training_only(model, tuner.parameters), torch.enable_grad():
         for number in steps:
             value = tuner.step()
             if number % 10 == 0:
@@ -234,7 +240,7 @@ def _vectors(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _check_gradients(model: nn.Module, forward: Forward, item: Any) -> None:
-    with _recomputed(model), _learning(model, _vectors(model)), torch.enable_grad():
+    with _recomputed(model), training_only(model, _vectors(model)), torch.enable_grad():
         leaves = pytree.tree_leaves(forward(model, item))
     if not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves):
         raise ValueError(
@@ -254,20 +260,3 @@ def _recomputed(model: nn.Module) -> Iterator[None]:
 
     with intercepted(units, handler):
         yield
-
-
-@contextmanager
-def _learning(model: nn.Module, learned: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Within the context, of all parameters only the ``learned`` ones are trained."""
-    flags = {parameter: parameter.requires_grad for parameter in [*model.parameters(), *learned]}
-    try:
-        for parameter in flags:
-            parameter.requires_grad_(False)
-        for parameter in learned:
-            parameter.requires_grad_(True)
-        yield
-    finally:
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-        for parameter in learned:
-            parameter.grad = None

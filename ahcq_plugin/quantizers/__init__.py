@@ -9,6 +9,7 @@ from ahcq_plugin.quantizers.hluq import HLUQFakeQuantize
 from ahcq_plugin.quantizers.layers import QuantConv2d, QuantLinear, quantize_layer
 from ahcq_plugin.quantizers.lnq import LNQFakeQuantize
 from ahcq_plugin.quantizers.observers import AvgMinMaxObserver, OutputErrorObserver, OwnErrorObserver
+from ahcq_plugin.quantizers.percentiles import PercentileObserver
 from ahcq_plugin.quantizers.power_of_two import PowerOfTwoFakeQuantize
 from ahcq_plugin.quantizers.table import TableFakeQuantize
 from ahcq_plugin.quantizers.uniform import UniformFakeQuantize
@@ -40,6 +41,7 @@ __all__ = [
     "QuantLinear",
     "OutputErrorObserver",
     "OwnErrorObserver",
+    "PercentileObserver",
     "TableFakeQuantize",
     "UniformFakeQuantize",
     "quantize_layer",

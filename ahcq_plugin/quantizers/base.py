@@ -137,7 +137,11 @@ class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
 
     def observe(self, x: Tensor) -> None:
         """Record statistics of x."""
-        self.activation_post_process(x)
+        self.activation_post_process(self.observed(x))
+
+    def observed(self, x: Tensor) -> Tensor:
+        """What the observer is to see of x."""
+        return x
 
     def begin_search(self) -> bool:
         """Called once all items were observed; True asks for a ``score`` call per item before ``commit``."""

@@ -75,7 +75,9 @@ CALIBRATED = (
     Method("rtn + ACNR", "rtn", {"acnr": True}),
     Method("rtn + BIG", "rtn", {"big": True}),
 )
-RECONSTRUCTED = tuple(Method(f"{name}, reconstructed", name, _LEARNED) for name in ("ahcq", "ptq4sam", "qdrop"))
+RECONSTRUCTED = tuple(
+    Method(f"{name}, reconstructed", name, _LEARNED) for name in ("ahcq", "ptq4sam", "saqsam", "qdrop")
+)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from ahcq_plugin.export.onnx_sam import OnnxSam
 from ahcq_plugin.ptq import Recipe, calibrate, prepare
 from ahcq_plugin.ptq.prepared import quantizers
 from ahcq_plugin.quantizers import UniformFakeQuantize
+from ahcq_plugin.quantizers.head_axis import HeadAxis
 from ahcq_plugin.zoo.items import coco_items
 from ahcq_plugin.zoo.sam import box_forward
 from tests.export.conftest import batches
@@ -46,6 +47,19 @@ def folder(quantized, tmp_path_factory):
 def test_a_scale_for_each_head(axis, shape, tmp_path):
     quantizer = UniformFakeQuantize(quant_max=15, ch_axis=axis)
     quantizer.scale.data, quantizer.zero_point = torch.tensor([0.1, 0.3, 0.02, 1.0]), torch.tensor([3, 8, 0, 15]).int()
+    quantizer.enable_fake_quant()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    onnx_graphs._write(onnx_quantizer(quantizer), (x,), tmp_path / "q.onnx", ["x"], ["y"], {})
+    session = onnxruntime.InferenceSession(tmp_path / "q.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": x.numpy()})
+    assert torch.equal(torch.from_numpy(found), quantizer(x).detach())
+
+
+@pytest.mark.parametrize(("heads", "shape"), [(HeadAxis(1, 3, 2), (2, 5, 12)), (HeadAxis(3, 3, 1), (6, 5, 4))])
+def test_heads_along_a_part_of_an_axis(heads, shape, tmp_path):
+    quantizer = UniformFakeQuantize(quant_max=15, per_head=True)
+    quantizer.lay_out(heads)
+    quantizer.scale.data, quantizer.zero_point = torch.tensor([0.1, 0.3, 0.02]), torch.tensor([3, 8, 0]).int()
     quantizer.enable_fake_quant()
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     onnx_graphs._write(onnx_quantizer(quantizer), (x,), tmp_path / "q.onnx", ["x"], ["y"], {})

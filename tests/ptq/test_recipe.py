@@ -118,7 +118,7 @@ def test_a_former_name_is_taken_with_a_warning():
 #: Keys that came after the digest below was made, and their values that do nothing.
 LATER = {
     **{"rotate": False, "refit": 0.0, "tune_steps": 0, "tune_lr": 1e-3, "tune_scale_lr": 1e-3},
-    "quantize_positions": False,
+    **{"quantize_positions": False, "pcc": False, "par": False, "per_head": False},
 }
 
 
@@ -161,9 +161,13 @@ def test_a_cache_on_a_gpu_needs_one(monkeypatch) -> None:
     recipe.check_machine()
 
 
-@pytest.mark.parametrize(
-    "key, value", [("rotate", True), ("refit", 0.03), ("tune_steps", 10), ("quantize_positions", True)]
-)
+SWITCHED = [
+    *[("rotate", True), ("refit", 0.03), ("tune_steps", 10), ("quantize_positions", True)],
+    *[("pcc", True), ("par", True), ("per_head", True)],
+]
+
+
+@pytest.mark.parametrize("key, value", SWITCHED)
 def test_what_came_later_counts_in_a_hash_where_it_does_something(key, value):
     plain, other = Recipe.from_config("qdrop"), Recipe.from_config("qdrop", **{key: value})
     assert digest(plain.to_hash()) != digest(other.to_hash()) and other.to_hash()[key] == value
