@@ -21,7 +21,8 @@
 namespace ahcq {
 namespace engine {
 
-// `count` descriptors from beat address `program` on. Read and write ports are streams to the AXI shell.
+// `count` descriptors from beat address `program` on; `finished` gets `count` when all results are in memory. Read and
+// write ports are streams to the AXI shell, which says in `written` that all words of a cell are in memory.
 template <class C>
 void run(
     uint32_t program,
@@ -34,7 +35,9 @@ void run(
     hls::stream<beat>& right_beats,
     hls::stream<read_request>& parameter_requests,
     hls::stream<beat>& parameter_beats,
-    hls::stream<write_request> (&results_out)[C::CELLS]) {
+    hls::stream<write_request> (&results_out)[C::CELLS],
+    hls::stream<bool> (&written)[C::CELLS],
+    hls::stream<uint32_t>& finished) {
 #pragma HLS DATAFLOW
     hls::stream<command> to_readers("to_readers"), to_parameters("to_parameters"), to_steps("to_steps");
     hls::stream<command> to_passes("to_passes"), to_folds("to_folds"), to_place("to_place");
@@ -59,7 +62,8 @@ void run(
     AHCQ_LAUNCH(
         fetch<C>, program, count, program_requests, program_beats, to_readers, to_parameters, to_steps, to_passes, to_folds, to_place,
         to_left, to_right,
-        to_decode, to_correct, to_dequantize, to_quantize, to_write, done);
+        to_decode, to_correct, to_dequantize, to_quantize, to_write, done,
+        finished);
     AHCQ_PROCESS(request, to_readers, left_requests, right_requests, parameter_requests);
     AHCQ_PROCESS(
         distribute<C>, to_parameters, parameter_beats, groups, tables, corrections, scales, quantizers, headers);
@@ -76,7 +80,7 @@ void run(
         AHCQ_PROCESS(correct<C>, to_correct[cell], corrections[cell], passes[cell], columns[cell], corrected[cell]);
         AHCQ_PROCESS(dequantize<C>, to_dequantize[cell], scales[cell], corrected[cell], floats[cell]);
         AHCQ_PROCESS(quantize<C>, to_quantize[cell], quantizers[cell], floats[cell], outcomes[cell]);
-        AHCQ_PROCESS(write<C>, to_write[cell], headers[cell], outcomes[cell], results_out[cell], done[cell]);
+        AHCQ_PROCESS(write<C>, to_write[cell], headers[cell], outcomes[cell], results_out[cell], written[cell], done[cell]);
     }
 #ifdef AHCQ_WAIT
     AHCQ_WAIT(corrected);

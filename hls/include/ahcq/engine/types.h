@@ -166,7 +166,8 @@ struct read_request {
     uint32_t address, beats, stride;
 };
 
-// `words` words from word address on: 1 (codes), 4 (integers) or 8 (floats).
+// `words` words from word address on: 1 (codes), 4 (integers) or 8 (floats). 0: an answer is wanted as soon as all
+// earlier words are in memory.
 struct write_request {
     uint32_t address;
     uint32_t words;
