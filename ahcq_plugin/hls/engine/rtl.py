@@ -111,19 +111,22 @@ def run(
     image: Image,
     descriptors: Sequence[Descriptor],
     config: EngineConfig = SMALLEST,
-    stalls: Stalls = Stalls(),
-    memory: Memory = Memory(),
+    stalls: Stalls | None = None,
+    memory: Memory | None = None,
     limit: int = LIMIT,
 ) -> RtlRun:
     """Put the descriptors into ``image`` and let the RTL execute them there, as ``simulate.run`` does in C++.
 
     Args:
         stalls: ``idle`` of what the memory answers, ``back`` of what it takes; after a reset the memory is as it was.
+            None: none.
+        memory: None: an answer after a cycle, a beat a cycle at every port.
         limit: of cycles.
     Raises:
         RtlError: the program did not come to its end, or a port broke a rule of AXI4.
         ToolError: see ``simulation``.
     """
+    stalls, memory = stalls or Stalls(), memory or Memory()
     program = image.place(np.frombuffer(b"".join(d.encode() for d in descriptors), np.uint32))
     with tempfile.TemporaryDirectory(prefix="ahcq_engine_") as name:
         words, report = Path(name) / "memory", Path(name) / "report"

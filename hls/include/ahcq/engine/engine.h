@@ -57,7 +57,10 @@ void run(
     hls::stream<operands> decoded[C::CELLS];
     hls::stream<sums<C> > passes[C::CELLS];
     hls::stream<accumulators> corrected[C::CELLS];
-    hls::stream<results> floats[C::CELLS];
+    hls::stream<lane_work> works[C::CELLS][LANES];
+    hls::stream<float> floats[C::CELLS][LANES];
+    hls::stream<uint16_t> places[C::CELLS];  // deeper than a lane has stages
+#pragma HLS STREAM variable = places depth = 64
     hls::stream<outcome> outcomes[C::CELLS];
     AHCQ_LAUNCH(
         fetch<C>, program, count, program_requests, program_beats, to_readers, to_parameters, to_steps, to_passes, to_folds, to_place,
@@ -78,8 +81,12 @@ void run(
         AHCQ_PROCESS(decode<C>, to_decode[cell], tables[cell], left_folds[cell], decoded[cell]);
         AHCQ_PROCESS(multiply<C>, decoded[cell], right_folds[cell], passes[cell]);
         AHCQ_PROCESS(correct<C>, to_correct[cell], corrections[cell], passes[cell], columns[cell], corrected[cell]);
-        AHCQ_PROCESS(dequantize<C>, to_dequantize[cell], scales[cell], corrected[cell], floats[cell]);
-        AHCQ_PROCESS(quantize<C>, to_quantize[cell], quantizers[cell], floats[cell], outcomes[cell]);
+        AHCQ_PROCESS(dequantize<C>, to_dequantize[cell], scales[cell], corrected[cell], works[cell], places[cell]);
+        for (int lane = 0; lane < LANES; ++lane) {
+#pragma HLS UNROLL
+            AHCQ_PROCESS(dequantize_lane, works[cell][lane], floats[cell][lane]);
+        }
+        AHCQ_PROCESS(quantize<C>, to_quantize[cell], quantizers[cell], floats[cell], places[cell], outcomes[cell]);
         AHCQ_PROCESS(write<C>, to_write[cell], headers[cell], outcomes[cell], results_out[cell], written[cell], done[cell]);
     }
 #ifdef AHCQ_WAIT
