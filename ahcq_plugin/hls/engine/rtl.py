@@ -3,27 +3,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
+import ahcq_plugin.hls.rtl as flow
 from ahcq_plugin.hls.engine.config import EngineConfig
 from ahcq_plugin.hls.engine.cycles import CLOCK_HZ
 from ahcq_plugin.hls.engine.descriptor import Descriptor
 from ahcq_plugin.hls.engine.image import Image
 from ahcq_plugin.hls.render import render
 from ahcq_plugin.hls.resources import sources
-from ahcq_plugin.hls.rtl import Program, Rtl, RtlError, cache_folder, compile_rtl
+from ahcq_plugin.hls.rtl import Program, RtlError, ToolError, cache_folder, compile_rtl
 from ahcq_plugin.hls.rtl.simulate import Stalls, verilated
-from ahcq_plugin.support.files import write_text
+from ahcq_plugin.support.files import write_json, write_text
 
-#: Large enough for every family and small enough to be made in minutes: one cell, short buffers.
-SMALLEST = EngineConfig(cells=1, digit=4, left_depth=64, right_depth=64)
+#: One cell and short buffers: made in minutes, and holds every matmul of a unit of the packaged SAM.
+SMALLEST = EngineConfig(cells=1, digit=4, left_depth=64, right_depth=128)
 READS = ("program", "left", "right", "parameter")
 TOP = "ahcq_engine"
 LIMIT = 10_000_000
@@ -65,46 +70,79 @@ class RtlRun:
     beats: dict[str, int]
 
 
+@dataclass(frozen=True)
+class EngineRtl:
+    """An engine in SystemVerilog.
+
+    Attributes:
+        files: name -> text; the module ``ahcq_engine`` has AXI4 ports.
+        stages: process -> pipeline stages; every one takes a turn a cycle (II = 1), or there would be no RTL.
+        instances: process -> how often it is there.
+        cells: of 64 processing elements.
+    """
+
+    files: dict[str, str]
+    stages: dict[str, int]
+    instances: dict[str, int]
+    cells: int
+
+
 @cache
-def engine_rtl(config: EngineConfig = SMALLEST) -> Rtl:
-    """The processes of an engine, every one scheduled at II = 1, and the module ``run`` that joins them.
+def engine_rtl(config: EngineConfig = SMALLEST) -> EngineRtl:
+    """The RTL of an engine; made where the cache of ``hls.rtl`` has none of these sources.
 
     Raises:
-        RtlError: a process cannot be scheduled. ToolError: a package of the extra ``rtl`` is missing.
+        RtlError: a process cannot be scheduled at II = 1. ToolError: a package of the extra ``rtl`` is missing.
     """
+    path = cache_folder() / f"engine_{_content(config)}.json"
+    if path.is_file():
+        return EngineRtl(**json.loads(path.read_text(encoding="utf-8")))
     with tempfile.TemporaryDirectory(prefix="ahcq_engine_") as name:
-        path = Path(name) / "engine.cpp"
-        write_text(render("engine_rtl.cpp.j2", dict(config=config.cpp)), path)
-        return compile_rtl(Program(path, (sources("include"),)), "run", cache=cache_folder())
-
-
-def engine_files(config: EngineConfig = SMALLEST) -> dict[str, str]:
-    """Name -> SystemVerilog of the module ``ahcq_engine``: the engine behind AXI4 ports."""
-    rtl = engine_rtl(config)
-    values = dict(top=TOP, design=rtl.design.top, reads=READS, writes=_write_ports(rtl))
-    cells = {name: sources("rtl", name).read_text(encoding="utf-8") for name in PORTS}
-    return {**rtl.files, **cells, f"{TOP}.sv": render("engine_axi.sv.j2", values)}
-
-
-def _write_ports(rtl: Rtl) -> list[dict[str, str]]:
-    """Of each cell: the AXI4 port, and the streams of ``run`` that belong to it."""
+        source = Path(name) / "engine.cpp"
+        write_text(render("engine_rtl.cpp.j2", dict(config=config.cpp)), source)
+        rtl = compile_rtl(Program(source, (sources("include"),)), "run", cache=cache_folder())
     names = [port.name for port in rtl.design.ports]
     requests = [name for name in names if name.startswith("results_out")]
     answers = [name for name in names if name.startswith("written")]
-    pairs = zip(requests, answers, strict=True)
-    return [dict(axi=f"results_{i}", requests=ask, answers=answer) for i, (ask, answer) in enumerate(pairs)]
+    writes = [
+        dict(axi=f"results_{cell}", requests=ask, answers=answer)
+        for cell, (ask, answer) in enumerate(zip(requests, answers, strict=True))
+    ]
+    text = render("engine_axi.sv.j2", dict(top=TOP, design=rtl.design.top, reads=READS, writes=writes))
+    shell = {name: sources("rtl", name).read_text(encoding="utf-8") for name in PORTS}
+    instances = Counter(one.process.name for one in rtl.design.instances)
+    stages = {name: one.stages for name, one in rtl.scheduled.items()}
+    made = EngineRtl({**rtl.files, **shell, f"{TOP}.sv": text}, stages, dict(instances), config.cells)
+    write_json(asdict(made), path)
+    return made
+
+
+def _content(config: EngineConfig) -> str:
+    """A digest of all that determines the RTL: C++, the flow, its tools."""
+    try:
+        tools = [version(name) for name in ("xls-python", "ziglang")]
+    except PackageNotFoundError as error:
+        raise ToolError(f"a package of the extra `rtl` is missing: `pip install ahcq_plugin[rtl]` ({error})") from None
+    files = [file for folder in ("include", "clang", "rtl", "templates") for file in sources(folder).rglob("*.*")]
+    digest = hashlib.sha256(json.dumps([config.cpp, *tools]).encode())
+    for file in sorted([*files, *Path(flow.__file__).parent.glob("*.py"), Path(__file__)]):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:24]
 
 
 @cache
-def simulation(config: EngineConfig = SMALLEST) -> Path:
+def simulation(config: EngineConfig = SMALLEST, level: str = "-O0") -> Path:
     """The program that ``run`` starts; made where the cache of ``hls.rtl`` has none of this content.
 
+    Args:
+        level: of optimisation, see ``hls.rtl.simulate.verilated``.
     Raises:
         RtlError: a process cannot be scheduled. ToolError: a package of the extra ``rtl`` is missing or fails.
     """
-    writes = [port["axi"] for port in _write_ports(engine_rtl(config))]
+    rtl = engine_rtl(config)
+    writes = [f"results_{cell}" for cell in range(rtl.cells)]
     bench = render("engine_bench.cpp.j2", dict(top=TOP, reads=list(READS), writes=writes))
-    return verilated(engine_files(config), TOP, bench, cache_folder())
+    return verilated(rtl.files, TOP, bench, cache_folder(), level)
 
 
 def run(
@@ -132,8 +170,9 @@ def run(
         words, report = Path(name) / "memory", Path(name) / "report"
         image.words.tofile(words)
         numbers = [program, len(descriptors), limit, stalls.seed, round(256 * stalls.idle), round(256 * stalls.back)]
-        numbers += [stalls.reset_at, memory.latency, memory.bytes_per_second / CLOCK_HZ]
-        subprocess.run([simulation(config), words, report, *map(str, numbers)], check=True)
+        numbers += [stalls.reset_at, memory.latency]
+        command = [simulation(config), words, report, *numbers, memory.bytes_per_second / CLOCK_HZ]
+        subprocess.run(list(map(str, command)), check=True)
         found = np.fromfile(report, np.uint64).tolist()
         image.words[:] = np.fromfile(words, np.uint32)
     end, cycles, moved, *beats = found

@@ -50,7 +50,9 @@ void run(
     hls::stream<step> steps("steps");
     hls::stream<pass> passes_to_make("passes_to_make");
     hls::stream<left_load> left_loads("left_loads");
+    // The way of a turn over the left buffer has more stages: without room here it would stop for the right one.
     hls::stream<turn> left_turns("left_turns"), right_turns("right_turns");
+#pragma HLS STREAM variable = right_turns depth = 16
     hls::stream<left_fold> left_folds[C::CELLS];
     hls::stream<right_fold> right_folds[C::CELLS];
     hls::stream<column_sums> columns[C::CELLS];
