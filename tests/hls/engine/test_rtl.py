@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ahcq_plugin.export import golden
 from ahcq_plugin.export.codes import encode
 from ahcq_plugin.hls.engine import rtl, simulate
+from ahcq_plugin.hls.engine.compare_rtl import compare_rtl
 from ahcq_plugin.hls.engine.compile import compile_matmul
 from ahcq_plugin.hls.engine.cycles import DDR, cycles
 from ahcq_plugin.hls.engine.destination import left_rows
@@ -22,6 +23,7 @@ from ahcq_plugin.hls.engine.shape import Shape
 from ahcq_plugin.hls.function_tables import gelu
 from ahcq_plugin.hls.rtl.simulate import Stalls
 from ahcq_plugin.hls.vectors import make_vectors
+from ahcq_plugin.zoo.sam import box_forward
 
 PROCESSES = ("fetch", "request", "distribute", "walk_steps", "walk_passes", "walk_folds", "place_left", "buffer_left")
 PROCESSES += ("buffer_right", "decode", "multiply", "correct", "dequantize", "dequantize_lane", "quantize", "write")
@@ -111,6 +113,16 @@ def test_cycles_are_those_of_the_model(cases, launch, latency: int) -> None:
         model = cycles(size, SMALLEST, ddr=DDR(1e12, latency=latency - 1))
         assert different(command, image, wanted) == 0
         assert abs(run.cycles - model.cycles) <= 0.02 * run.cycles + 48, (shape, rows, batch, run.cycles, model)
+
+
+@pytest.mark.slow
+def test_all_matmuls_of_an_encoder_unit_and_a_decoder_layer_are_equal(quantized, spec, scenes) -> None:
+    """On the codes that they have on an image, by descriptors from one memory, on one RTL."""
+    units = ("image_encoder.blocks.0", "mask_decoder.transformer.layers.0")
+    rows = compare_rtl(quantized, spec, scenes[0], box_forward, units)
+    assert len(rows) == 26 and all(row["outputs"] for row in rows)
+    assert [row for row in rows if row["different_cpp"] or row["different_rtl"]] == []
+    assert sum(row["cycles"] for row in rows) == pytest.approx(sum(row["model"] for row in rows), rel=0.02)
 
 
 @pytest.mark.slow
