@@ -123,3 +123,12 @@ def test_a_memory_of_a_process_may_be_called_as_another_process(tmp_path) -> Non
     text = compile_rtl(source(tmp_path, body), "top").files["top.sv"]
     instances = re.findall(r"^  (?:\) |\w+ )(\w+) \($", text, re.MULTILINE)
     assert "hold_lane" in instances and len(set(instances)) == len(instances)
+
+
+def test_a_comment_after_a_pragma_is_none_of_its_options(tmp_path) -> None:
+    body = (
+        "void one(s& in, s& out) {\n    out.write(in.read());\n}\n"
+        "void top(s& in, s& out) {\n#pragma HLS DATAFLOW // here\n    s middle;\n"
+        "#pragma HLS STREAM variable = middle depth = 5 // as deep as needed\n    one(in, middle);\n    one(middle, out);\n}"
+    )
+    assert [fifo.depth for fifo in compile_rtl(source(tmp_path, body), "top").design.fifos] == [5]
