@@ -42,9 +42,8 @@ def main() -> int:
     rtl = engine_rtl(SMALLEST)
     for name, text in rtl.files.items():
         write_text(text, args.out / "rtl" / name)
-    say(f"{len(rtl.stages)} processes scheduled at II = 1; SystemVerilog in {args.out / 'rtl'}")
     simulation(SMALLEST)
-    say("Verilator has compiled them")
+    say(f"{len(rtl.stages)} processes scheduled at II = 1 and compiled by Verilator; SystemVerilog: {args.out / 'rtl'}")
 
     item = next(iter(scene_items(1, seed=7)))
     skipped = () if args.encoder else UNITS[:1]

@@ -7,6 +7,7 @@ A figure that nobody measured is None, and a dash on the page.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,18 @@ GAPS = (
 )
 
 
-def synthesis(rtl: EngineRtl, cache: Path | None = None) -> dict[str, Cells]:
-    """Cells that yosys counts for every process, by its name.
+def synthesis(rtl: EngineRtl, cache: Path | None = None, workers: int = 2) -> dict[str, Cells]:
+    """Cells that yosys counts for every process, by its name, ``workers`` of them at a time.
 
     Raises:
         ToolError: pyosys is missing or fails.
     """
-    return {name: count({f"{name}.sv": rtl.files[f"{name}.sv"]}, name, cache) for name in rtl.stages}
+
+    def counted(name: str) -> Cells:
+        return count({f"{name}.sv": rtl.files[f"{name}.sv"]}, name, cache)
+
+    with ThreadPoolExecutor(workers) as pool:  # each is a process of its own
+        return dict(zip(rtl.stages, pool.map(counted, rtl.stages), strict=True))
 
 
 def process_rows(rtl: EngineRtl, cells: Mapping[str, Cells]) -> list[dict[str, Any]]:
