@@ -61,7 +61,7 @@ $(DEMO)/quantized.pth: | $(INSTALLED)
 demo-hls: install $(DEMO)/quantized.pth  ## the model of `make demo` as HLS C++: export, golden model, csim, cocotb (<= 10 min)
 	$(PY) tools/demo_hls.py $(DEMO)/quantized.pth -o work_dirs/demo_hls
 
-demo-hw: install $(DEMO)/quantized.pth  ## one accelerator for the model of `make demo`: C++, RTL, synthesis, cycle model, report (<= 10 min)
+demo-hw: install $(DEMO)/quantized.pth  ## one accelerator for the model of `make demo`: C++, RTL, synthesis, cycle model, report
 	$(PY) tools/demo_hw.py $(DEMO)/quantized.pth -o work_dirs/demo_hw
 
 results: install  ## run what is missing of the tables of results and ablations (many hours; needs images in AHCQ_DATA)
