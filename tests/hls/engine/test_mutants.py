@@ -30,7 +30,7 @@ MUTANTS = [
     ("cell.h", "inside ? digit : 0", "digit"),
     ("cell.h", "code - c.log_levels : 0", "code - c.log_levels + 1 : 0"),
     ("cell.h", "? c.log_levels : c.log_levels - code", "? c.log_levels : c.log_levels - code + 1"),
-    ("dequantize.h", "t = partial[chunk][i] + t", "t = t + t"),
+    ("dequantize.h", "t = partial[work.chunk % CHUNKS] + t", "t = t + t"),
     ("dequantize.h", "const float whole = scaled +", "const float whole = scaled -"),
     ("quantize.h", "low |= (code & 15)", "low |= (code & 7)"),
     ("buffers.h", "fold == 0 && (chunk == 0 || !transposed)", "fold == 0 && chunk == 0"),
