@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help deps install demo demo-video demo-hls results test test-hw test-slow test-mqbench test-families lint format bench clean
+.PHONY: help deps install demo demo-video demo-hls demo-hw results test test-hw test-slow test-mqbench test-families lint format bench clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -60,6 +60,9 @@ $(DEMO)/quantized.pth: | $(INSTALLED)
 
 demo-hls: install $(DEMO)/quantized.pth  ## the model of `make demo` as HLS C++: export, golden model, csim, cocotb (<= 10 min)
 	$(PY) tools/demo_hls.py $(DEMO)/quantized.pth -o work_dirs/demo_hls
+
+demo-hw: install $(DEMO)/quantized.pth  ## one accelerator for the model of `make demo`: C++, RTL, synthesis, cycle model, report
+	$(PY) tools/demo_hw.py $(DEMO)/quantized.pth -o work_dirs/demo_hw
 
 results: install  ## run what is missing of the tables of results and ablations (many hours; needs images in AHCQ_DATA)
 	$(PY) tools/results_table.py --fill --write

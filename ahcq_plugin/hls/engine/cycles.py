@@ -24,6 +24,8 @@ BEAT = 32  # bytes
 HEADER_BEATS, SCALE_BEATS = 2, 3 * CHUNKS
 #: Of a command that waits for the one before, in the simulation: descriptor, parameters, results that are under way.
 LATENCY = 40
+#: Stages of the pipelines from descriptor to response, which the RTL has and the C++ simulation has not.
+STAGES = 40
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,13 @@ class DDR:
     Attributes:
         bytes_per_second: of all ports together; 64-bit DDR4-2400 moves 19.2e9 at best, 12e9 is what is left of it.
         granule: bytes that one access moves at least, a burst of eight on 64 bits.
+        latency: cycles from an address to its first beat, beyond one. A command waits for two of them, one after the
+            other: its descriptor, its operands.
     """
 
     bytes_per_second: float = 12e9
     granule: int = 64
+    latency: int = 0
 
     @property
     def bytes_per_cycle(self) -> float:
@@ -138,6 +143,7 @@ def process_turns(shape: Shape, config: EngineConfig, output: Output | None = No
         multiply=turns,
         correct=chunks * d.groups * passes + corrections,
         dequantize=chunks * d.groups + scales,
+        dequantize_lane=chunks * d.groups,
         quantize=chunks,
         write=chunks * output.planes,
     )
@@ -168,12 +174,15 @@ def _right_works(shape: Shape, config: EngineConfig, blocks: list[tuple[int, int
 
 
 @lru_cache(maxsize=4096)  # layers repeat
-def cycles(shape: Shape, config: EngineConfig, output: Output | None = None, ddr: DDR | None = None) -> Cycles:
+def cycles(
+    shape: Shape, config: EngineConfig, output: Output | None = None, ddr: DDR | None = None, stages: int = STAGES
+) -> Cycles:
     """The model of the module's text.
 
     Args:
         output: what is written, and how; None: float32.
         ddr: None: 12e9 bytes a second.
+        stages: of the pipelines; 0 for the C++ simulation.
     """
     output, ddr, d = output or Output(), ddr or DDR(), shape.descriptor(config)
     blocks = _blocks(shape, d.block_rows, config.cells)
@@ -217,4 +226,5 @@ def cycles(shape: Shape, config: EngineConfig, output: Output | None = None, ddr
     parameter_beats += 0 if product else corrections + SCALE_BEATS
     before = (first + right_beats + parameter_beats) * BEAT
     limits["start"] = math.ceil(max(first, right_beats, before / ddr.bytes_per_cycle)) + LATENCY + behind * CHUNKS
+    limits["start"] += stages + 2 * ddr.latency
     return Cycles(sum(limits.values()), shape.macs, int(moved + before), dict(limits))

@@ -17,6 +17,7 @@ from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.hls.engine import simulate
 from ahcq_plugin.hls.engine.compile import Command, compile_matmul
 from ahcq_plugin.hls.engine.config import PAPER, EngineConfig
+from ahcq_plugin.hls.engine.descriptor import Descriptor
 from ahcq_plugin.hls.engine.image import Image
 from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
 
@@ -46,12 +47,14 @@ class Program:
         spec: of the model.
         config: of the engine.
         image: the memory.
+        run: executes descriptors in ``image``: ``simulate.run`` (the C++), or ``rtl.run``.
         commands: (unit, matmul, rows, products) -> command.
     """
 
     spec: Spec
     config: EngineConfig = PAPER
     image: Image = field(default_factory=Image)
+    run: Callable[[Image, Sequence[Descriptor], EngineConfig], Any] = simulate.run
     commands: dict[tuple[str, str, int, int], Command] = field(default_factory=dict)
 
     def steps(self, unit: str) -> list[ProgramStep]:
@@ -70,14 +73,14 @@ class Program:
         return self.commands[key]
 
     def execute(self, unit: str, matmul: Matmul, left: np.ndarray, right: np.ndarray | None = None) -> np.ndarray:
-        """float32 (..., m, n), what ``golden.run`` gives for these codes, by the engine in C++ simulation."""
+        """float32 (..., m, n), what ``golden.run`` gives for these codes, by the engine."""
         leading = left.shape[:-2]
         left = left.reshape(-1, *left.shape[-2:])
         command = self.command(unit, matmul, left.shape[-2], len(left))
         command.write_left(self.image, left)
         if right is not None:
             command.write_right(self.image, right.reshape(-1, *right.shape[-2:]))
-        simulate.run(self.image, [command.descriptor], self.config)
+        self.run(self.image, [command.descriptor], self.config)
         return command.read_output(self.image).reshape(*leading, *left.shape[1:-1], matmul.n)
 
 

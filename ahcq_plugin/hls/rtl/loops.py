@@ -121,7 +121,8 @@ class Source:
 
     def _add(self, found: re.Match) -> None:
         block = self._block(found.start())
-        words = re.findall(r"(\w+)\s*(?:=\s*((?:[^\s=]+(?:\s*[*+:/-]+\s*[^\s=]+)*)))?", found[2])
+        text = re.sub(r"//.*|/\*.*?\*/", "", found[2])
+        words = re.findall(r"(\w+)\s*(?:=\s*((?:[^\s=]+(?:\s*[*+:/-]+\s*[^\s=]+)*)))?", text)
         options = {name.lower(): value.strip() for name, value in words}
         place = Place(self.name, self.line(found.start()))
         pragma = Pragma(found[1].upper(), options, place, (self.line(block[0]), self.line(block[1])))

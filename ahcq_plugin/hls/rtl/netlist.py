@@ -104,7 +104,7 @@ def _instance(one: Instance, launched: list[Instance]) -> dict[str, object]:
     for ram in one.process.rams:
         for channel in ("ask", "answer", *(("put",) if ram.forwarded else ())):
             wires += [
-                (f"{ram.name}_{channel}_{part}", f"{one.name}_{ram.name}_{channel}_{part}")
+                (f"{ram.name}_{channel}_{part}", f"{one.name}__{ram.name}_{channel}_{part}")
                 for part in ("data", "valid", "ready")
             ]
     return dict(name=one.name, module=one.process.name, wires=wires, rams=[_ram(ram) for ram in one.process.rams])

@@ -20,6 +20,7 @@ from ahcq_plugin.hls.render import render
 from ahcq_plugin.hls.rtl.errors import RtlError, ToolError
 from ahcq_plugin.hls.rtl.netlist import Rtl
 from ahcq_plugin.hls.rtl.package import ARGUMENTS
+from ahcq_plugin.support.files import write_text
 
 LIMIT = 10_000_000
 
@@ -130,21 +131,33 @@ def build(rtl: Rtl, cache: Path) -> Simulation:
             outputs=[dict(name=name, words=parts_of(bits)) for name, bits in outputs.items()],
         ),
     )
+    return Simulation(verilated(rtl.files, design.top, bench, cache), inputs, outputs)
+
+
+def verilated(files: Mapping[str, str], top: str, bench: str, cache: Path, level: str = "-O1") -> Path:
+    """A program: the module ``top`` of SystemVerilog ``files`` in Verilator, driven by the C++ text ``bench``.
+
+    Args:
+        level: of optimisation by the C++ compiler; with ``-O0`` a large design is there sooner and runs slower.
+    Raises:
+        ToolError: Verilator or g++ is missing or fails.
+    """
     root = find_verilator()
-    key = hashlib.sha256("\0".join([*rtl.files, *rtl.files.values(), bench]).encode()).hexdigest()[:24]
-    folder = cache / f"sim_{design.top}_{key}"
+    key = hashlib.sha256("\0".join([*files, *files.values(), bench, level]).encode()).hexdigest()[:24]
+    folder = cache / f"sim_{top}_{key}"
     program = folder / "simulation"
     if not program.is_file():
         work = Path(tempfile.mkdtemp(prefix="sim_", dir=_made(cache)))
         try:
-            paths = rtl.write(work)
-            (work / "bench.cpp").write_text(bench, encoding="utf-8")
-            _verilate(root, design.top, paths, work)
+            for name, text in files.items():
+                write_text(text, work / name)
+            write_text(bench, work / "bench.cpp")
+            _verilate(root, top, [work / name for name in files], work, level)
             folder.mkdir(exist_ok=True)
-            os.replace(work / "obj" / f"V{design.top}", program)
+            os.replace(work / "obj" / f"V{top}", program)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    return Simulation(program, inputs, outputs)
+    return program
 
 
 def _made(folder: Path) -> Path:
@@ -162,7 +175,7 @@ def find_verilator() -> Path:
     return Path(package.origin).parent
 
 
-def _verilate(root: Path, top: str, paths: Sequence[Path], work: Path) -> None:
+def _verilate(root: Path, top: str, paths: Sequence[Path], work: Path, level: str) -> None:
     flags = [
         "--cc",
         "--exe",
@@ -175,7 +188,7 @@ def _verilate(root: Path, top: str, paths: Sequence[Path], work: Path) -> None:
         "-Wno-fatal",
         "-Wno-WIDTH",
     ]
-    flags += ["--top-module", top, "--Mdir", "obj", "--output-split", "0", "-CFLAGS", "-O1", "-j", "2"]
+    flags += ["--top-module", top, "--Mdir", "obj", "--output-split", "0", "-CFLAGS", level, "-j", "2"]
     environment = os.environ | {"VERILATOR_ROOT": str(root), "PATH": f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     if tool("ccache"):
         environment["OBJCACHE"] = tool("ccache")

@@ -63,10 +63,14 @@ void read_memory(hls::stream<read_request>& requests, hls::stream<beat>& out) {
     }
 }
 
-void write_memory(hls::stream<write_request>& requests) {
+void write_memory(hls::stream<write_request>& requests, hls::stream<bool>& written) {
     uint64_t granule = ~uint64_t(0);
     while (true) {
         const write_request request = requests.read();
+        if (request.words == 0) {
+            written.write(true);
+            continue;
+        }
         const uint64_t word = request.address;
         if (word * 4 / ddr::GRANULE != granule) memory_port.take(ddr::GRANULE);
         granule = word * 4 / ddr::GRANULE;
@@ -122,14 +126,18 @@ int ahcq_engine_run(
         hls::stream<read_request> program_requests, left_requests, right_requests, parameter_requests;
         hls::stream<beat> program_beats, left_beats, right_beats, parameter_beats;
         hls::stream<write_request> results_out[config::CELLS];
+        hls::stream<bool> written[config::CELLS];
+        hls::stream<uint32_t> finished;
         AHCQ_PROCESS(read_memory, program_requests, program_beats);
         AHCQ_PROCESS(read_memory, left_requests, left_beats);
         AHCQ_PROCESS(read_memory, right_requests, right_beats);
         AHCQ_PROCESS(read_memory, parameter_requests, parameter_beats);
-        for (int cell = 0; cell < config::CELLS; ++cell) AHCQ_PROCESS(write_memory, results_out[cell]);
+        for (int cell = 0; cell < config::CELLS; ++cell) {
+            AHCQ_PROCESS(write_memory, results_out[cell], written[cell]);
+        }
         run<config>(
             program, commands, program_requests, program_beats, left_requests, left_beats, right_requests, right_beats,
-            parameter_requests, parameter_beats, results_out);
+            parameter_requests, parameter_beats, results_out, written, finished);
         sim.clear();
     }
     return memory.outside ? 2 : last.complete ? 0 : 1;

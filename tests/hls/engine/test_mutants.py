@@ -30,7 +30,7 @@ MUTANTS = [
     ("cell.h", "inside ? digit : 0", "digit"),
     ("cell.h", "code - c.log_levels : 0", "code - c.log_levels + 1 : 0"),
     ("cell.h", "? c.log_levels : c.log_levels - code", "? c.log_levels : c.log_levels - code + 1"),
-    ("dequantize.h", "t = partial[chunk][i] + t", "t = t + t"),
+    ("dequantize.h", "t = partial[work.chunk % CHUNKS] + t", "t = t + t"),
     ("dequantize.h", "const float whole = scaled +", "const float whole = scaled -"),
     ("quantize.h", "low |= (code & 15)", "low |= (code & 7)"),
     ("buffers.h", "fold == 0 && (chunk == 0 || !transposed)", "fold == 0 && chunk == 0"),
@@ -40,7 +40,7 @@ MUTANTS = [
     ("write.h", "window_left <= C::CELLS", "window_left < C::CELLS"),
     ("write.h", "whole = last_block ? c.cell : last_step && !last_tile ?", "whole = last_block ? c.cell : false ?"),
     ("read.h", "if (tiles != 1 || row == 0) {", "if (true) {"),
-    ("fetch.h", "(finished || is(c, BARRIER))", "finished"),
+    ("fetch.h", "(issued || is(c, BARRIER))", "issued"),
 ]  # fmt: skip
 CASES = [
     ("linear", "uniform", 4, 4, 21, 70),

@@ -20,6 +20,7 @@ from ahcq_plugin.hls.rtl import (
     cache_folder,
     channels,
     compile_rtl,
+    memory,
     process,
     storage,
     values,
@@ -81,7 +82,37 @@ SOURCE = {
         const float sum = f * g - g;
         out.write({WORD}(as_bits(sum < f ? sum : -f) ^ ap_uint<32>(int(g))));
     }}""",
+    "narrow": f"""    int memory[32];
+    for (int i = 0; i < n; ++i) {{
+        const ap_uint<64> a = in.read();
+        memory[i & 31] = int(a.to_uint64()) >> 20;
+        if (i > 40) out.write({WORD}(ap_int<32>(memory[ap_uint<5>(a >> 40)])));
+    }}""",
+    "held": f"""    const ap_uint<64> first = in.read();
+    for (int i = 1; i < n; ++i) {{
+        const ap_uint<64> a = in.read();
+        out.write({WORD}(a + ap_uint<20>(first >> 9)));
+    }}""",
+    "wide": """#pragma HLS DATAFLOW
+    hls::stream<ap_uint<100> > middle;
+    widen(in, n, middle);
+    narrow_again(middle, n, out);""",
 }
+#: What bodies call: two processes with a wide stream between them.
+HELPERS = f"""
+void widen(hls::stream<{WORD}>& in, int n, hls::stream<ap_uint<100> >& out) {{
+    for (int i = 0; i < n; ++i) {{
+        const ap_uint<64> a = in.read();
+        out.write((ap_uint<100>(a) << 36) | ap_uint<100>(a >> 30));
+    }}
+}}
+void narrow_again(hls::stream<ap_uint<100> >& in, int n, hls::stream<{WORD}>& out) {{
+    for (int i = 0; i < n; ++i) {{
+        const ap_uint<100> b = in.read();
+        out.write({WORD}(b >> 40) ^ {WORD}(b));
+    }}
+}}
+"""
 # name -> (module, function, text of the function, text instead): one word of the translator
 TRANSLATOR = {
     "subtracted_term": (balance, "_terms", 'minus != (node.op == "sub")', 'minus and (node.op == "sub")'),
@@ -98,6 +129,9 @@ TRANSLATOR = {
     "start_of_a_phi": (process, "_Translation._phis", "graph.select(self.edges[label, cut], now, element.next)", "element.next"),
     "next_place": (process, "_Translation.process", "graph.literal(bits, index), following)", "graph.literal(bits, 0), following)"),
     "condition_of_a_push": (process, "_Translation._stream_call", "channel.cases.append((self.active[name],", "channel.cases.append((graph.one,"),
+    "narrow_word": (memory, "Memories._stored", "max(1, kind.bits - made.args[1][1].value), True", "max(1, kind.bits - made.args[1][1].value - 1), True"),
+    "held_value": (process, "_Translation.process", "graph.select(self.active[self.home[value]], self.values[value], element.read)", "self.values[value]"),
+    "part_of_a_word": (process, "_Translation._stream_call", "graph.slice(word, start, width), 64)", "graph.slice(word, 0, width), 64)"),
     "signed_extension": (values, "Values.compute", 'kind.bits, op == "sext")', "kind.bits, False)"),
     "difference_of_floats": (values, "Values.compute", "self.negative(operand(1))", "operand(1)"),
     "order_of_a_comparison": (values, "Values._compare", 'self.call("greater", 1, b, a)', 'self.call("greater", 1, a, b)'),
@@ -118,7 +152,7 @@ def program(bodies: dict[str, str], folder: Path) -> str:
         f"\nvoid {name}(hls::stream<{WORD}>& in, int n, hls::stream<{WORD}>& out) {{\n{body}\n}}\n"
         for name, body in bodies.items()
     ]
-    return kernels.program(made, list(bodies))
+    return kernels.program([HELPERS, *made], list(bodies))
 
 
 @pytest.fixture(scope="module")

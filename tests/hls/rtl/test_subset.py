@@ -110,3 +110,25 @@ def test_a_missing_clang_says_how_to_get_it(monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ToolError, match=re.escape("`ziglang` holds: `pip install ahcq_plugin[rtl]`")):
         clang.find_clang()
+
+
+def test_a_memory_of_a_process_may_be_called_as_another_process(tmp_path) -> None:
+    """`hold` has a memory `lane`, and `hold_lane` is a process."""
+    body = (
+        "void hold(s& in, s& out) {\n    int lane[99];\n    for (int i = 0; i < 99; ++i) lane[i] = in.read();\n"
+        "    for (int i = 0; i < 99; ++i) out.write(lane[98 - i]);\n}\n"
+        "void hold_lane(s& in, s& out) {\n    out.write(in.read() + 1);\n}\n"
+        "void top(s& in, s& out) {\n#pragma HLS DATAFLOW\n    s middle;\n    hold(in, middle);\n    hold_lane(middle, out);\n}"
+    )
+    text = compile_rtl(source(tmp_path, body), "top").files["top.sv"]
+    instances = re.findall(r"^  (?:\) |\w+ )(\w+) \($", text, re.MULTILINE)
+    assert "hold_lane" in instances and len(set(instances)) == len(instances)
+
+
+def test_a_comment_after_a_pragma_is_none_of_its_options(tmp_path) -> None:
+    body = (
+        "void one(s& in, s& out) {\n    out.write(in.read());\n}\n"
+        "void top(s& in, s& out) {\n#pragma HLS DATAFLOW // here\n    s middle;\n"
+        "#pragma HLS STREAM variable = middle depth = 5 // as deep as needed\n    one(in, middle);\n    one(middle, out);\n}"
+    )
+    assert [fifo.depth for fifo in compile_rtl(source(tmp_path, body), "top").design.fifos] == [5]

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Accumulators to float32 in the golden model's order; every operation rounds by itself (half to even).
+// Accumulators to float32 in the golden model's order; every operation rounds by itself (half to even). `dequantize` keeps
+// the parameters and shares a chunk out to LANES times `dequantize_lane`, which has the arithmetic, and GELU.
 //
 //   t = f(multiply) * s_g, of hluq t = f(multiply) * s_u + f(shift) * s_l; group after group t = t_before + t
 //   constant weights: t = t + offset_n (hluq, table), then y = t * weight_scale_n, then y = y + bias_n
@@ -8,6 +9,7 @@
 #define AHCQ_ENGINE_DEQUANTIZE_H
 
 #include "ahcq/beats.h"
+#include "ahcq/gelu.h"
 #include "types.h"
 
 namespace ahcq {
@@ -18,7 +20,8 @@ void dequantize(
     hls::stream<command>& commands,
     hls::stream<beat>& parameters,
     hls::stream<accumulators>& in,
-    hls::stream<results>& out) {
+    hls::stream<lane_work> (&out)[LANES],
+    hls::stream<uint16_t>& out_places) {
     const command c = commands.read();
     const bool product = is(c, PRODUCT);
     beat lane[MAX_GROUPS];  // scales of the groups or heads
@@ -27,8 +30,6 @@ void dequantize(
         lane[i] = parameters.read();
     }
     beat weight[CHUNKS], bias[CHUNKS], offset[CHUNKS];
-    float partial[CHUNKS][LANES];
-#pragma HLS ARRAY_PARTITION variable = partial complete dim = 2
     accumulators now;
 #pragma HLS ARRAY_PARTITION variable = now.multiply complete
 #pragma HLS ARRAY_PARTITION variable = now.shift complete
@@ -36,7 +37,6 @@ void dequantize(
     bool held = false, first = true, more = true;
     while (more) {
 #pragma HLS PIPELINE II = 1
-#pragma HLS DEPENDENCE variable = partial inter distance = 8 true
         AHCQ_TURN;
         if (!held) {
             now = in.read();
@@ -66,26 +66,49 @@ void dequantize(
 #pragma HLS ARRAY_PARTITION variable = offset_value.word complete
 #pragma HLS ARRAY_PARTITION variable = weight_scale.word complete
 #pragma HLS ARRAY_PARTITION variable = bias_value.word complete
-            results result;
-#pragma HLS ARRAY_PARTITION variable = result.value complete
-            result.places = now.places;
+            const bool last_group = at(now.places, LAST_GROUP);
             for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL
-                float t = float(now.multiply[i]) * bits_float(scales.word[2]);
-                const float shifted = float(now.shift[i]) * bits_float(scales.word[3]);
-                if (c.family == HLUQ) t = t + shifted;
-                if (!at(now.places, FIRST_GROUP)) t = partial[chunk][i] + t;
-                partial[chunk][i] = t;
-                if (is(c, OFFSET)) t = t + bits_float(offset_value.word[i]);
-                const float scaled = t * bits_float(weight_scale.word[i]);
-                const float whole = scaled + bits_float(bias_value.word[i]);
-                result.value[i] = product ? t : whole;
+                lane_work work;
+                work.multiply = now.multiply[i];
+                work.shift = now.shift[i];
+                work.scale = scales.word[2];
+                work.shift_scale = scales.word[3];
+                work.weight = weight_scale.word[i];
+                work.bias = bias_value.word[i];
+                work.offset = offset_value.word[i];
+                work.chunk = chunk;
+                work.flags = (c.family == HLUQ ? LANE_SHIFTS : 0) | (at(now.places, FIRST_GROUP) ? LANE_FIRST : 0) |
+                             (last_group ? LANE_LAST : 0) | (is(c, OFFSET) ? LANE_OFFSET : 0) |
+                             (product ? LANE_PRODUCT : 0) | (is(c, GELU) ? LANE_GELU : 0);
+                out[i].write(work);
             }
-            if (at(now.places, LAST_GROUP)) out.write(result);
+            if (last_group) out_places.write(now.places);
             held = false;
             chunk = chunk + 1 == chunks_of(c, now.places) ? 0 : chunk + 1;
             if (chunk == 0) more = !at(now.places, END_OF_COMMAND);
         }
+    }
+}
+
+// Runs for ever: what it does stands in the work.
+inline void dequantize_lane(hls::stream<lane_work>& in, hls::stream<float>& out) {
+    float partial[CHUNKS];  // sums of the groups so far
+    while (true) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS DEPENDENCE variable = partial inter distance = 8 true
+        AHCQ_TURN;
+        const lane_work work = in.read();
+        float t = float(work.multiply) * bits_float(work.scale);
+        const float shifted = float(work.shift) * bits_float(work.shift_scale);
+        if ((work.flags & LANE_SHIFTS) != 0) t = t + shifted;
+        if ((work.flags & LANE_FIRST) == 0) t = partial[work.chunk % CHUNKS] + t;
+        partial[work.chunk % CHUNKS] = t;
+        if ((work.flags & LANE_OFFSET) != 0) t = t + bits_float(work.offset);
+        const float scaled = t * bits_float(work.weight);
+        const float whole = scaled + bits_float(work.bias);
+        const float value = (work.flags & LANE_PRODUCT) != 0 ? t : whole;
+        if ((work.flags & LANE_LAST) != 0) out.write((work.flags & LANE_GELU) != 0 ? gelu(value) : value);
     }
 }
 

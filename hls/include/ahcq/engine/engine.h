@@ -21,7 +21,8 @@
 namespace ahcq {
 namespace engine {
 
-// `count` descriptors from beat address `program` on. Read and write ports are streams to the AXI shell.
+// `count` descriptors from beat address `program` on; `finished` gets `count` when all results are in memory. Read and
+// write ports are streams to the AXI shell, which says in `written` that all words of a cell are in memory.
 template <class C>
 void run(
     uint32_t program,
@@ -34,7 +35,9 @@ void run(
     hls::stream<beat>& right_beats,
     hls::stream<read_request>& parameter_requests,
     hls::stream<beat>& parameter_beats,
-    hls::stream<write_request> (&results_out)[C::CELLS]) {
+    hls::stream<write_request> (&results_out)[C::CELLS],
+    hls::stream<bool> (&written)[C::CELLS],
+    hls::stream<uint32_t>& finished) {
 #pragma HLS DATAFLOW
     hls::stream<command> to_readers("to_readers"), to_parameters("to_parameters"), to_steps("to_steps");
     hls::stream<command> to_passes("to_passes"), to_folds("to_folds"), to_place("to_place");
@@ -47,19 +50,25 @@ void run(
     hls::stream<step> steps("steps");
     hls::stream<pass> passes_to_make("passes_to_make");
     hls::stream<left_load> left_loads("left_loads");
+    // The way of a turn over the left buffer has more stages: without room here it would stop for the right one.
     hls::stream<turn> left_turns("left_turns"), right_turns("right_turns");
+#pragma HLS STREAM variable = right_turns depth = 16
     hls::stream<left_fold> left_folds[C::CELLS];
     hls::stream<right_fold> right_folds[C::CELLS];
     hls::stream<column_sums> columns[C::CELLS];
     hls::stream<operands> decoded[C::CELLS];
     hls::stream<sums<C> > passes[C::CELLS];
     hls::stream<accumulators> corrected[C::CELLS];
-    hls::stream<results> floats[C::CELLS];
+    hls::stream<lane_work> works[C::CELLS][LANES];
+    hls::stream<float> floats[C::CELLS][LANES];
+    hls::stream<uint16_t> places[C::CELLS];  // deeper than a lane has stages
+#pragma HLS STREAM variable = places depth = 64
     hls::stream<outcome> outcomes[C::CELLS];
     AHCQ_LAUNCH(
         fetch<C>, program, count, program_requests, program_beats, to_readers, to_parameters, to_steps, to_passes, to_folds, to_place,
         to_left, to_right,
-        to_decode, to_correct, to_dequantize, to_quantize, to_write, done);
+        to_decode, to_correct, to_dequantize, to_quantize, to_write, done,
+        finished);
     AHCQ_PROCESS(request, to_readers, left_requests, right_requests, parameter_requests);
     AHCQ_PROCESS(
         distribute<C>, to_parameters, parameter_beats, groups, tables, corrections, scales, quantizers, headers);
@@ -74,9 +83,13 @@ void run(
         AHCQ_PROCESS(decode<C>, to_decode[cell], tables[cell], left_folds[cell], decoded[cell]);
         AHCQ_PROCESS(multiply<C>, decoded[cell], right_folds[cell], passes[cell]);
         AHCQ_PROCESS(correct<C>, to_correct[cell], corrections[cell], passes[cell], columns[cell], corrected[cell]);
-        AHCQ_PROCESS(dequantize<C>, to_dequantize[cell], scales[cell], corrected[cell], floats[cell]);
-        AHCQ_PROCESS(quantize<C>, to_quantize[cell], quantizers[cell], floats[cell], outcomes[cell]);
-        AHCQ_PROCESS(write<C>, to_write[cell], headers[cell], outcomes[cell], results_out[cell], done[cell]);
+        AHCQ_PROCESS(dequantize<C>, to_dequantize[cell], scales[cell], corrected[cell], works[cell], places[cell]);
+        for (int lane = 0; lane < LANES; ++lane) {
+#pragma HLS UNROLL
+            AHCQ_PROCESS(dequantize_lane, works[cell][lane], floats[cell][lane]);
+        }
+        AHCQ_PROCESS(quantize<C>, to_quantize[cell], quantizers[cell], floats[cell], places[cell], outcomes[cell]);
+        AHCQ_PROCESS(write<C>, to_write[cell], headers[cell], outcomes[cell], results_out[cell], written[cell], done[cell]);
     }
 #ifdef AHCQ_WAIT
     AHCQ_WAIT(corrected);

@@ -27,7 +27,7 @@ inline command decode_descriptor(const beat& first, const beat& second) {
     return c;
 }
 
-// `count` descriptors from beat address `program` on.
+// `count` descriptors from beat address `program` on; when all their results are in memory, `count` goes to `finished`.
 template <class C>
 void fetch(
     uint32_t program,
@@ -47,7 +47,8 @@ void fetch(
     hls::stream<command> (&to_dequantize)[C::CELLS],
     hls::stream<command> (&to_quantize)[C::CELLS],
     hls::stream<command> (&to_write)[C::CELLS],
-    hls::stream<bool> (&done)[C::CELLS]) {
+    hls::stream<bool> (&done)[C::CELLS],
+    hls::stream<uint32_t>& finished) {
     enum { REQUEST, FIRST, SECOND, ISSUE };
     uint8_t phase = REQUEST;
     uint32_t index = 0, running = 0;  // commands that are not done
@@ -57,26 +58,27 @@ void fetch(
     while (more) {
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
-        const bool finished = index == count;
+        const bool issued = index == count;
         if (phase == REQUEST) {
             read_request request;
             request.address = program + 2 * index;
             request.beats = 2;
             request.stride = 1;
-            if (!finished) requests.write(request);
-            phase = finished ? ISSUE : FIRST;
+            if (!issued) requests.write(request);
+            phase = issued ? ISSUE : FIRST;
         } else if (phase != ISSUE) {
             const beat now = descriptors.read();
             if (phase == FIRST) first = now;
             if (phase == SECOND) c = decode_descriptor(first, now);
             phase = phase == FIRST ? SECOND : ISSUE;
-        } else if (running != 0 && (finished || is(c, BARRIER))) {
+        } else if (running != 0 && (issued || is(c, BARRIER))) {
             for (int cell = 0; cell < C::CELLS; ++cell) {
 #pragma HLS UNROLL
                 done[cell].read();
             }
             --running;
-        } else if (finished) {
+        } else if (issued) {
+            finished.write(count);
             more = false;
         } else {
             to_readers.write(c);

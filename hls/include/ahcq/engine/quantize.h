@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// GELU and the quantizer of the next matmul: codes by thresholds on an integer key that is ordered as the floats are.
+// The quantizer of the next matmul: codes by thresholds on an integer key that is ordered as the floats are.
 //
 // Every family is a rank among 2^bits - 1 thresholds and a code for each rank; of uniform quantizers the thresholds are
 // the least floats that division and rounding take to each code. No divider. A selector names the quantizer of each
@@ -7,7 +7,7 @@
 #ifndef AHCQ_ENGINE_QUANTIZE_H
 #define AHCQ_ENGINE_QUANTIZE_H
 
-#include "ahcq/gelu.h"
+#include "ahcq/beats.h"
 #include "types.h"
 
 namespace ahcq {
@@ -29,7 +29,8 @@ template <class C>
 void quantize(
     hls::stream<command>& commands,
     hls::stream<beat>& parameters,
-    hls::stream<results>& in,
+    hls::stream<float> (&in)[LANES],
+    hls::stream<uint16_t>& in_places,
     hls::stream<outcome>& out) {
     const command c = commands.read();
     // Level l of the search compares with the thresholds whose rank has bit l as its lowest: a memory of its own.
@@ -63,9 +64,7 @@ void quantize(
     while (more) {
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
-        const results now = in.read();
-#pragma HLS ARRAY_PARTITION variable = now.value complete
-        const uint16_t places = now.places;
+        const uint16_t places = in_places.read();
         const uint32_t column = first_chunk + chunk;
         const uint32_t quantizer = c.out_format == CODES ? uint32_t(selector[column % MAX_CHUNKS]) : 0;
         outcome result;
@@ -76,7 +75,7 @@ void quantize(
 #pragma HLS ARRAY_PARTITION variable = shorts complete
         for (int lane = 0; lane < LANES; ++lane) {
 #pragma HLS UNROLL
-            const float x = is(c, GELU) ? gelu(now.value[lane]) : now.value[lane];
+            const float x = in[lane].read();
             const int32_t key = float_key(x);
             uint32_t rank = 0;
             for (int level = MAX_BITS - 1; level >= 0; --level) {

@@ -156,9 +156,19 @@ struct outcome {
     uint16_t places;
 };
 
-struct results {
-    float value[LANES];
-    uint16_t places;
+// Accumulators of one output, the floats that scale it (their bits), its chunk, and what is done with it.
+struct lane_work {
+    int64_t multiply, shift;
+    uint32_t scale, shift_scale, weight, bias, offset;
+    uint8_t chunk, flags;
+};
+enum lane_flag {
+    LANE_SHIFTS = 1,  // the shift lane is added
+    LANE_FIRST = 2,   // group of a row
+    LANE_LAST = 4,    // group of a row: gives an output
+    LANE_OFFSET = 8,
+    LANE_PRODUCT = 16,  // neither weight scale nor bias
+    LANE_GELU = 32
 };
 
 // `beats` beats, the next one `stride` beats further.
@@ -166,7 +176,8 @@ struct read_request {
     uint32_t address, beats, stride;
 };
 
-// `words` words from word address on: 1 (codes), 4 (integers) or 8 (floats).
+// `words` words from word address on: 1 (codes), 4 (integers) or 8 (floats). 0: an answer is wanted as soon as all
+// earlier words are in memory.
 struct write_request {
     uint32_t address;
     uint32_t words;

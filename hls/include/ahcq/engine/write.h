@@ -16,6 +16,7 @@ void write(
     hls::stream<beat>& parameters,
     hls::stream<outcome>& in,
     hls::stream<write_request>& out,
+    hls::stream<bool>& written,
     hls::stream<bool>& done) {
     const command c = commands.read();
     const beat header = parameters.read();
@@ -92,7 +93,9 @@ void write(
             if (at(places, LAST_PRODUCT)) more = false;
         }
     }
-    done.write(true);
+    write_request wait = write_request();
+    out.write(wait);
+    done.write(written.read());
 }
 
 }  // namespace engine

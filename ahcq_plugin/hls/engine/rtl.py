@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine as RTL: its C++ through ``hls.rtl``, behind AXI4 ports, in Verilator beside a simulated memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+import ahcq_plugin.hls.rtl as flow
+from ahcq_plugin.hls.engine.config import EngineConfig
+from ahcq_plugin.hls.engine.cycles import CLOCK_HZ
+from ahcq_plugin.hls.engine.descriptor import Descriptor
+from ahcq_plugin.hls.engine.image import Image
+from ahcq_plugin.hls.render import render
+from ahcq_plugin.hls.resources import sources
+from ahcq_plugin.hls.rtl import Program, RtlError, ToolError, cache_folder, compile_rtl
+from ahcq_plugin.hls.rtl.simulate import Stalls, verilated
+from ahcq_plugin.support.files import write_json, write_text
+
+#: One cell and short buffers: made in minutes, and holds every matmul of a unit of the packaged SAM.
+SMALLEST = EngineConfig(cells=1, digit=4, left_depth=64, right_depth=128)
+READS = ("program", "left", "right", "parameter")
+TOP = "ahcq_engine"
+LIMIT = 10_000_000
+PORTS = ("ahcq_axi_read.sv", "ahcq_axi_write.sv")
+_ENDS = (
+    "",
+    "no end within the limit of cycles",
+    "an address beyond the memory",
+    "a burst across 4 KiB, or a wrong count at the end",
+    "an error response",
+)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The simulated memory behind the AXI4 ports.
+
+    Attributes:
+        latency: cycles from a read's address to its first beat.
+        bytes_per_second: of all ports together at 300 MHz, in granules of 64 bytes; 0: one beat a cycle at every port.
+    """
+
+    latency: int = 1
+    bytes_per_second: float = 0
+
+
+@dataclass(frozen=True)
+class RtlRun:
+    """What a program took.
+
+    Attributes:
+        cycles: from the launch to the word that says that all results are in memory.
+        ddr_bytes: moved, in whole granules of 64 bytes.
+        beats: port -> beats of 32 bytes.
+    """
+
+    cycles: int
+    ddr_bytes: int
+    beats: dict[str, int]
+
+
+@dataclass(frozen=True)
+class EngineRtl:
+    """An engine in SystemVerilog.
+
+    Attributes:
+        files: name -> text; the module ``ahcq_engine`` has AXI4 ports.
+        stages: process -> pipeline stages; every one takes a turn a cycle (II = 1), or there would be no RTL.
+        instances: process -> how often it is there.
+        cells: of 64 processing elements.
+    """
+
+    files: dict[str, str]
+    stages: dict[str, int]
+    instances: dict[str, int]
+    cells: int
+
+
+@cache
+def engine_rtl(config: EngineConfig = SMALLEST) -> EngineRtl:
+    """The RTL of an engine; made where the cache of ``hls.rtl`` has none of these sources.
+
+    Raises:
+        RtlError: a process cannot be scheduled at II = 1. ToolError: a package of the extra ``rtl`` is missing.
+    """
+    path = cache_folder() / f"engine_{_content(config)}.json"
+    if path.is_file():
+        return EngineRtl(**json.loads(path.read_text(encoding="utf-8")))
+    with tempfile.TemporaryDirectory(prefix="ahcq_engine_") as name:
+        source = Path(name) / "engine.cpp"
+        write_text(render("engine_rtl.cpp.j2", dict(config=config.cpp)), source)
+        rtl = compile_rtl(Program(source, (sources("include"),)), "run", cache=cache_folder())
+    names = [port.name for port in rtl.design.ports]
+    requests = [name for name in names if name.startswith("results_out")]
+    answers = [name for name in names if name.startswith("written")]
+    writes = [
+        dict(axi=f"results_{cell}", requests=ask, answers=answer)
+        for cell, (ask, answer) in enumerate(zip(requests, answers, strict=True))
+    ]
+    text = render("engine_axi.sv.j2", dict(top=TOP, design=rtl.design.top, reads=READS, writes=writes))
+    shell = {name: sources("rtl", name).read_text(encoding="utf-8") for name in PORTS}
+    instances = Counter(one.process.name for one in rtl.design.instances)
+    stages = {name: one.stages for name, one in rtl.scheduled.items()}
+    made = EngineRtl({**rtl.files, **shell, f"{TOP}.sv": text}, stages, dict(instances), config.cells)
+    write_json(asdict(made), path)
+    return made
+
+
+def _content(config: EngineConfig) -> str:
+    """A digest of all that determines the RTL: C++, the flow, its tools."""
+    try:
+        tools = [version(name) for name in ("xls-python", "ziglang")]
+    except PackageNotFoundError as error:
+        raise ToolError(f"a package of the extra `rtl` is missing: `pip install ahcq_plugin[rtl]` ({error})") from None
+    files = [file for folder in ("include", "clang", "rtl", "templates") for file in sources(folder).rglob("*.*")]
+    digest = hashlib.sha256(json.dumps([config.cpp, *tools]).encode())
+    for file in sorted([*files, *Path(flow.__file__).parent.glob("*.py"), Path(__file__)]):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+@cache
+def simulation(config: EngineConfig = SMALLEST, level: str = "-O0") -> Path:
+    """The program that ``run`` starts; made where the cache of ``hls.rtl`` has none of this content.
+
+    Args:
+        level: of optimisation, see ``hls.rtl.simulate.verilated``.
+    Raises:
+        RtlError: a process cannot be scheduled. ToolError: a package of the extra ``rtl`` is missing or fails.
+    """
+    rtl = engine_rtl(config)
+    writes = [f"results_{cell}" for cell in range(rtl.cells)]
+    bench = render("engine_bench.cpp.j2", dict(top=TOP, reads=list(READS), writes=writes))
+    return verilated(rtl.files, TOP, bench, cache_folder(), level)
+
+
+def run(
+    image: Image,
+    descriptors: Sequence[Descriptor],
+    config: EngineConfig = SMALLEST,
+    stalls: Stalls | None = None,
+    memory: Memory | None = None,
+    limit: int = LIMIT,
+) -> RtlRun:
+    """Put the descriptors into ``image`` and let the RTL execute them there, as ``simulate.run`` does in C++.
+
+    Args:
+        stalls: ``idle`` of what the memory answers, ``back`` of what it takes; after a reset the memory is as it was.
+            None: none.
+        memory: None: an answer after a cycle, a beat a cycle at every port.
+        limit: of cycles.
+    Raises:
+        RtlError: the program did not come to its end, or a port broke a rule of AXI4.
+        ToolError: see ``simulation``.
+    """
+    stalls, memory = stalls or Stalls(), memory or Memory()
+    program = image.place(np.frombuffer(b"".join(d.encode() for d in descriptors), np.uint32))
+    with tempfile.TemporaryDirectory(prefix="ahcq_engine_") as name:
+        words, report = Path(name) / "memory", Path(name) / "report"
+        image.words.tofile(words)
+        numbers = [program, len(descriptors), limit, stalls.seed, round(256 * stalls.idle), round(256 * stalls.back)]
+        numbers += [stalls.reset_at, memory.latency]
+        command = [simulation(config), words, report, *numbers, memory.bytes_per_second / CLOCK_HZ]
+        subprocess.run(list(map(str, command)), check=True)
+        found = np.fromfile(report, np.uint64).tolist()
+        image.words[:] = np.fromfile(words, np.uint32)
+    end, cycles, moved, *beats = found
+    if end:
+        raise RtlError(f"the engine did not end {len(descriptors)} commands: {_ENDS[end]}, after {cycles} cycles")
+    ports = [*READS, *(f"results_{cell}" for cell in range(config.cells))]
+    return RtlRun(cycles, moved, dict(zip(ports, beats, strict=True)))

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine as RTL beside an AXI4 memory: every float and code equal to the golden model, cycles as the model says."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ahcq_plugin.export import golden
+from ahcq_plugin.export.codes import encode
+from ahcq_plugin.hls.engine import rtl, simulate
+from ahcq_plugin.hls.engine.compare_rtl import compare_rtl
+from ahcq_plugin.hls.engine.compile import compile_matmul
+from ahcq_plugin.hls.engine.cycles import DDR, cycles
+from ahcq_plugin.hls.engine.destination import left_rows
+from ahcq_plugin.hls.engine.image import Image
+from ahcq_plugin.hls.engine.rtl import SMALLEST, Memory
+from ahcq_plugin.hls.engine.shape import Shape
+from ahcq_plugin.hls.function_tables import gelu
+from ahcq_plugin.hls.rtl.simulate import Stalls
+from ahcq_plugin.hls.vectors import make_vectors
+from ahcq_plugin.zoo.sam import box_forward
+
+PROCESSES = ("fetch", "request", "distribute", "walk_steps", "walk_passes", "walk_folds", "place_left", "buffer_left")
+PROCESSES += ("buffer_right", "decode", "multiply", "correct", "dequantize", "dequantize_lane", "quantize", "write")
+# (kind, family, bits of left and right, k, n, family of the right), rows, products: all families, tails everywhere
+CASES = [
+    (("linear", "uniform", 4, 4, 21, 70), 17, 1),
+    (("linear", "grouped", 6, 5, 40, 70), 9, 1),
+    (("linear", "hluq", 6, 8, 19, 20), 17, 1),
+    (("linear", "table", 4, 4, 18, 11), 17, 1),
+    (("qk", "per_head", 4, 4, 21, 70, "per_head"), 17, 6),
+    (("av", "uniform", 4, 6, 18, 9), 17, 6),
+    (("av", "table", 4, 4, 21, 10), 17, 6),
+]
+STALLS = [Stalls(), Stalls(0.4, 0, seed=2), Stalls(0, 0.4, seed=3), Stalls(0.2, 0.2, 300, 4)]
+# What the cycles are compared on: bound by the cells, by what is behind them, by the buffers, by tiles of one row.
+SHAPES = [
+    *CASES,
+    (("linear", "uniform", 4, 4, 21, 70), 34, 1),
+    (("linear", "uniform", 4, 4, 64, 64), 1, 1),
+    (("linear", "uniform", 4, 4, 64, 64), 64, 1),
+    (("linear", "uniform", 4, 4, 256, 128), 16, 1),
+    (("linear", "uniform", 8, 8, 64, 64), 20, 1),
+    (("linear", "uniform", 8, 4, 64, 64), 20, 1),
+    (("linear", "grouped", 4, 4, 256, 64), 17, 1),
+    (("linear", "hluq", 4, 4, 128, 64), 30, 1),
+    (("linear", "table", 4, 4, 100, 64), 17, 1),
+    (("qk", "uniform", 4, 4, 64, 196), 49, 2),
+    (("qk", "uniform", 4, 4, 16, 7), 60, 4),
+    (("qk", "uniform", 4, 4, 64, 70), 17, 3),
+    (("av", "table", 4, 4, 49, 32), 49, 2),
+    (("av", "uniform", 4, 4, 196, 64), 49, 2),
+]
+
+
+def launched(cases, launch, shape: tuple, rows: int, batch: int, seed: int = 0):
+    """(command, its memory, the floats that the golden model gives, Shape)."""
+    matmul = cases.make_matmul(*shape[:6], np.random.default_rng(seed), *shape[6:])
+    vectors, image = make_vectors(matmul, batch, rows, seed), Image()
+    command = launch(matmul, vectors, SMALLEST, image)
+    return command, image, golden.run(matmul, vectors.left, vectors.right).output, Shape.of(matmul, rows, batch)
+
+
+def different(command, image: Image, wanted: np.ndarray) -> int:
+    return int((command.read_output(image).view(np.uint32) != wanted.view(np.uint32)).sum())
+
+
+def test_every_process_is_scheduled_at_a_turn_a_cycle_and_holds_no_cpp() -> None:
+    made = rtl.engine_rtl()
+    assert set(made.stages) == {f"{name}_process" for name in PROCESSES}
+    assert made.instances == {f"{name}_process": 8 if name == "dequantize_lane" else 1 for name in PROCESSES}
+    assert not any(re.search(r"\bimport\b|DPI", text) for text in made.files.values())
+
+
+@pytest.mark.parametrize(("shape", "rows", "batch"), CASES)
+def test_rtl_is_equal_under_stalls_and_resets(cases, launch, shape: tuple, rows: int, batch: int) -> None:
+    command, image, wanted, _ = launched(cases, launch, shape, rows, batch)
+    before = image.words.copy()
+    for stalls in STALLS:
+        image.words[: len(before)] = before
+        rtl.run(image, [command.descriptor], stalls=stalls, memory=Memory(latency=13))
+        assert different(command, image, wanted) == 0, stalls
+
+
+def test_an_mlp_is_one_program_whose_codes_are_those_of_the_cpp(cases, launch) -> None:
+    """The second command waits for the results of the first in memory, which answers late."""
+    rng = np.random.default_rng(4)
+    first = cases.make_matmul("linear", "grouped", 4, 4, 24, 70, rng)
+    second = cases.make_matmul("linear", "hluq", 4, 4, 70, 30, rng)
+    vectors, image = make_vectors(first, 1, 21, 1), Image()
+    one = launch(first, vectors, SMALLEST, image, destination=left_rows(21, 70, second.left, activation="gelu"))
+    two = compile_matmul(second, image, SMALLEST, rows=21, left=one.descriptor.out)
+    before, used = image.words.copy(), 8 * image.used  # behind it the program is placed, twice
+    rtl.run(image, [one.descriptor, two.descriptor], stalls=Stalls(0.3, 0.3), memory=Memory(latency=40))
+    codes = encode(second.left, gelu(golden.run(first, vectors.left).output))
+    assert len(np.unique(codes)) > 4 and different(two, image, golden.run(second, codes).output) == 0
+    by_rtl = image.words[:used].copy()
+    image.words[: len(before)] = before
+    simulate.run(image, [one.descriptor, two.descriptor], SMALLEST)
+    assert (by_rtl == image.words[:used]).all()
+
+
+@pytest.mark.parametrize("latency", [1, pytest.param(60, marks=pytest.mark.slow)])
+def test_cycles_are_those_of_the_model(cases, launch, latency: int) -> None:
+    for shape, rows, batch in SHAPES:
+        command, image, wanted, size = launched(cases, launch, shape, rows, batch)
+        run = rtl.run(image, [command.descriptor], memory=Memory(latency))
+        model = cycles(size, SMALLEST, ddr=DDR(1e12, latency=latency - 1))
+        assert different(command, image, wanted) == 0
+        assert abs(run.cycles - model.cycles) <= 0.02 * run.cycles + 48, (shape, rows, batch, run.cycles, model)
+
+
+@pytest.mark.slow
+def test_all_matmuls_of_an_encoder_unit_and_a_decoder_layer_are_equal(quantized, spec, scenes) -> None:
+    """On the codes that they have on an image, by descriptors from one memory, on one RTL."""
+    units = ("image_encoder.blocks.0", "mask_decoder.transformer.layers.0")
+    rows = compare_rtl(quantized, spec, scenes[0], box_forward, units)
+    assert len(rows) == 26 and all(row["outputs"] for row in rows)
+    assert [row for row in rows if row["different_cpp"] or row["different_rtl"]] == []
+    assert sum(row["cycles"] for row in rows) == pytest.approx(sum(row["model"] for row in rows), rel=0.02)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
+@given(
+    kind=st.sampled_from([case[0][:2] for case in CASES]),
+    bits=st.integers(2, 8),
+    right_bits=st.integers(2, 8),
+    k=st.integers(1, 150),
+    n=st.integers(1, 140),
+    rows=st.integers(1, 40),
+    batch=st.integers(1, 3),
+    stalls=st.sampled_from(STALLS),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_rtl_of_any_matmul_is_equal(cases, launch, kind, bits, right_bits, k, n, rows, batch, stalls, seed) -> None:
+    shape = (*kind, bits, right_bits, k, n)
+    command, image, wanted, _ = launched(cases, launch, shape, rows, 1 if kind[0] == "linear" else batch, seed)
+    rtl.run(image, [command.descriptor], stalls=stalls, memory=Memory(latency=seed % 50 + 1))
+    assert different(command, image, wanted) == 0

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One accelerator for a quantized SAM: spec, program, C++ simulation, RTL, synthesis, cycle model, report."""
+
+import argparse
+import time
+from pathlib import Path
+
+from ahcq_plugin import load_quantized
+from ahcq_plugin.export import export_spec
+from ahcq_plugin.hls.engine import report
+from ahcq_plugin.hls.engine.compare_rtl import compare_rtl
+from ahcq_plugin.hls.engine.config import PAPER
+from ahcq_plugin.hls.engine.performance import sam_launches
+from ahcq_plugin.hls.engine.rtl import SMALLEST, engine_rtl, simulation
+from ahcq_plugin.hls.rtl import cache_folder
+from ahcq_plugin.support.files import write_text
+from ahcq_plugin.support.tool import run_tool
+from ahcq_plugin.zoo.items import scene_items
+from ahcq_plugin.zoo.predict import make_batch
+from ahcq_plugin.zoo.sam import box_forward
+
+UNITS = ("image_encoder.blocks.0", "mask_decoder.transformer.layers.0")
+BOXES = (1, 5, 20, 100)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="quantized.pth of `make demo`")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the spec, the RTL and the report")
+    parser.add_argument("--encoder", action="store_true", help="also the encoder unit as RTL (minutes more)")
+    parser.add_argument("--cells", type=int, nargs="+", default=[2, 4, 8, 16], help="of the cycle model")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args, start = parse_args(), time.monotonic()
+    say = lambda text: print(f"[{time.monotonic() - start:4.0f} s] {text}", flush=True)  # noqa: E731
+    model = load_quantized(args.checkpoint)
+    spec = export_spec(model, args.out / "spec")
+    say(f"exported {sum(1 for _ in spec.matmuls())} matmuls to {args.out / 'spec'}")
+
+    rtl = engine_rtl(SMALLEST)
+    for name, text in rtl.files.items():
+        write_text(text, args.out / "rtl" / name)
+    simulation(SMALLEST)
+    say(f"{len(rtl.stages)} processes scheduled at II = 1 and compiled by Verilator; SystemVerilog: {args.out / 'rtl'}")
+
+    item = next(iter(scene_items(1, seed=7)))
+    skipped = () if args.encoder else UNITS[:1]
+    rows = compare_rtl(model, spec, make_batch(model, item.image, item.boxes[:1]), box_forward, UNITS, skipped)
+    failed = any(row["different_cpp"] or row["different_rtl"] for row in rows)
+    ran = [row for row in rows if row["cycles"] is not None]
+    say(f"{len(rows)} matmuls in C++, {len(ran)} as RTL in {sum(row['cycles'] for row in ran):,} cycles: "
+        f"{'DIFFERENT' if failed else 'every float is the golden model’s'}")  # fmt: skip
+
+    cells = report.synthesis(rtl, cache_folder())
+    say(
+        f"yosys: {sum(one.lut * rtl.instances[name] for name, one in cells.items()):,} LUT in the processes of one cell"
+    )
+
+    workloads = {f"SAM-B {name}": launches for name, launches in sam_launches("vit_b", BOXES).items()}
+    modelled = report.model_rows(workloads, args.cells)
+    encoder, five = (
+        next(row for row in modelled if row["what"] == what and row["cells"] == args.cells[0] and row["digit"] == 17)
+        for what in ("SAM-B encoder", "SAM-B decoder, 5 boxes")
+    )
+    figures = dict(
+        config=SMALLEST.cpp,
+        matmuls=rows,
+        processes=report.process_rows(rtl, cells),
+        model=modelled,
+        layers=report.layer_rows(workloads["SAM-B encoder"], PAPER),
+        frames=report.frames_paragraph(encoder["gmacs"], five["gmacs"], PAPER, five["per_second"]),
+    )
+    say("report: " + ", ".join(map(str, report.write_report(args.out, figures))))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    run_tool(main)
