@@ -72,10 +72,12 @@ def clip_by_focus(
     for runner in runners.values():
         for quantizer, turn in runner.turns.items():
             turns[quantizer] = min(turn, turns.get(quantizer, turn))
+    if not turns:
+        return []
     ranges = {quantizer: quantizer.activation_post_process.ranges() for quantizer in turns}
     candidates = {q: [qparams_from_range(lo, hi, q.bits) for lo, hi in found] for q, found in ranges.items()}
     asked = [{q: candidates[q] for q in turns if turns[q] == turn} for turn in sorted(set(turns.values()))]
-    items, device = list(batches[:ITEMS]), model_device(model)
+    items, device = [batches[item] for item in range(min(ITEMS, len(batches)))], model_device(model)
     with observing(model, []), tqdm(total=ROUNDS * len(asked), desc="focus", unit="turn", disable=not progress) as bar:
         for trials in asked * ROUNDS:
             mine = []

@@ -41,7 +41,7 @@ class PercentileObserver(AvgMinMaxObserver):
 
     def absorb(self, summary: tuple) -> None:
         *extremes, ends = summary
-        seen = int(self.count)
+        seen = self.calls
         super().absorb(tuple(extremes))
         self.ends = self.ends + (ends - self.ends) / (seen + 1) if seen else ends
 

@@ -201,7 +201,6 @@ def test_published_sizes(name, tmp_path):
         assert worst(list(script(video.prompt, video.propagate)), wanted) <= 10 * LIMIT, runtime
 
 
-@pytest.mark.slow
 @torch.no_grad()
 def test_boxes_of_an_image_are_those_of_pytorch(model, folder):
     """Image encoder and mask decoder alone, without a memory, several boxes in one call."""
@@ -215,6 +214,7 @@ def test_boxes_of_an_image_are_those_of_pytorch(model, folder):
     assert found.shape[0] == 3 and worst([found.numpy()], [wanted.decode(others, given["boxes"]).numpy()]) < LIMIT
 
 
+@pytest.mark.slow
 def test_openvino_follows_as_onnxruntime(folder):
     clip = make_clips(1)[0]
     runs = [

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranges of queries and keys by the focus of attention, against attentions computed by hand."""
 
+import copy
 import math
 
 import numpy as np
@@ -151,6 +152,23 @@ def test_an_input_that_values_read_too_keeps_its_range():
     assert {dict(activation_quantizers(model))[name].role for name in names} == {"q", "k"}
     apart, _ = observed(itself=True, share_inputs=False)
     assert len(clip_by_focus(apart, items, default_forward, progress=False)) == 4
+
+
+def test_items_are_asked_for_one_by_one():
+    """Items of a run are made when they are asked for by number, and give no slices."""
+
+    class Items(list):
+        def __getitem__(self, place):
+            assert isinstance(place, int)
+            return super().__getitem__(place)
+
+    model, items = model_and_items(outlier=50.0)
+    found = []
+    for given in (items, Items(items)):
+        prepared = prepare(copy.deepcopy(model), Recipe.from_config({**RECIPE, "pcc": True}))
+        calibrate(prepared, given, lambda model, item: model(*item), progress=False)
+        found.append(prepared.state_dict())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 def test_nothing_is_clipped_where_clipping_cannot_help():
