@@ -32,6 +32,7 @@ def test_sam_by_one_call(tiny_sam, tiny_items):
             assert (masks - reference).norm() < 0.1 * reference.norm()
 
 
+@pytest.mark.slow
 def test_more_bits_less_error(tiny_sam, tiny_items):
     with torch.no_grad():
         reference = box_forward(tiny_sam, tiny_items[2])[0]

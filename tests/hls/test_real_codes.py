@@ -21,7 +21,8 @@ def real_layers(spec, tmp_path_factory):
     return layers, compile_generated(layers, folder)
 
 
-@pytest.mark.parametrize("images", ["scenes", pytest.param("real_images", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("images", ["scenes", "real_images"])
 def test_every_matmul_of_two_units_is_equal(request, quantized, real_layers, images: str) -> None:
     layers, compiled = real_layers
     batches = request.getfixturevalue(images)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes on the CPU quantize as one does."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch import distributed as dist
@@ -19,6 +21,13 @@ RECIPES = {
     "no iterations": dict(name="rtn"),
     "three items": dict(name="qdrop", iterations=3, batch_size=3),
 }
+#: Those that take minutes are in `make test-slow`.
+GROUPS = {"quick": ("one item", "no iterations", "three items"), "slow": ("ahcq", "layers", "resumed")}
+GIVEN = [
+    pytest.param(group, name, marks=pytest.mark.slow if group == "slow" else ())
+    for group, names in GROUPS.items()
+    for name in names
+]
 
 
 def _quantize(name, workers, folder=None, **options):
@@ -36,7 +45,7 @@ def _quantize(name, workers, folder=None, **options):
     return {"state": model.state_dict(), "errors": errors, "conditions": [c.after for c in report.conditions]}
 
 
-def _process(rank, folder):
+def _process(rank, folder, group):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     workers = Workers.running()
@@ -47,8 +56,9 @@ def _process(rank, folder):
     workers.add([summed])
     workers.copy([copied.T])
     assert summed.tolist() == [3, 4] and not copied.any()
-    found = {name: _quantize(name, workers) for name in RECIPES}
-    found["resumed"] = _resume(workers, folder)
+    found = {
+        name: _resume(workers, folder) if name == "resumed" else _quantize(name, workers) for name in GROUPS[group]
+    }
     _quantize("no iterations", workers, folder / f"own{rank}", notes={"images": [3, 1]})
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -68,16 +78,18 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("workers")
 
 
-@pytest.fixture(scope="module")
-def both(folder):
-    """What each of two processes got."""
-    multiprocessing.spawn(_process, (folder,), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+@cache
+def both(group, folder):
+    """What each of two processes got, of a group of recipes."""
+    own = folder / group
+    own.mkdir()
+    multiprocessing.spawn(_process, (own, group), nprocs=2)
+    return [torch.load(own / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.fixture(scope="module")
-def alone():
-    return {name: _quantize(name, ALONE) for name in RECIPES}
+@cache
+def alone(name):
+    return _quantize(name, ALONE)
 
 
 def _differing(one, other):
@@ -85,30 +97,32 @@ def _differing(one, other):
     return [key for key, value in one["state"].items() if not torch.equal(value, other["state"][key])]
 
 
-@pytest.mark.parametrize("name", [*RECIPES, "resumed"])
-def test_both_processes_hold_the_same_model(both, name):
-    assert _differing(both[0][name], both[1][name]) == []
+@pytest.mark.parametrize(("group", "name"), GIVEN)
+def test_both_processes_hold_the_same_model(folder, group, name):
+    first, second = both(group, folder)
+    assert _differing(first[name], second[name]) == []
 
 
-@pytest.mark.parametrize("name", [*list(RECIPES)[:-1], "resumed"])
-def test_two_processes_give_the_bits_of_one(both, alone, name):
-    wanted = alone["ahcq" if name == "resumed" else name]
-    assert _differing(both[0][name], wanted) == []
-    assert both[0][name]["errors"] == wanted["errors"] and both[0][name]["conditions"] == wanted["conditions"]
+@pytest.mark.parametrize(("group", "name"), [given for given in GIVEN if given.values[1] != "three items"])
+def test_two_processes_give_the_bits_of_one(folder, group, name):
+    found, wanted = both(group, folder)[0][name], alone("ahcq" if name == "resumed" else name)
+    assert _differing(found, wanted) == []
+    assert found["errors"] == wanted["errors"] and found["conditions"] == wanted["conditions"]
 
 
-def test_more_items_than_processes_differ_by_the_order_of_additions_only(both, alone):
-    found, wanted = both[0]["three items"]["state"], alone["three items"]["state"]
+def test_more_items_than_processes_differ_by_the_order_of_additions_only(folder):
+    found, wanted = both("quick", folder)[0]["three items"]["state"], alone("three items")["state"]
     scales = [key for key in wanted if key.endswith(".scale")]
     assert scales
     for key in scales:
         torch.testing.assert_close(found[key], wanted[key], rtol=1e-4, atol=1e-7)
 
 
-def test_the_first_process_alone_writes(both, folder):
-    saved = torch.load(folder / "own0" / "quantized.pth", weights_only=True)
+def test_the_first_process_alone_writes(folder):
+    both("quick", folder)
+    saved = torch.load(folder / "quick" / "own0" / "quantized.pth", weights_only=True)
     assert saved["extra"]["notes"] == {"images": [3, 1]}
-    assert not (folder / "own1").exists()
+    assert not (folder / "quick" / "own1").exists()
 
 
 def test_one_process_shares_nothing():
