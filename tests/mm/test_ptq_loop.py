@@ -92,6 +92,7 @@ def rename(sam_config):
     return dict(name_or_cfg=sam_config["name"], checkpoint=sam_config["checkpoint"])
 
 
+@pytest.mark.slow
 def test_six_bits_are_closer_to_floating_point_than_three(run):
     close = {bits: run(cfg_options={"recipe.w_bits": bits, "recipe.a_bits": bits})[2] for bits in (6, 3)}
     assert close[6]["quantized"]["IoU_fp"] > 0.9 > close[3]["quantized"]["IoU_fp"]
