@@ -93,6 +93,21 @@ def computing_state(model) -> dict[str, torch.Tensor]:
     return {name: value for name, value in model.state_dict().items() if name not in left_out}
 
 
+def assert_packed_file_gives_back(model, report, items, path: Path) -> None:
+    """A frozen 64-pixel SAM, written to ``path`` and read, computes with the same state and gives the same bits."""
+    from ahcq_plugin import load_quantized, save_quantized
+    from ahcq_plugin.zoo.sam import box_forward, build_sam
+
+    save_quantized(model, path, report=report)
+    loaded = load_quantized(path, lambda _: build_sam(TINY_SAM, checkpoint=False))
+    kept = computing_state(model)
+    assert all(torch.equal(value, kept[name]) for name, value in computing_state(loaded).items())
+    with torch.no_grad():
+        for item in items:
+            for found, wanted in zip(box_forward(loaded, item), box_forward(model, item), strict=True):
+                assert torch.equal(found, wanted)
+
+
 def make_tiny_items() -> list[dict[str, torch.Tensor]]:
     """Three box-prompt items of the small SAM, with 1, 2 and 3 boxes."""
     generator = torch.Generator().manual_seed(1)

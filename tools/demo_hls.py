@@ -2,7 +2,6 @@
 """From a quantized small SAM to verified hardware: export, golden model, HLS C++, C simulation, cocotb."""
 
 import argparse
-import time
 from pathlib import Path
 
 from ahcq_plugin import load_quantized
@@ -10,7 +9,7 @@ from ahcq_plugin.export import export_spec
 from ahcq_plugin.hls import compile_generated, cosim, flow, generate, select
 from ahcq_plugin.hls.check import check_on_model
 from ahcq_plugin.hls.vectors import make_vectors
-from ahcq_plugin.support.tool import run_tool
+from ahcq_plugin.support.tool import announcer, run_tool
 from ahcq_plugin.zoo.items import scene_items
 from ahcq_plugin.zoo.predict import make_batch
 from ahcq_plugin.zoo.sam import box_forward
@@ -28,8 +27,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> int:
-    args, start = parse_args(), time.monotonic()
-    say = lambda text: print(f"[{time.monotonic() - start:4.0f} s] {text}", flush=True)  # noqa: E731
+    args, say = parse_args(), announcer()
     model = load_quantized(args.checkpoint)
     spec = export_spec(model, args.out / "spec")
     say(f"exported {sum(1 for _ in spec.matmuls())} matmuls to {args.out / 'spec'}")

@@ -2,7 +2,6 @@
 """One accelerator for a quantized SAM: spec, program, C++ simulation, RTL, synthesis, cycle model, report."""
 
 import argparse
-import time
 from pathlib import Path
 
 from ahcq_plugin import load_quantized
@@ -14,7 +13,7 @@ from ahcq_plugin.hls.engine.performance import sam_launches
 from ahcq_plugin.hls.engine.rtl import SMALLEST, engine_rtl, simulation
 from ahcq_plugin.hls.rtl import cache_folder
 from ahcq_plugin.support.files import write_text
-from ahcq_plugin.support.tool import run_tool
+from ahcq_plugin.support.tool import announcer, run_tool
 from ahcq_plugin.zoo.items import scene_items
 from ahcq_plugin.zoo.predict import make_batch
 from ahcq_plugin.zoo.sam import box_forward
@@ -33,8 +32,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> int:
-    args, start = parse_args(), time.monotonic()
-    say = lambda text: print(f"[{time.monotonic() - start:4.0f} s] {text}", flush=True)  # noqa: E731
+    args, say = parse_args(), announcer()
     model = load_quantized(args.checkpoint)
     spec = export_spec(model, args.out / "spec")
     say(f"exported {sum(1 for _ in spec.matmuls())} matmuls to {args.out / 'spec'}")

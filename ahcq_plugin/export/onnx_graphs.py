@@ -23,7 +23,7 @@ from ahcq_plugin.export.onnx_int4 import INT4_BITS, pack_weights
 from ahcq_plugin.export.onnx_parts import sam_parts
 from ahcq_plugin.export.onnx_quantizers import StoredWeight, onnx_quantizer
 from ahcq_plugin.export.onnx_sam2_bundle import write_sam2_bundle
-from ahcq_plugin.export.onnx_sam2_parts import check_sam2, is_sam2, rotates, sam2_parts, without_complex_numbers
+from ahcq_plugin.export.onnx_sam2_parts import check_sam2, is_sam2, sam2_parts, without_complex_numbers
 from ahcq_plugin.export.onnx_symbolic import mended_symbolics
 from ahcq_plugin.graph.units import prepared_units
 from ahcq_plugin.ptq.prepared import is_weight, quantizers, weight_layers
@@ -79,9 +79,7 @@ def export_onnx(
         if unknown:
             raise ValueError(f"`dynamic` names inputs that are none: {unknown}; inputs: {names}")
         model = prepare(qmodel)
-        if rotates(model):
-            model = copy.deepcopy(model)
-            without_complex_numbers(model)
+        if without_complex_numbers(model):
             model(*args)
         write(model, args, Path(path), names, [], {k: dict(v) for k, v in (dynamic or {}).items()})
         return
@@ -103,11 +101,11 @@ def _on_the_cpu(model: nn.Module, args: Any) -> tuple[nn.Module, Any]:
 
 
 def _maker(model: nn.Module, style: str, int4: bool) -> Callable[[nn.Module], nn.Module]:
-    """What makes the model to export; ValueError for what cannot be."""
+    """What makes the model to export, one of its own; ValueError for what cannot be."""
     makers: dict[str, Callable[[nn.Module], nn.Module]] = {
         "exact": onnx_model,
         "deploy": partial(deploy_model, int4=int4),
-        "float": lambda floating: floating,
+        "float": lambda floating: copy.deepcopy(floating).eval(),
     }
     if style not in makers:
         raise ValueError(f"`style` must be one of {', '.join(makers)}, got {style!r}")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ from ahcq_plugin.export.onnx_bundle import (
     MEMORY_ATTENTION_FILE,
     MEMORY_ENCODER_FILE,
 )
-from ahcq_plugin.export.onnx_complex import has_complex_constants, turn_by_real_numbers
+from ahcq_plugin.export.onnx_complex import turn_by_real_numbers
 from ahcq_plugin.export.onnx_parts import Part, PromptDecoder, decoder_part
 from ahcq_plugin.graph.untraceable import rotate
 
@@ -102,21 +101,15 @@ def _attend(
     return attention.out_proj(attention._recombine_heads(F.scaled_dot_product_attention(q, k, v)))
 
 
-def rotates(model: nn.Module) -> bool:
-    """Whether a model has rotations that ``without_complex_numbers`` replaces."""
-    traced = [module for module in model.modules() if isinstance(module, fx.GraphModule)]
-    if any(has_complex_constants(unit) or any(node.target is rotate for node in unit.graph.nodes) for unit in traced):
-        return True
-    return any(type(module).__name__ == "RoPEAttention" for module in model.modules())
-
-
-def without_complex_numbers(model: nn.Module) -> None:
+def without_complex_numbers(model: nn.Module) -> bool:
     """Rotations of traced layers, and of layers as they were, by sines and cosines, in place; their tables are made in
-    the next call."""
+    the next call. Whether there was any."""
+    found = False
     for module in list(model.modules()):
         if type(module).__name__ == "RoPEAttention":
             rotation = SineCosineRotation(float(module.compute_cis.keywords["theta"]), bool(module.rope_k_repeat))
             module.forward = partial(_attend, module, rotation)
+            found = True
         elif isinstance(module, fx.GraphModule):
             for node in [n for n in module.graph.nodes if n.target is rotate]:
                 name = f"{node.name}_by_sines"
@@ -124,7 +117,9 @@ def without_complex_numbers(model: nn.Module) -> None:
                 with module.graph.inserting_before(node):
                     node.replace_all_uses_with(module.graph.call_module(name, node.args))
                 module.graph.erase_node(node)
-            turn_by_real_numbers(module)
+                found = True
+            found |= turn_by_real_numbers(module)
+    return found
 
 
 class _ImageEncoder(nn.Module):
@@ -204,9 +199,8 @@ class _MaskDecoder(PromptDecoder):
         return masks, quality, self.point_to(tokens), score
 
 
-def sam2_parts(prepared: nn.Module) -> list[Part]:
-    """The four graphs of a SAM 2 whose quantizers ONNX can express; it is not changed."""
-    model: Any = copy.deepcopy(prepared).eval()
+def sam2_parts(model: Any) -> list[Part]:
+    """The four graphs of a SAM 2 whose quantizers ONNX can express; changes its rotations and positions in place."""
     without_complex_numbers(model)
     device, side = next(model.parameters()).device, model.image_size
     image = torch.zeros(1, 3, side, side, device=device)

@@ -131,7 +131,7 @@ def calibrate_activations(
                 next_item()
                 forward(model, to_device(batches[item], device))
 
-    lay_out_heads(model, batches[0], forward, set(chosen))
+    lay_out_heads(model, batches, forward, set(chosen))
     with observing(model, list(chosen)):
         run("calibrate activations")
         searching = {quantizer for quantizer, name in chosen.items() if _named(name, quantizer.begin_search)}

@@ -7,7 +7,7 @@ reads are a head's, and a tensor in which each of them stands at known indices o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,9 @@ from ahcq_plugin.support.batches import Forward, model_device, to_device
 
 
 @torch.no_grad()
-def lay_out_heads(model: nn.Module, batch: Any, forward: Forward, wanted: Collection[FakeQuantize]) -> None:
-    """Tell the ``wanted`` quantizers that may have parameters per head where their heads are, from a run on ``batch``.
+def lay_out_heads(model: nn.Module, batches: Sequence[Any], forward: Forward, wanted: Collection[FakeQuantize]) -> None:
+    """Tell the ``wanted`` quantizers that may have parameters per head where their heads are, from a run on the first
+    item; without such quantizers nothing runs.
 
     Those whose channels cannot be followed to the heads, or whose heads share channels, keep one set of parameters.
     """
@@ -38,7 +39,7 @@ def lay_out_heads(model: nn.Module, batch: Any, forward: Forward, wanted: Collec
         return run(*args, **kwargs) if finder is None else finder(*args, **kwargs)
 
     with observing(model, []), intercepted(dict(units), handler):
-        forward(model, to_device(batch, model_device(model)))
+        forward(model, to_device(batches[0], model_device(model)))
 
 
 class _HeadFinder(ChannelFollower):

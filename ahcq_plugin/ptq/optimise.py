@@ -18,7 +18,7 @@ from ahcq_plugin.functional.dropping import Drop
 from ahcq_plugin.ptq.channels import channel_axes
 from ahcq_plugin.ptq.freeze import harden
 from ahcq_plugin.ptq.loss import output_error, rounding_exponent
-from ahcq_plugin.ptq.prepared import activation_quantizers, set_quantization, weight_layers
+from ahcq_plugin.ptq.prepared import activation_quantizers, set_quantization, training_only, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.quantizers.base import MILESTONES
@@ -207,19 +207,15 @@ class Learner:
 @contextmanager
 def _learning(module: nn.Module, keep_probability: float) -> Iterator[None]:
     """Within the context, no parameter that is there is trained and activations are in drop mode."""
-    trained_before = {parameter: parameter.requires_grad for parameter in read_parameters(module)}
     activations = [quantizer for _, quantizer in activation_quantizers(module)]
-    try:
-        for parameter in trained_before:
-            parameter.requires_grad_(False)
-        for quantizer in activations:
-            quantizer.prob = keep_probability
-        yield
-    finally:
-        for quantizer in activations:
-            quantizer.prob = 1.0
-        for parameter, flag in trained_before.items():
-            parameter.requires_grad_(flag)
+    with training_only(module, ()):
+        try:
+            for quantizer in activations:
+                quantizer.prob = keep_probability
+            yield
+        finally:
+            for quantizer in activations:
+                quantizer.prob = 1.0
 
 
 def optimise(

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ahcq_plugin.quantizers import AdaRoundFakeQuantize, FakeQuantize
-from ahcq_plugin.quantizers.layers import QuantLinearView
+from ahcq_plugin.quantizers.layers import QuantLinearView, read_parameters
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -85,8 +85,8 @@ def observing(model: nn.Module, observed: Sequence[FakeQuantize]) -> Iterator[No
 
 @contextmanager
 def training_only(model: nn.Module, learned: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Within the context, of all parameters only the ``learned`` ones are trained."""
-    flags = {parameter: parameter.requires_grad for parameter in [*model.parameters(), *learned]}
+    """Within the context, of all parameters that are there only the ``learned`` ones are trained."""
+    flags = {parameter: parameter.requires_grad for parameter in [*read_parameters(model), *learned]}
     try:
         for parameter in flags:
             parameter.requires_grad_(False)

@@ -9,8 +9,8 @@ Later units compute in floating point, with gradients.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -167,15 +167,12 @@ class Response:
             )
 
     @contextmanager
-    def learning(self) -> Any:
+    def learning(self) -> Iterator[None]:
         """Within the context, nothing of the model is trained but what the group's module itself learns, and later
         units have the weights that they came with."""
         order = self.stream.order
         later = nn.ModuleList(self.stream.units[name] for name in order[order.index(self.group[-1]) + 1 :])
-        contexts: list[AbstractContextManager] = [training_only(self.stream.model, ()), original_weights(later)]
-        with ExitStack() as stack:
-            for context in contexts:
-                stack.enter_context(context)
+        with training_only(self.stream.model, ()), original_weights(later):
             yield
 
 

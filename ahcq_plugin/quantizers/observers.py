@@ -57,7 +57,6 @@ class RangeObserver(ResizingStateMixin, ObserverBase):
     def reset(self) -> None:
         """Forget everything seen."""
         self.count.zero_()
-        self._calls.forget()
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel():

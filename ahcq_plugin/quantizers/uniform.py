@@ -61,11 +61,13 @@ class UniformFakeQuantize(LearnedScaleMixin, OutputErrorSearch, FakeQuantize):
 
     def params(self, ndim: int = 1) -> uniform.UniformParams:
         """Parameters shaped to broadcast against an ``ndim``-dimensional tensor, of heads against a split one."""
+        return self._shaped(self._params(), ndim)
+
+    def _shaped(self, params: uniform.UniformParams, ndim: int) -> uniform.UniformParams:
         if self.head_axis.count > 1:
-            return self.head_axis.shaped(self._params())
-        return uniform.UniformParams(
-            per_channel(self.scale, self.ch_axis, ndim), per_channel(self.zero_point, self.ch_axis, ndim)
-        )
+            return self.head_axis.shaped(params)
+        parts = (per_channel(part, self.ch_axis, ndim) for part in (params.scale, params.zero_point))
+        return uniform.UniformParams(*parts)
 
     def _params(self) -> uniform.UniformParams:
         return uniform.UniformParams(self.scale, self.zero_point)
@@ -97,11 +99,10 @@ class UniformFakeQuantize(LearnedScaleMixin, OutputErrorSearch, FakeQuantize):
 
     def _apply_grids(self, function: Callable[..., Tensor], x: Tensor, params: uniform.UniformParams, *args: Any):
         """``function(x, params, bits, *args)`` with (channels,) parameters brought into the shape of x."""
+        shaped = self._shaped(params, x.ndim)
         if self.head_axis.count > 1:
-            shaped = self.head_axis.shaped(params)
             return function(self.head_axis.split(x), shaped, self.bits, *args).reshape(x.shape)
-        parts = (per_channel(part, self.ch_axis, x.ndim) for part in (params.scale, params.zero_point))
-        return function(x, uniform.UniformParams(*parts), self.bits, *args)
+        return function(x, shaped, self.bits, *args)
 
     def grids(self, shape: Sequence[int]) -> uniform.UniformParams:
         """Scale and zero point of every value of a tensor of that shape."""

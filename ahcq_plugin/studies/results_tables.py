@@ -59,7 +59,7 @@ class Table:
 
 
 def _recipes(bits: int, seeds: int) -> tuple[Row, ...]:
-    names = ("adaround", "brecq", "qdrop", "ptq4sam", "saqsam", "ahcq")
+    names = ("adaround", "brecq", "qdrop", "ptq4sam", "saqsam", "ahcq", "ahcq_plus")
     rows = [Row("rtn", Cell("rtn", bits)), *(Row(name, Cell(name, bits), seeds) for name in names)]
     extras = (("BIG", "big"), ("searched ranges", "range_by_output_error"))
     return (*rows, *(Row(f"ahcq + {label}", Cell("ahcq", bits, ((key, True),)), seeds) for label, key in extras))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import linecache
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -40,16 +41,25 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(status)
 
 
+def announcer() -> Callable[[str], None]:
+    """Writes lines with the seconds since it was made: ``[  12 s] text``."""
+    start = time.monotonic()
+
+    def say(text: str) -> None:
+        sys.stdout.write(f"[{time.monotonic() - start:4.0f} s] {text}\n")
+        sys.stdout.flush()
+
+    return say
+
+
 def is_foreseen(error: BaseException) -> bool:
     """Whether an error is of the system about a file, or was raised by a ``raise`` of this package or of its tools."""
     if isinstance(error, OSError) or hasattr(error, "exit_status"):
         return True
     if isinstance(error, (AssertionError, NotImplementedError)) or error.__traceback__ is None:
         return False
-    if isinstance(error, ModuleNotFoundError):
-        return not (error.name or "").startswith(
-            _OURS.name
-        )  # a part of ours that is missing is no one else's to install
+    if isinstance(error, ModuleNotFoundError):  # a part of ours that is missing is not the user's to install
+        return not (error.name or "").startswith(_OURS.name)
     innermost = _innermost(error.__traceback__)
     file = Path(innermost.tb_frame.f_code.co_filename).resolve()
     ours = file.is_relative_to(_OURS) or file.parent.name == "tools"

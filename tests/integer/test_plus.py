@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from ahcq_plugin import load_quantized, quantize, save_quantized
+from ahcq_plugin import quantize
 from ahcq_plugin.export import load_spec, make_spec, save_spec
 from ahcq_plugin.export.compare import compare
 from ahcq_plugin.integer import to_integer
-from ahcq_plugin.zoo.sam import box_forward, build_sam
-from tests.conftest import TINY_SAM, computing_state, make_tiny_items, make_tiny_sam
+from ahcq_plugin.zoo.sam import box_forward
+from tests.conftest import assert_packed_file_gives_back, make_tiny_items, make_tiny_sam
 from tests.integer.cases import BACKENDS
 from tests.integer.comparing import differing_matmuls
 
@@ -47,11 +46,4 @@ def test_every_matmul_on_integers_equals_the_golden_model(plus, backend):
 
 
 def test_a_packed_file_gives_it_back(plus, tmp_path):
-    model, report = plus
-    save_quantized(model, tmp_path / "plus.safetensors", report=report)
-    loaded = load_quantized(tmp_path / "plus.safetensors", lambda _: build_sam(TINY_SAM, checkpoint=False))
-    kept = computing_state(model)
-    assert all(torch.equal(value, kept[name]) for name, value in computing_state(loaded).items())
-    with torch.no_grad():
-        for found, wanted in zip(box_forward(loaded, ITEMS[2]), box_forward(model, ITEMS[2]), strict=True):
-            assert torch.equal(found, wanted)
+    assert_packed_file_gives_back(*plus, ITEMS[2:3], tmp_path / "plus.safetensors")

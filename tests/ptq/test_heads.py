@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ahcq_plugin import load_quantized, quantize, save_quantized
+from ahcq_plugin import quantize
 from ahcq_plugin.export import golden, make_spec
 from ahcq_plugin.export.compare import compare
 from ahcq_plugin.graph import describe
@@ -14,7 +14,7 @@ from ahcq_plugin.ptq import Recipe, calibrate, prepare
 from ahcq_plugin.ptq.prepared import activation_quantizers, watched
 from ahcq_plugin.quantizers.head_axis import HeadAxis
 from ahcq_plugin.zoo.sam import box_forward, build_sam
-from tests.conftest import TINY_SAM, computing_state, make_tiny_items, make_tiny_sam
+from tests.conftest import TINY_SAM, assert_packed_file_gives_back, make_tiny_items, make_tiny_sam
 from tests.integer.test_heads import products
 
 RECIPE = {"name": "rtn", "w_bits": 4, "a_bits": 4, "per_head": True}
@@ -79,14 +79,7 @@ def test_spec_golden_model_and_integers_are_exact(per_head):
 
 
 def test_a_packed_file_gives_it_back(per_head, tmp_path):
-    model, report = per_head
-    save_quantized(model, tmp_path / "heads.safetensors", report=report)
-    loaded = load_quantized(tmp_path / "heads.safetensors", lambda _: build_sam(TINY_SAM, checkpoint=False))
-    kept = computing_state(model)
-    assert all(torch.equal(value, kept[name]) for name, value in computing_state(loaded).items())
-    with torch.no_grad():
-        for found, wanted in zip(box_forward(loaded, ITEMS[2]), box_forward(model, ITEMS[2]), strict=True):
-            assert torch.equal(found, wanted)
+    assert_packed_file_gives_back(*per_head, ITEMS[2:3], tmp_path / "heads.safetensors")
 
 
 @pytest.mark.slow
