@@ -24,6 +24,7 @@ from ahcq_plugin.integer.heads import PerHeadEncoder, PerHeadProduct
 from ahcq_plugin.integer.layers import IntegerConv2d, IntegerGroupedConv2d, IntegerLinear
 from ahcq_plugin.integer.products import IntegerProduct
 from ahcq_plugin.integer.rewrite import Rewriter
+from ahcq_plugin.integer.upscaling import upscale_item_by_item
 from ahcq_plugin.quantizers import FakeQuantize, UniformFakeQuantize
 
 #: How weights are kept: packed beside the form that is multiplied with, made at first use; or packed alone.
@@ -42,7 +43,8 @@ def to_integer(qmodel: nn.Module, memory: str = "fast") -> nn.Module:
             keeps it packed alone and unpacks it at every use.
     Returns:
         A copy of the model in which each unit is an ``fx.GraphModule`` of integer modules; it has no gradients, no fake
-        quantizers, and of the units' weights packed codes only. What lies outside of units is copied as it is.
+        quantizers, and of the units' weights packed codes only. What lies outside of units is copied as it is, but mask
+        upscaling takes the items of a batch one by one.
     Raises:
         ValueError: no quantized unit, or an unknown ``memory``.
         SpecError: a quantizer is not frozen, a weight is off its grid, or a matmul that integers cannot do (named).
@@ -56,7 +58,9 @@ def to_integer(qmodel: nn.Module, memory: str = "fast") -> nn.Module:
     for name, unit in units.items():
         if id(unit) not in done:
             done[id(unit)] = integer_unit(unit, name, memory)
-    return copy.deepcopy(qmodel, done).requires_grad_(False).eval()
+    model = copy.deepcopy(qmodel, done).requires_grad_(False).eval()
+    upscale_item_by_item(model)
+    return model
 
 
 @torch.no_grad()
