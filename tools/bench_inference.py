@@ -4,21 +4,20 @@
 
     python tools/bench_inference.py --models sam_tiny vit_b sam2.1_t --write
 
-Files are made once and kept in --work; each way runs in a process of its own, in turn with FP32 PyTorch. --write puts
+Files are made once and kept in --work, and so are rows until they are measured again with as many threads; each way
+runs in a process of its own, in turn with FP32 PyTorch. --write puts
 tables and chart into docs/inference.md and docs/inference.png, of the models that were measured in one folder.
 """
 
 import argparse
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 from ahcq_plugin.studies.inference.artefacts import Subject, make
 from ahcq_plugin.studies.inference.bench import measure
-from ahcq_plugin.studies.inference.page import read_rows, write_page
+from ahcq_plugin.studies.inference.page import keep_row, read_rows, write_page
 from ahcq_plugin.studies.inference.variants import VARIANTS
-from ahcq_plugin.support.files import write_json
 from ahcq_plugin.support.tool import run_tool
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,14 +48,12 @@ def main() -> int:
         ways = [v for v in VARIANTS if not args.variants or v.name in args.variants]
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:  # its memory goes with it
             alone.submit(make, subject, folder, [v.files for v in ways]).result()
-        rows = []
         for row in measure(subject, folder, ways, args.boxes, args.repeats, args.threads, args.images):
-            rows.append(asdict(row))
             print(
                 f"{name} {row.runtime} {row.computes}: {row.error or [round(p.ratio, 2) for p in row.parts]}",
                 flush=True,
             )
-            write_json({"threads": args.threads, "rows": rows}, folder / "rows.json")
+            keep_row(row, args.threads, folder / "rows.json")
     found = read_rows(args.work)
     if args.write:
         write_page(found, ROOT / "docs" / "inference.md")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ways to run a SAM side by side: runners compute what the model does, a way that fails is a row, tables say all."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from segment_anything import SamPredictor
 from ahcq_plugin.studies.inference.artefacts import Subject, make
 from ahcq_plugin.studies.inference.bench import Part, Row, measure
 from ahcq_plugin.studies.inference.bench import _overlap as overlap
-from ahcq_plugin.studies.inference.page import BEGIN, END, read_rows, table, write_page
+from ahcq_plugin.studies.inference.page import BEGIN, END, keep_row, read_rows, table, write_page
 from ahcq_plugin.studies.inference.runners import TorchSam, TorchSam2
 from ahcq_plugin.studies.inference.variants import BASE, VARIANTS
 from ahcq_plugin.studies.inference.workers import Worker, WorkerError
@@ -108,3 +109,17 @@ def test_the_small_sam_in_some_ways(tmp_path: Path) -> None:
     assert base.iou == 1.0 and graphs.iou > 0.999 and integers.iou > 0.95
     assert integers.bytes < 0.5 * base.bytes and [part.boxes for part in integers.parts] == [0, 2]
     assert all(part.ratio > 0 and part.peak > 0 for row in (base, graphs, integers) for part in row.parts)
+
+
+def test_a_row_takes_the_place_of_an_older_one_and_the_rest_stay(tmp_path):
+    path = tmp_path / "a" / "rows.json"
+    path.parent.mkdir()
+    made = [replace(ROWS[0], runtime=way.runtime, computes=way.computes) for way in VARIANTS[:3]]
+    for row in reversed(made):
+        keep_row(row, 1, path)
+    assert read_rows(tmp_path)["a"] == made, "in the order of the table"
+    newer = replace(made[1], bytes=7)
+    keep_row(newer, 1, path)
+    assert read_rows(tmp_path)["a"] == [made[0], newer, made[2]]
+    keep_row(newer, 2, path)
+    assert read_rows(tmp_path)["a"] == [newer], "times of other numbers of threads do not stand beside"

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from ahcq_plugin.studies.inference.bench import Part, Row
-from ahcq_plugin.support.files import replacing, write_text
+from ahcq_plugin.studies.inference.variants import VARIANTS
+from ahcq_plugin.support.files import replacing, write_json, write_text
 
 OURS = ("ahcq_plugin", "our")
 BEGIN, END = "<!-- inference:begin -->", "<!-- inference:end -->"
@@ -25,6 +27,16 @@ def read_rows(work: Path) -> dict[str, list[Row]]:
             Row(**{**row, "parts": tuple(Part(**part) for part in row["parts"])}) for row in rows
         ]
     return found
+
+
+def keep_row(row: Row, threads: int, path: Path) -> None:
+    """Add a row to a file of rows, in the place of an older one; rows of another number of threads go."""
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    rows = stored["rows"] if stored.get("threads") == threads else []
+    found = {(old["runtime"], old["computes"]): old for old in [*rows, asdict(row)]}
+    order = [(way.runtime, way.computes) for way in VARIANTS]
+    kept = sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
+    write_json({"threads": threads, "rows": [old for _, old in kept]}, path)
 
 
 def write_page(tables: Mapping[str, Sequence[Row]], page: Path) -> None:
