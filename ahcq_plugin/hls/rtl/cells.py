@@ -19,8 +19,8 @@ from ahcq_plugin.support.files import write_json
 
 FORMAT = "ahcq_plugin.hls.rtl.cells/2"  # of the cache: raise it where the commands change
 _SYNTH = "synth_xilinx -family xcup -flatten -noiopad -noclkbuf{options} -top {top} -run "
-# `synth_xilinx`, whose part `coarse` stands here without `share`: that proves for every pair of shifters whether one could
-# do the work of both, and had no end in three minutes on a cell's 512. Counts without it are higher, if anything.
+# `synth_xilinx`, whose part `coarse` stands here without `share`: that proves for pairs of shifters that one can do the
+# work of both, and had no end in three minutes on a cell's 512. Counts without it are higher, if anything.
 COMMANDS = (
     _SYNTH + "begin:coarse",
     "techmap -map +/cmp2lut.v -map +/cmp2lcu.v -D LUT_WIDTH=6",
