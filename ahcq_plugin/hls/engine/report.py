@@ -6,6 +6,7 @@ A figure that nobody measured is None, and a dash on the page.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -14,16 +15,17 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ahcq_plugin.hls.engine.config import NIBBLE, EngineConfig
-from ahcq_plugin.hls.engine.cycles import CLOCK_HZ
+from ahcq_plugin.hls.engine.config import LANES, NIBBLE, PAPER, PES, EngineConfig
+from ahcq_plugin.hls.engine.cycles import CLOCK_HZ, DDR
 from ahcq_plugin.hls.engine.launches import Launch
 from ahcq_plugin.hls.engine.performance import by_layer, total
 from ahcq_plugin.hls.engine.rtl import EngineRtl
 from ahcq_plugin.hls.resources import sources
 from ahcq_plugin.hls.rtl.cells import Cells, count
+from ahcq_plugin.hls.rtl.errors import ToolError
 from ahcq_plugin.support.files import write_json, write_text
 
-FORMAT = "ahcq_plugin.hls.engine.report/1"
+FORMAT = "ahcq_plugin.hls.engine.report/2"
 #: Table IV of the paper: SAM-B on a ZCU102 at 300 MHz.
 PAPER_TABLE = {
     "FP32": dict(lut=150540, dsp=1886, bram=253, lanes=16, frames=4.75, gops_per_watt=7.21),
@@ -33,43 +35,72 @@ PAPER_TABLE = {
 BOARD = dict(lut=274080, dsp=2520, bram=912)  # ZCU102
 PAPER_FRAMES = 33.82
 GAPS = (
-    "LUT, DSP and BRAM of the paper's size: counts below are of one cell, process by process, without RAMs, FIFOs and "
-    "AXI ports, after mapping and before placement",
+    "LUT, DSP and BRAM after placement: the counts below are of mapped processes, one by one, without RAMs, FIFOs and "
+    "AXI ports; those of two cells count the processes of a cell twice",
     "clock frequency: 300 MHz is the paper's, nothing here was placed and routed",
     "power, and energy of any kind",
     "INT8 and FP32 engines of equal shape: not written",
     "what LayerNorm, softmax and positions take on the host, which the frames a second leave out",
     "RTL of more than one cell, and of digits of 17 bits: only the C++ simulation has run them",
 )
+#: Processes that every cell has of its own; the others are there once.
+CELL_PROCESSES = ("decode", "multiply", "correct", "dequantize", "dequantize_lane", "quantize", "write")
+#: Seconds that yosys may take for a process.
+LIMIT = 240
+# Products of nibbles in LUTs: a DSP for each, as yosys would have it, is 512 a cell (pe/pack4.sv puts four into one).
+_OPTIONS = {"multiply_process": "-nodsp"}
 
 
-def synthesis(rtl: EngineRtl, cache: Path | None = None, workers: int = 2) -> dict[str, Cells]:
-    """Cells that yosys counts for every process, by its name, ``workers`` of them at a time.
+def synthesis(
+    rtl: EngineRtl, cache: Path | None = None, workers: int = 2, limit: float = LIMIT
+) -> dict[str, Cells | str]:
+    """Of every process, by its name, the cells that yosys counts, or why there is no count; ``workers`` at a time.
 
-    Raises:
-        ToolError: pyosys is missing or fails.
+    Args:
+        limit: seconds for each process.
     """
 
-    def counted(name: str) -> Cells:
-        return count({f"{name}.sv": rtl.files[f"{name}.sv"]}, name, cache)
+    def counted(name: str) -> Cells | str:
+        text = rtl.files[f"{name}.sv"]
+        try:
+            return count({f"{name}.sv": text}, name, cache, options=_OPTIONS.get(name, ""), limit=limit)
+        except ToolError as error:
+            return str(error).splitlines()[0]  # the rest is yosys' own
 
+    names = sorted(rtl.stages, key=lambda name: -len(rtl.files[f"{name}.sv"]))  # the longest first
     with ThreadPoolExecutor(workers) as pool:  # each is a process of its own
-        return dict(zip(rtl.stages, pool.map(counted, rtl.stages), strict=True))
+        found = dict(zip(names, pool.map(counted, names), strict=True))
+    return {name: found[name] for name in rtl.stages}
 
 
-def process_rows(rtl: EngineRtl, cells: Mapping[str, Cells]) -> list[dict[str, Any]]:
-    """A row for each process: how often it is there, pipeline stages, cells of one; then the sum of all."""
+def process_rows(rtl: EngineRtl, cells: Mapping[str, Cells | str]) -> list[dict[str, Any]]:
+    """A row for each process: how often it is there, pipeline stages, cells of one or the reason why not; two sums.
+
+    The first sum is of the RTL as it is, the second of two cells. A sum is None where a part is.
+    """
     rows: list[dict[str, Any]] = []
     for name, stages in rtl.stages.items():
-        counted = asdict(cells[name]) if name in cells else dict.fromkeys(Cells.__dataclass_fields__)
-        rows.append(
-            dict(process=name.removesuffix("_process"), instances=rtl.instances[name], stages=stages, **counted)
-        )
-    whole: dict[str, Any] = dict(process="sum", instances=sum(rtl.instances.values()), stages=None)
+        found = cells.get(name, "not counted")
+        known = isinstance(found, Cells)
+        counted = asdict(found) if isinstance(found, Cells) else dict.fromkeys(Cells.__dataclass_fields__)
+        short = name.removesuffix("_process")
+        row = dict(process=short, instances=rtl.instances[name], stages=stages, reason=None if known else found)
+        rows.append(row | counted)
+    return [*rows, _sum("sum", rows, {}), _sum("sum of two cells", rows, dict.fromkeys(CELL_PROCESSES, 2 / rtl.cells))]
+
+
+def _sum(name: str, rows: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> dict[str, Any]:
+    numbers = [round(row["instances"] * times.get(row["process"], 1)) for row in rows]
+    whole: dict[str, Any] = dict(process=name, instances=sum(numbers), stages=None, reason=None)
     for field in Cells.__dataclass_fields__:
-        parts = [None if row[field] is None else row[field] * row["instances"] for row in rows]
+        parts = [None if row[field] is None else row[field] * n for row, n in zip(rows, numbers, strict=True)]
         whole[field] = None if None in parts else sum(part for part in parts if part is not None)
-    return [*rows, whole]
+    return whole
+
+
+def buffer_bytes(config: EngineConfig) -> dict[str, int]:
+    """Bytes of the double buffers on the chip: of the left operands in all cells, of the right ones."""
+    return dict(left=config.cells * 2 * config.left_depth * 32, right=2 * config.right_depth * PES * LANES // 2)
 
 
 def model_rows(workloads: Mapping[str, Sequence[Launch]], cells: Sequence[int]) -> list[dict[str, Any]]:
@@ -95,6 +126,8 @@ def layer_rows(launches: Sequence[Launch], config: EngineConfig, most: int = 12)
         limit = max(row.one.limits, key=row.one.limits.__getitem__)
         rows.append(dict(kind=shape.kind, family=shape.family, size=size, count=row.count, share=row.share))
         rows[-1] |= dict(utilisation=row.one.utilisation(config), limit=limit)
+        rows[-1] |= dict(macs_per_byte=row.one.macs / row.one.ddr_bytes, roof=row.roof(config, DDR()))
+        rows[-1]["gmacs_per_second"] = row.one.macs / row.one.cycles * CLOCK_HZ / 1e9
     return rows
 
 
@@ -122,7 +155,7 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> list[Path]:
     Args:
         report: ``config``, ``matmuls``, ``processes``, ``model``, ``layers``, ``frames``; the rest is added here.
     """
-    whole = dict(format=FORMAT, paper=PAPER_TABLE, board=BOARD, gaps=list(GAPS), **report)
+    whole = dict(format=FORMAT, paper=PAPER_TABLE, board=BOARD, buffers=buffer_bytes(PAPER), gaps=list(GAPS), **report)
     environment = Environment(
         loader=FileSystemLoader(sources("templates")),
         undefined=StrictUndefined,
@@ -130,7 +163,7 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> list[Path]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
+    environment.filters.update(number=number, log10=math.log10)
     write_json(whole, folder / "hw_report.json")
     write_text(environment.get_template("hw_report.html.j2").render(whole), folder / "hw_report.html")
     return [folder / "hw_report.json", folder / "hw_report.html"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,7 @@ from ahcq_plugin.hls.engine.rtl import EngineRtl
 from ahcq_plugin.hls.engine.shape import Shape
 from ahcq_plugin.hls.rtl.cells import Cells
 
-RTL = EngineRtl({}, {"a_process": 2, "b_process": 35}, {"a_process": 1, "b_process": 8}, 1)
+RTL = EngineRtl({}, {"a_process": 2, "multiply_process": 35}, {"a_process": 1, "multiply_process": 8}, 1)
 A, B = Cells(100, 50, 1, 0.0, 4, 80), Cells(30, 20, 2, 0.5, 1, 25)
 LAYER = Shape("linear", "uniform", 4, 4, 15, 0, (768,), 1, 1, 4096, 768)
 SCORES = Shape("av", "table", 4, 4, 2**16, 0, (196,), 1, 300, 196, 64)
@@ -23,10 +24,29 @@ WORKLOADS = {"encoder": [Launch("u", "fc", LAYER, Output()), Launch("u", "matmul
 
 
 def test_the_sum_counts_every_instance_and_knows_what_it_does_not_know() -> None:
-    *_, whole = report.process_rows(RTL, {"a_process": A, "b_process": B})
+    *_, whole, two = report.process_rows(RTL, {"a_process": A, "multiply_process": B})
     assert (whole["lut"], whole["ff"], whole["dsp"], whole["bram"], whole["instances"]) == (340, 210, 17, 4.0, 9)
-    first, second, whole = report.process_rows(RTL, {"a_process": A})
-    assert first["lut"] == 100 and second["lut"] is None and second["stages"] == 35 and whole["lut"] is None
+    assert (two["lut"], two["dsp"], two["instances"]) == (580, 33, 17)  # what is in a cell is there twice
+    first, second, whole, two = report.process_rows(RTL, {"a_process": A, "multiply_process": "too long"})
+    assert first["lut"] == 100 and first["reason"] is None
+    assert second["lut"] is None and second["stages"] == 35 and second["reason"] == "too long"
+    assert whole["lut"] is None and two["lut"] is None
+
+
+def test_a_process_that_yosys_does_not_count_has_a_reason_and_the_others_have_counts() -> None:
+    text = "module {}_process (input clk, input [7:0] a, output reg [7:0] b); always @(posedge clk) b <= a; endmodule"
+    files = {f"{name}_process.sv": text.format(name) for name in ("a", "multiply")}
+    rtl = replace(RTL, files=files | {"a_process.sv": "module a_process (input clk"})
+    found = report.synthesis(rtl, None)
+    assert list(found) == list(rtl.stages) and isinstance(found["multiply_process"], Cells)
+    assert found["multiply_process"].ff == 8
+    assert found["a_process"] == "yosys failed on a_process:"
+    late = report.synthesis(replace(RTL, files=files), None, limit=0.01)
+    assert set(late.values()) == {f"yosys had not counted {name} after 0.01 s" for name in RTL.stages}
+
+
+def test_buffers_of_the_papers_size() -> None:
+    assert report.buffer_bytes(PAPER) == {"left": 2 * 2 * 1024 * 32, "right": 2 * 1024 * 64 * 4}
 
 
 def test_rows_of_the_model_are_the_model() -> None:
@@ -35,6 +55,8 @@ def test_rows_of_the_model_are_the_model() -> None:
         one, two = cycles(LAYER, config), cycles(SCORES, config)
         assert row["cycles"] == one.cycles + two.cycles and row["gmacs"] == (one.macs + two.macs) / 1e9
         assert row["without_av"] == pytest.approx(one.utilisation(config))
+    for row in report.layer_rows(WORKLOADS["encoder"], PAPER):
+        assert 0 < row["gmacs_per_second"] <= row["roof"] <= 307.2
     shares = [row["share"] for row in report.layer_rows(WORKLOADS["encoder"], PAPER)]
     assert sum(shares) == pytest.approx(1) and shares == sorted(shares, reverse=True)
 
@@ -57,5 +79,6 @@ def test_the_page_has_the_figures_and_dashes_for_gaps(tmp_path) -> None:
     text = page.read_text(encoding="utf-8")
     assert "307.2 GMAC/s; divided by 33.82 frames that is 9.1 GMAC a frame" in text
     assert "1,234,567" in text and "&lt;unit&gt;" in text and "177,001" in text
+    assert text.count("<circle") == len(figures["layers"]) and ">multiply</span>" in text
     assert "<td>–</td>" in text and all(gap.split(",")[0] in text for gap in report.GAPS if "'" not in gap)
     assert "://" not in text  # nothing from outside

@@ -17,7 +17,7 @@ void decode(
     hls::stream<command>& commands,
     hls::stream<beat>& table_beats_in,
     hls::stream<left_fold>& in,
-    hls::stream<operands>& out) {
+    hls::stream<operands<C> >& out) {
     const command c = commands.read();
     uint32_t table[LANES][256];
 #pragma HLS ARRAY_PARTITION variable = table complete dim = 1
@@ -36,7 +36,7 @@ void decode(
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
         const left_fold fold = in.read();
-        operands result;
+        operands<C> result;
 #pragma HLS ARRAY_PARTITION variable = result.digit complete
 #pragma HLS ARRAY_PARTITION variable = result.shift complete
         result.now = fold.now;
@@ -63,14 +63,14 @@ void decode(
 
 // Runs for ever: what it does stands in the turns.
 template <class C>
-void multiply(hls::stream<operands>& left, hls::stream<right_fold>& right, hls::stream<sums<C> >& out) {
+void multiply(hls::stream<operands<C> >& left, hls::stream<right_fold>& right, hls::stream<sums<C> >& out) {
     sums<C> acc;
 #pragma HLS ARRAY_PARTITION variable = acc.multiply complete
 #pragma HLS ARRAY_PARTITION variable = acc.shift complete
     while (true) {
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
-        const operands u = left.read();
+        const operands<C> u = left.read();
 #pragma HLS ARRAY_PARTITION variable = u.shift complete
 #pragma HLS ARRAY_PARTITION variable = u.digit complete
         const right_fold w = right.read();
@@ -80,10 +80,13 @@ void multiply(hls::stream<operands>& left, hls::stream<right_fold>& right, hls::
         uint32_t row = 0, row_shift = 0;
         uint32_t powers[LANES];
 #pragma HLS ARRAY_PARTITION variable = powers complete
+        uint32_t digits[LANES];  // no wider than a digit, which the type of the stream may be
+#pragma HLS ARRAY_PARTITION variable = digits complete
         for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL
-            powers[i] = u.shift[i] == 0 ? 0 : 1u << (u.shift[i] - 1);
-            row += u.digit[i];
+            powers[i] = u.shift[i] == 0 ? 0 : 1u << (uint8_t(u.shift[i] - 1) % MAX_LOG_LEVELS);
+            digits[i] = u.digit[i] & ((1u << C::DIGIT) - 1);
+            row += digits[i];
             row_shift += powers[i];
         }
         typedef typename C::acc_t acc_t;
@@ -94,7 +97,7 @@ void multiply(hls::stream<operands>& left, hls::stream<right_fold>& right, hls::
             uint32_t sum = 0;
             for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL
-                sum += u.digit[i] * ((w.column[pe] >> (4 * i)) & 15);
+                sum += digits[i] * ((w.column[pe] >> (4 * i)) & 15);
             }
             acc.multiply[pe] = (begins ? acc_t(0) : acc.multiply[pe]) + acc_t(sum);
         }
@@ -104,8 +107,8 @@ void multiply(hls::stream<operands>& left, hls::stream<right_fold>& right, hls::
             if (u.shifts) {
                 for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL
-                    const uint32_t code = (w.column[pe] >> (4 * i)) & 15;
-                    sum += u.shift[i] == 0 ? 0 : code << (u.shift[i] - 1);
+                    const uint32_t code = u.shift[i] == 0 ? 0 : (w.column[pe] >> (4 * i)) & 15;
+                    sum += code << (uint8_t(u.shift[i] - 1) % MAX_LOG_LEVELS);
                 }
             }
             acc.shift[pe] = (begins ? acc_t(0) : acc.shift[pe]) + acc_t(sum);

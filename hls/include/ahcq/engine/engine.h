@@ -56,7 +56,7 @@ void run(
     hls::stream<left_fold> left_folds[C::CELLS];
     hls::stream<right_fold> right_folds[C::CELLS];
     hls::stream<column_sums> columns[C::CELLS];
-    hls::stream<operands> decoded[C::CELLS];
+    hls::stream<operands<C> > decoded[C::CELLS];
     hls::stream<sums<C> > passes[C::CELLS];
     hls::stream<accumulators> corrected[C::CELLS];
     hls::stream<lane_work> works[C::CELLS][LANES];

@@ -23,6 +23,7 @@ constexpr int PES = 64;
 constexpr int CHUNKS = PES / LANES;
 constexpr int MAX_GROUPS = 64;  // of channels, and of heads with parameters of their own
 constexpr int MAX_QUANTIZERS = 64;
+constexpr int MAX_LOG_LEVELS = 16;  // L of hluq: a shift is below it
 
 // How large an engine is. A cell is PES processing elements with LANES inputs each and takes DIGIT bits of a left operand a
 // turn; wider operands come in several passes. Cells work on different rows and the same columns.
@@ -32,6 +33,7 @@ struct cells {
     static constexpr int DIGIT = DIGIT_;              // 4, or 17: then decode tables of 17 bits run in one pass
     static constexpr int LEFT_DEPTH = LEFT_DEPTH_;    // beats of each half of a cell's left buffer
     static constexpr int RIGHT_DEPTH = RIGHT_DEPTH_;  // folds of PES columns of each half of the right buffer
+    typedef typename std::conditional<(DIGIT <= 8), uint8_t, uint32_t>::type digit_t;
     typedef typename std::conditional<(DIGIT <= 8), int32_t, int64_t>::type acc_t;  // the compiler checks its range
 };
 
@@ -120,9 +122,10 @@ struct left_fold {
 };
 
 // Operands of a cell: a digit each for the multipliers; for the shifters 1 + the shift, 0 for nothing.
+template <class C>
 struct operands {
     turn now;
-    uint32_t digit[LANES];
+    typename C::digit_t digit[LANES];
     uint8_t shift[LANES];
     bool shifts;  // whether the family has a shift lane
 };
