@@ -33,7 +33,7 @@ _NUMBERS = {
     "train_sam2_tiny.py": ("--workers", "--threads", "--steps", "--batch", "--lr"),
     "train_sam_tiny.py": ("--processes", "--workers", "--steps", "--batch", "--lr"),
 }
-_FROM_ZERO, _REAL = ("--seed", "--workers", "--groups", "--steps"), ("--bandwidth", "--lr")
+_FROM_ZERO, _REAL = ("--seed", "--workers"), ("--bandwidth", "--lr")
 _DEVICES = ("compare", "eval_sam2_tiny", "eval_sam_tiny", "evaluate", "plot_distributions", "prompt_errors", "ptq")
 _DEVICES += ("role_sensitivity", "sam_tiny_stats", "train_sam2_tiny", "train_sam_tiny")
 _COCO = ("compare_cag_clustering", "compare_golden", "eval_sam_tiny", "export_bundle", "plot_distributions")
@@ -91,7 +91,7 @@ def options(good: Materials) -> Iterator[Case]:
         "export.py": [str(good.quantized[0]), "-o", "out", "--sam", "vit_z"],
         "make_hls.py": [str(good.spec), "-o", "out", "--part", ""],
     }.items():
-        yield Case("options", f"{argv[-2]} {argv[-1]}", tool, _always(argv))
+        yield Case("options", f"{' '.join(argv[-2:])}", tool, _always(argv))
 
 
 def folders(good: Materials) -> Iterator[Case]:
