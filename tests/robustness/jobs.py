@@ -77,7 +77,7 @@ class Job:
 def untimed(value: Any) -> Any:
     """Nested plain values without those that differ from run to run: times, memory, sizes of files, paths."""
     if isinstance(value, dict):
-        varying = ("seconds", "peak_bytes", "stages", "files", "config", "key", "sha256")
+        varying = ("seconds", "seconds_per_frame", "peak_bytes", "stages", "files", "config", "key", "sha256")
         return {key: untimed(entry) for key, entry in value.items() if key not in varying}
     return [untimed(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 

@@ -97,13 +97,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kept", type=Path, help="trials, a line each, added")
     parser.add_argument("--share", type=float, default=1.0, help="of all trials")
+    parser.add_argument("--jobs", nargs="*", default=[*KILLS], choices=KILLS, help="to kill; default: all")
+    parser.add_argument("--flips", type=int, default=FLIPS, help="bits")
     args = parser.parse_args()
-    counts = {name: round(count * args.share) for name, count in KILLS.items()}
+    counts = {name: round(count * args.share) for name, count in KILLS.items() if name in args.jobs}
     wrong = 0
     with tempfile.TemporaryDirectory() as name, Zygote() as zygote:
         trials: Callable[[], Iterator[Trial]]
         for trials in (
-            lambda: flips(round(FLIPS * args.share), Path(name), zygote),
+            lambda: flips(round(args.flips * args.share), Path(name), zygote),
             lambda: kills(counts, Path(name), zygote),
         ):
             for trial in trials():
