@@ -35,7 +35,11 @@ def main() -> int:
     )
     parser.add_argument("--write", action="store_true", help="write docs/robustness.md")
     parser.add_argument("--trials", type=Path, help="for the page: what tests.robustness.kills kept")
+    parser.add_argument("--so-far", action="store_true", help="try nothing, write the page of what is in --kept")
     args = parser.parse_args()
+    if args.so_far:
+        write_page(list(kept(args.kept).values()), args.trials, through=False)
+        return 0
     before, found = kept(args.kept), list[Outcome]()
     with tempfile.TemporaryDirectory() as name, Zygote() as zygote:
         good = make_materials(Path(name), zygote)

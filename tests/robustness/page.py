@@ -46,7 +46,7 @@ By tool:
 {tools}
 
 {late_ones}
-
+{so_far}
 ## Kills
 
 {kills}
@@ -57,8 +57,8 @@ By tool:
 """
 
 
-def write_page(found: Sequence[Outcome], trials: Path | None) -> None:
-    """Write the page from outcomes of all cases, and the trials of ``kills.py``, a line each."""
+def write_page(found: Sequence[Outcome], trials: Path | None, through: bool = True) -> None:
+    """Write the page from outcomes of all cases (else not ``through``), and the trials of ``kills.py``, a line each."""
     bad = [outcome for outcome in found if not outcome.control]
     controls = [outcome for outcome in found if outcome.control]
     rows = [json.loads(line) for line in trials.read_text().splitlines()] if trials else []
@@ -70,6 +70,7 @@ def write_page(found: Sequence[Outcome], trials: Path | None) -> None:
         table=table(found),
         late=LATE,
         tools=_tools(bad),
+        so_far="" if through else "\nNot all cases have been tried yet: this is what is known so far.\n",
         late_ones="\n".join(["Late:\n", *late]) if late else f"None was late; the slowest took {_slowest(bad)}.",
         kills=_of_trials(
             [row for row in rows if row["kind"] == "kill"],
