@@ -44,7 +44,7 @@ data = dict(data_root="clips", count=1, frames=4)
 test_dataloader = dict(dataset=data)
 test_cfg = dict(calib=dict(num_videos=1, max_objects=1, num_frames=2, dataset=data), cache_dir="cache")
 """
-_LAYERS = ("image_encoder.blocks.0.mlp.lin1", "image_encoder.blocks.0.mlp.lin2")
+_LAYERS = ("image_encoder.blocks.0",)
 _RESULTS = ("metrics.json", "quantized.pth", "quantized.safetensors")
 
 
