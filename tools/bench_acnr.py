@@ -16,6 +16,7 @@ import torch
 
 from ahcq_plugin.prequant.acnr import ErrorGram, condition_weight
 from ahcq_plugin.studies.reference.acnr import reduce_step_by_step
+from ahcq_plugin.support.arguments import at_least_one
 from ahcq_plugin.support.tool import run_tool
 
 STEPS, ROWS = 200, 4096
@@ -54,8 +55,10 @@ def measure(out: int, inputs: int, chunks: int, steps: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["768x3072", "3072x768"], help="out x in")
-    parser.add_argument("--chunks", type=int, default=32, help=f"chunks of {ROWS} error rows")
-    parser.add_argument("--timed", type=int, default=4, help=f"steps of the definition that are run, of {STEPS}")
+    parser.add_argument("--chunks", type=at_least_one, default=32, help=f"chunks of {ROWS} error rows")
+    parser.add_argument(
+        "--timed", type=at_least_one, default=4, help=f"steps of the definition, of {STEPS}"
+    )
     parser.add_argument("--json", type=Path, help="file for the rows")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -17,6 +17,7 @@ from ahcq_plugin.integer import to_integer, use_backend
 from ahcq_plugin.integer.backends import backend_for
 from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.studies.inference.timing import in_turn, quantized_by_guess, sam_parts
+from ahcq_plugin.support.arguments import at_least_one
 from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.sam import build_sam
@@ -50,9 +51,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_b", help="vit_b, vit_l, vit_h or sam_tiny")
     parser.add_argument("--recipes", nargs="+", default=["ahcq:4", "rtn:8"], help="name:bits")
-    parser.add_argument("--boxes", type=int, default=16, help="of the decoder")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--boxes", type=at_least_one, default=16, help="of the decoder")
+    parser.add_argument("--repeats", type=at_least_one, default=3)
+    parser.add_argument("--threads", type=at_least_one, default=1)
     parser.add_argument("--backend", help="native, torch or reference; default: the fastest that works here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ahcq_plugin.quantizers import ACTIVATION_FAMILIES, AvgMinMaxObserver
 from ahcq_plugin.studies.reference.compositions import composed
 from ahcq_plugin.studies.timing import KEEP_PROBABILITY
+from ahcq_plugin.support.arguments import at_least_one, bit_width, usable_device
 from ahcq_plugin.support.tool import run_tool
 
 
@@ -41,10 +42,10 @@ def seconds(quantizer: nn.Module, x: Tensor, upstream: Tensor) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=int, nargs=2, default=[4096, 3072], help="rows and channels")
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--shape", type=at_least_one, nargs=2, default=[4096, 3072], help="rows and channels")
+    parser.add_argument("--bits", type=bit_width, default=4)
+    parser.add_argument("--device", type=usable_device, default="cpu")
+    parser.add_argument("--repeat", type=at_least_one, default=5)
     options = parser.parse_args()
     torch.manual_seed(0)
     print(f"{'family':14}{'ours s':>10}{'composed s':>12}{'composed/ours':>15}")

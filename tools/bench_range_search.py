@@ -15,6 +15,7 @@ import torch
 
 from ahcq_plugin.functional.range_search import range_error, search_range
 from ahcq_plugin.studies.reference.range_search import search_one_by_one
+from ahcq_plugin.support.arguments import bit_width
 from ahcq_plugin.support.tool import run_tool
 
 STEPS, TIMED, SAMPLE = 100, 64, 16
@@ -59,7 +60,7 @@ def measure(channels: int, values: int, bits: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bits", type=int, nargs="+", default=[4])
+    parser.add_argument("--bits", type=bit_width, nargs="+", default=[4])
     parser.add_argument("--shapes", nargs="+", default=["768x768", "768x3072", "3072x768"])
     parser.add_argument("--json", type=Path, help="file for the rows")
     args = parser.parse_args()

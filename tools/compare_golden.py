@@ -10,6 +10,7 @@ import torch
 from ahcq_plugin import load_quantized
 from ahcq_plugin.export import OnnxSam, export_onnx, load_spec
 from ahcq_plugin.export.compare import compare, golden_forward, mask_overlap
+from ahcq_plugin.support.arguments import at_least_one
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.predict import make_batch
@@ -22,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="quantized.pth")
     parser.add_argument("spec", type=Path, help="folder that tools/export.py wrote for it")
-    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--images", type=at_least_one, default=8)
     parser.add_argument("--coco", type=Path, help="COCO folder with instances.json and images/; default: scenes")
     parser.add_argument("--onnx", action="store_true", help="compare the ONNX graphs in that folder too")
     return parser.parse_args()

@@ -13,6 +13,7 @@ from torch import Tensor
 from ahcq_plugin.export.compare import mask_overlap
 from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.studies.sensitivity import role_sensitivity
+from ahcq_plugin.support.arguments import at_least_one, bit_width, usable_device
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.predict import make_batch
@@ -25,11 +26,13 @@ def main() -> None:
     parser.add_argument("--weights", help="state_dict; default: the packaged weights of sam_tiny")
     parser.add_argument("--coco", help="COCO folder to take images from; default: generated scenes")
     parser.add_argument("--recipe", default="ahcq", choices=Recipe.names())
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--calibration", type=int, default=16, help="images to calibrate on; the next are compared")
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--boxes", type=int, default=16, help="at most so many boxes an image")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bits", type=bit_width, default=4)
+    parser.add_argument(
+        "--calibration", type=at_least_one, default=16, help="images; the next are compared"
+    )
+    parser.add_argument("--images", type=at_least_one, default=32)
+    parser.add_argument("--boxes", type=at_least_one, default=16, help="at most so many boxes an image")
+    parser.add_argument("--device", type=usable_device, default="cpu")
     args = parser.parse_args()
     sam = build_sam(args.model, args.weights).to(args.device)
     source = coco_items(args.coco) if args.coco else scene_items(size=sam.image_encoder.img_size)

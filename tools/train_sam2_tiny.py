@@ -10,6 +10,7 @@ import torch
 
 from ahcq_plugin.studies.training.clip_loop import SAM2_TINY, ClipTrainCfg, train_clips
 from ahcq_plugin.studies.training.job import Job
+from ahcq_plugin.support.arguments import at_least_one, at_least_zero, positive, usable_device, writable
 from ahcq_plugin.support.tool import run_tool
 
 
@@ -18,15 +19,14 @@ def main() -> None:
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--coco", help="COCO folder with instances.json and images/: backgrounds and cut-outs")
     data.add_argument("--scenes-only", action="store_true", help="generated shapes only; needs no data")
-    parser.add_argument("--out", required=True, help="folder for state.pth and model.pth")
-    parser.add_argument("--workers", type=int, default=0, help="processes that make clips (useful with a GPU)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=writable, required=True, help="folder for state.pth and model.pth")
+    parser.add_argument("--workers", type=at_least_zero, default=0, help="processes that make clips (with a GPU)")
+    parser.add_argument("--threads", type=at_least_one, default=1, help="CPU threads")
+    parser.add_argument("--device", type=usable_device, default="cpu")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pth")
     defaults = ClipTrainCfg()
-    for name in ("steps", "batch", "lr", "seed"):
-        value = getattr(defaults, name)
-        parser.add_argument(f"--{name}", type=type(value), default=value)
+    for name, kind in {"steps": at_least_one, "batch": at_least_one, "lr": positive, "seed": at_least_zero}.items():
+        parser.add_argument(f"--{name}", type=kind, default=getattr(defaults, name))
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)

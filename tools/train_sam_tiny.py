@@ -9,6 +9,7 @@ import logging
 from ahcq_plugin.studies.training.job import Job
 from ahcq_plugin.studies.training.loop import TrainCfg, train
 from ahcq_plugin.studies.training.models import MODELS
+from ahcq_plugin.support.arguments import at_least_one, at_least_zero, positive, usable_device, writable
 from ahcq_plugin.support.tool import run_tool
 
 
@@ -36,16 +37,15 @@ def main() -> None:
         metavar="FOLDER=WEIGHT",
         help="more COCO folders",
     )
-    parser.add_argument("--out", required=True, help="folder for state.pth and model.pth")
+    parser.add_argument("--out", type=writable, required=True, help="folder for state.pth and model.pth")
     parser.add_argument("--model", default="sam_tiny", choices=sorted(MODELS))
-    parser.add_argument("--processes", type=int, default=1, help="CPU processes of one thread each")
-    parser.add_argument("--workers", type=int, default=0, help="processes that make samples (useful with a GPU)")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--processes", type=at_least_one, default=1, help="CPU processes of one thread each")
+    parser.add_argument("--workers", type=at_least_zero, default=0, help="processes that make samples (with a GPU)")
+    parser.add_argument("--device", type=usable_device, default="cpu")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pth")
     defaults = TrainCfg()
-    for name in ("steps", "batch", "lr", "seed"):
-        value = getattr(defaults, name)
-        parser.add_argument(f"--{name}", type=type(value), default=value)
+    for name, kind in {"steps": at_least_one, "batch": at_least_one, "lr": positive, "seed": at_least_zero}.items():
+        parser.add_argument(f"--{name}", type=kind, default=getattr(defaults, name))
     args = parser.parse_args()
     configure_logging(0)
     model = MODELS[args.model]

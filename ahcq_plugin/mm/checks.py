@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of what a config names, before the hours: device, data sets, the detector's checkpoint."""
+"""Checks of what a config names, before the hours: data sets, the detector's checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os.path
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
@@ -17,20 +16,6 @@ from ahcq_plugin.zoo.coco import check_coco
 from ahcq_plugin.zoo.published import of_path
 
 DRY_RUN = "--dry-run runs without it"
-
-
-def check_device(name: str | None) -> None:
-    """The name of a CPU or of a GPU that this machine has; else ValueError."""
-    if name is None:
-        return
-    try:
-        device = torch.device(str(name))  # a number would be a GPU
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {name!r}: give cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {name!r} is none that runs were tried on: give cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices")
 
 
 def check_dataset(config: Mapping[str, Any], source: str | None = None, masks: bool = False) -> None:

@@ -18,7 +18,6 @@ from torch import nn
 from ahcq_plugin import QuantReport, quantize, save_quantized
 from ahcq_plugin.graph import find_units
 from ahcq_plugin.mm.box_prompted_sam import build_sam_from_config
-from ahcq_plugin.mm.checks import check_device
 from ahcq_plugin.mm.report.data import ReportData
 from ahcq_plugin.mm.report.page import write_report
 from ahcq_plugin.mm.toolkits import unit_preparer
@@ -27,6 +26,7 @@ from ahcq_plugin.ptq.checkpoint import QUANTIZED_FILE
 from ahcq_plugin.ptq.distributions import collect_distributions
 from ahcq_plugin.ptq.packed import PACKED_FILE
 from ahcq_plugin.ptq.tune import Loss
+from ahcq_plugin.support.arguments import check_device
 from ahcq_plugin.support.batches import Forward
 from ahcq_plugin.support.cache import Cache
 from ahcq_plugin.support.digest import digest

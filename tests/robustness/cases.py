@@ -8,56 +8,33 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ahcq_plugin.ptq import Recipe
 from tests.robustness import kinds
+from tests.robustness.case import DEMO, Case, config_with
 from tests.robustness.materials import Materials, config_text
-from tests.robustness.zygote import ROOT
-
-DEMO = str(ROOT / "mm_configs" / "demo_sam_tiny_w4a4.py")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One try. ``prepare`` writes into an empty folder and returns the arguments of the tool."""
-
-    group: str
-    name: str
-    tool: str
-    prepare: Callable[[Path], list[str]]
-    control: bool = False
+from tests.robustness.tool_cases import folders, options, videos
 
 
 def all_cases(good: Materials) -> list[Case]:
     """Every case; a control in each group, whose input is good."""
-    groups = (recipe_values, loop_values, configs, checkpoints, annotations, images, specs)
+    groups = (recipe_values, loop_values, configs, checkpoints, annotations, images, specs, options, folders, videos)
     return [case for group in groups for case in group(good)]
 
 
 def recipe_values(good: Materials) -> Iterator[Case]:
     """Every key of a recipe."""
-    yield Case("recipe", "good", "ptq.py", _config("recipe = dict(iterations=1)"), control=True)
+    yield Case("recipe", "good", "ptq.py", config_with("recipe = dict(iterations=1)"), control=True)
     types = {"int": int, "float": float, "bool": bool, "str": str}
     for field in dataclasses.fields(Recipe):
         kind = types.get(str(field.type), dict)
         for value in kinds.VALUES[kind]:
-            yield Case("recipe", f"{field.name}={value}", "ptq.py", _config(f"recipe = dict({field.name}={value})"))
+            yield Case("recipe", f"{field.name}={value}", "ptq.py", config_with(f"recipe = dict({field.name}={value})"))
     for key in ("w_bits", "a_bits"):
         for value in ("0", "1", "9", "64"):
-            yield Case("recipe", f"{key}={value}", "ptq.py", _config(f"recipe = dict({key}={value})"))
-
-
-def _config(text: str, options: tuple[str, ...] = ("--dry-run",)) -> Callable[[Path], list[str]]:
-    """A leaf of the demo with ``text``."""
-
-    def prepare(folder: Path) -> list[str]:
-        (folder / "leaf.py").write_text(f"_base_ = {DEMO!r}\n{text}\n")
-        return [str(folder / "leaf.py"), "--work-dir", str(folder / "run"), *options]
-
-    return prepare
+            yield Case("recipe", f"{key}={value}", "ptq.py", config_with(f"recipe = dict({key}={value})"))
 
 
 #: Settings of the loop and of its parts -> their type.
@@ -72,7 +49,7 @@ _LOOP: dict[str, type] = {
 
 def loop_values(good: Materials) -> Iterator[Case]:
     """Every key of the test loop."""
-    yield Case("loop", "good", "ptq.py", _config("test_cfg = dict(max_boxes=3)"), control=True)
+    yield Case("loop", "good", "ptq.py", config_with("test_cfg = dict(max_boxes=3)"), control=True)
     allowed = {
         ("prompts", "'no such'"),
         ("prompts", "''"),
@@ -89,17 +66,17 @@ def loop_values(good: Materials) -> Iterator[Case]:
             text = f"{last}={value}"
             for name in reversed(outer):
                 text = f"{name}=dict({text})"
-            yield Case("loop", f"{key}={value}", "ptq.py", _config(f"test_cfg = dict({text})"))
+            yield Case("loop", f"{key}={value}", "ptq.py", config_with(f"test_cfg = dict({text})"))
     for value in ("cuda", "cuda:99", "mps", "meta", "xla", "gpu"):
-        yield Case("loop", f"device {value}", "ptq.py", _config("", ("--dry-run", "--device", value)))
+        yield Case("loop", f"device {value}", "ptq.py", config_with("", ("--dry-run", "--device", value)))
     for name in ("recipe", "test_cfg", "sam", "model", "test_dataloader"):
         for value in ("dict(_delete_=True, no_such_key=1)", "5", "'no such'", "[1, 2]"):
-            yield Case("loop", f"{name} = {value}", "ptq.py", _config(f"{name} = {value}"))
+            yield Case("loop", f"{name} = {value}", "ptq.py", config_with(f"{name} = {value}"))
 
 
 def configs(good: Materials) -> Iterator[Case]:
     """The config as a file, which is a program."""
-    yield Case("config", "good", "ptq.py", _config(""), control=True)
+    yield Case("config", "good", "ptq.py", config_with(""), control=True)
     for kind, damage in kinds.FILES.items():
 
         def prepare(folder: Path, damage: Callable[[Path], None] = damage) -> list[str]:
@@ -136,7 +113,7 @@ def configs(good: Materials) -> Iterator[Case]:
         "unknown key of the data set": "test_dataloader = dict(dataset=dict(no_such_key=1))",
         "unknown file of detections": "test_cfg = dict(prompts='no such')",
     }.items():
-        yield Case("config", kind, "ptq.py", _config(text, ()))
+        yield Case("config", kind, "ptq.py", config_with(text, ()))
     for kind, path in {"a file": "taken", "under a file": "taken/run", "too long": "x" * 300}.items():
 
         def prepare(folder: Path, path: str = path) -> list[str]:

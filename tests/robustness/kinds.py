@@ -62,14 +62,18 @@ def _truncated(share: float) -> Callable[[Path], None]:
     return damage
 
 
-def _flipped(seed: int) -> Callable[[Path], None]:
-    """One bit, in the middle 98 % of the file."""
+def flip(path: Path, chance: random.Random) -> str:
+    """Flip one bit anywhere in a file; which one, in words."""
+    content = bytearray(path.read_bytes())
+    place, bit = chance.randrange(len(content)), chance.randrange(8)
+    content[place] ^= 1 << bit
+    path.write_bytes(bytes(content))
+    return f"bit {bit} of byte {place:,} of {len(content):,}"
 
+
+def _flipped(seed: int) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
-        content = bytearray(path.read_bytes())
-        place = random.Random(seed).randrange(len(content) // 100, len(content) - len(content) // 100)
-        content[place] ^= 1 << (seed % 8)
-        path.write_bytes(bytes(content))
+        flip(path, random.Random(seed))
 
     return damage
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.robustness.cases import all_cases
+from tests.robustness.kills import KILLS, flips, kills
 from tests.robustness.kinds import FILES, damaged
 from tests.robustness.materials import make_materials
 from tests.robustness.outcomes import judge
@@ -51,3 +52,11 @@ def test_every_kind_in_every_place(tmp_path: Path) -> None:
         outcomes = [try_case(case, zygote) for case in all_cases(make_materials(tmp_path, zygote))]
     wrong = [(o.outcome, o.name, o.said) for o in outcomes if not o.right]
     assert not wrong and len(outcomes) >= 300, (Counter(o.outcome for o in outcomes), wrong[:20])
+
+
+@pytest.mark.slow
+def test_some_kills_and_some_flipped_bits(tmp_path: Path) -> None:
+    """One kill of every job and a bit in every file; ``python -m tests.robustness.kills`` does 50 and 40."""
+    with Zygote() as zygote:
+        trials = [*flips(5, tmp_path, zygote), *kills(dict.fromkeys(KILLS, 1), tmp_path, zygote)]
+    assert len(trials) == 5 + len(KILLS) and not [trial for trial in trials if trial.wrong]

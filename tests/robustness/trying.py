@@ -6,7 +6,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tests.robustness.cases import Case
+from tests.robustness.case import Case
 from tests.robustness.outcomes import Outcome, judge
 from tests.robustness.zygote import Zygote
 
@@ -18,4 +18,4 @@ def try_case(case: Case, zygote: Zygote) -> Outcome:
         ended = zygote.run(case.tool, case.prepare(Path(name)), Path(name), limit)
         ran = (Path(name) / "payload_ran").exists()
     outcome, said = ("crash", "the payload ran") if ran else judge(ended)
-    return Outcome(case.group, f"{case.tool} {case.name}", case.control, outcome, said, ended.cpu)
+    return Outcome(case.group, case.full_name, case.control, outcome, said, ended.cpu)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +32,14 @@ _IMPORTS = (
 
 @dataclass(frozen=True)
 class Ended:
-    """How a tool ended: its status, or the signal that killed it; seconds of the processor; all that it printed."""
+    """How a tool ended: its status, or the signal that killed it; seconds of the processor; all that it printed; and
+    seconds by the clock."""
 
     status: int
     signal: int
     cpu: float
     text: str
+    seconds: float = 0.0
 
 
 class Zygote:
@@ -58,9 +61,10 @@ class Zygote:
         self.process.stdin.close()
         self.process.wait()
 
-    def run(self, tool: str, argv: list[str], folder: Path, limit: int = 60) -> Ended:
-        """``python tools/TOOL ARGV`` in ``folder``, killed after ``limit`` seconds of the processor."""
-        case = {"tool": tool, "argv": argv, "folder": str(folder), "limit": limit}
+    def run(self, tool: str, argv: list[str], folder: Path, limit: int = 60, kill_after: float | None = None) -> Ended:
+        """``python tools/TOOL ARGV`` in ``folder``, ended after ``limit`` seconds of the processor, or by SIGKILL after
+        ``kill_after`` seconds by the clock."""
+        case = {"tool": tool, "argv": argv, "folder": str(folder), "limit": limit, "kill_after": kill_after}
         self.process.stdin.write(json.dumps(case) + "\n")
         self.process.stdin.flush()
         return Ended(**json.loads(self.process.stdout.readline()))
@@ -87,6 +91,19 @@ def _child(tool: str, argv: list[str], folder: str, limit: int, out: int) -> Non
     os._exit(status)
 
 
+def _wait(child: int, kill_after: float | None) -> tuple[int, resource.struct_rusage]:
+    """How a child ended, and what it used."""
+    if kill_after is not None:
+        end = time.monotonic() + kill_after
+        while time.monotonic() < end:
+            ended, code, used = os.wait4(child, os.WNOHANG)
+            if ended:
+                return code, used
+            time.sleep(0.002)
+        os.kill(child, signal.SIGKILL)
+    return os.wait4(child, 0)[1:]
+
+
 def serve() -> None:
     """Read cases from stdin, a line each, and write how they ended."""
     answers = os.fdopen(os.dup(1), "w")
@@ -96,10 +113,12 @@ def serve() -> None:
     for line in sys.stdin:
         case = json.loads(line)
         with tempfile.TemporaryFile() as out:
+            kill_after = case.pop("kill_after")
+            begun = time.monotonic()
             child = os.fork()
             if not child:
                 _child(**case, out=out.fileno())
-            _, code, used = os.wait4(child, 0)
+            code, used = _wait(child, kill_after)
             out.seek(0)
             text = out.read().decode("utf-8", "replace")
         ended = {
@@ -107,6 +126,7 @@ def serve() -> None:
             "signal": os.WTERMSIG(code) if os.WIFSIGNALED(code) else 0,
             "cpu": used.ru_utime + used.ru_stime,
             "text": text[-20_000:],
+            "seconds": time.monotonic() - begun,
         }
         answers.write(json.dumps(ended) + "\n")
         answers.flush()

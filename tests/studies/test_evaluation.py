@@ -145,3 +145,8 @@ def test_report_has_every_figure(tmp_path, tiny_sam):
     assert f"{model:.3f}" in evaluation_tables(result)
     assert result["rtn"]["scenes"]["both"]["8"] == pytest.approx(model, abs=0.05)
     assert compare(tiny_sam, scene_items(2, size=64))["model"]["all"] == model
+
+
+def test_a_folder_that_is_missing_is_said_before_anything_is_computed(tmp_path):
+    with pytest.raises((FileNotFoundError, ValueError), match="nowhere"):
+        evaluate(torch.nn.Identity(), tmp_path / "nowhere")

@@ -17,6 +17,7 @@ from ahcq_plugin.studies.evaluation.iou import SIZES, compare, mean_iou_by_size,
 from ahcq_plugin.studies.evaluation.precision import METRICS, detector_prompts, ground_truth_prompts, mask_ap
 from ahcq_plugin.studies.evaluation.rtn import PARTS, round_weights
 from ahcq_plugin.studies.evaluation.stats import attention_kind, channel_kind
+from ahcq_plugin.zoo.coco import check_coco
 from ahcq_plugin.zoo.items import TEST_SCENES, Item, coco_items, scene_items
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,12 @@ def evaluate(sam: Sam, coco: str | Path | None = None, scenes: int = TEST_SCENES
     """Mean IoU by size, dependence on the image, round-to-nearest weights and, with a COCO folder, mask AP.
 
     ``coco`` may also hold ``yolox_nano_bbox.json`` (COCO results format); its boxes are then used as prompts too.
+
+    Raises:
+        FileNotFoundError, ValueError: the COCO folder cannot be used; before anything is computed.
     """
+    if coco:
+        check_coco(str(Path(coco, "instances.json")), str(Path(coco, "images")), masks=True)
 
     def scene_set() -> Iterator[Item]:
         return scene_items(scenes, size=sam.image_encoder.img_size)

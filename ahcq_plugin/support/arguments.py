@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Types of command-line arguments: what cannot be right is refused by argparse, in one line, before any work."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+_MOST = 10**9
+
+
+def whole(least: int, most: int = _MOST) -> Callable[[str], int]:
+    """A whole number from ``least`` to ``most``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"give a whole number from {least:,} to {most:,}, got {text!r}")
+        return value
+
+    return parse
+
+
+at_least_one, at_least_zero, bit_width = whole(1), whole(0), whole(2, 8)
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"give a finite number above 0, got {text!r}")
+    return value
+
+
+def usable_device(text: str) -> str:
+    """The name of a CPU or of a GPU that this machine has."""
+    try:
+        check_device(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def writable(text: str) -> Path:
+    """A file or folder that can be written: what is there of its path is folders, the last of them ours."""
+    path = Path(text)
+    try:
+        above = next(p for p in (path, *path.absolute().parents) if p.exists())
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text:.200} cannot be written: {error.strerror}") from error
+    if above != path and not above.is_dir():
+        raise argparse.ArgumentTypeError(f"{text:.200} cannot be written: {above} is a file, not a folder")
+    if not os.access(above, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text:.200} cannot be written: no permission for {above}")
+    return path
+
+
+def check_device(name: str | None) -> None:
+    """The name of a CPU or of a GPU that this machine has; else ValueError."""
+    if name is None:
+        return
+    try:
+        device = torch.device(str(name))  # a number would be a GPU
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}: give cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is none that runs were tried on: give cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices")

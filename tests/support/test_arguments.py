@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+import argparse
+import math
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ahcq_plugin.support.arguments import at_least_one, positive, usable_device, whole, writable
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@given(st.integers(-100, 100), st.integers(0, 50), st.integers(-200, 200))
+def test_whole_numbers_are_those_from_least_to_most(least: int, more: int, value: int) -> None:
+    parse = whole(least, least + more)
+    if least <= value <= least + more:
+        assert parse(str(value)) == value
+    else:
+        with pytest.raises(argparse.ArgumentTypeError, match=f"got '{value}'"):
+            parse(str(value))
+
+
+@pytest.mark.parametrize("text", ["x", "", "nan", "1.5", "1e3", "99999999999999999999", "0", "-3"])
+def test_what_is_no_count_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=f"give a whole number from 1 to .*, got '{re.escape(text)}'"):
+        at_least_one(text)
+
+
+@given(st.floats())
+def test_positive_numbers_are_finite_and_above_zero(value: float) -> None:
+    if 0 < value < math.inf:
+        assert positive(repr(value)) == value
+    else:
+        with pytest.raises(argparse.ArgumentTypeError, match="give a finite number above 0"):
+            positive(repr(value))
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "meta", "mps", "xla", "cuda:99"])
+def test_devices_that_are_not_there_are_refused(name: str) -> None:
+    assert usable_device("cpu") == "cpu" and torch.cuda.device_count() < 99
+    with pytest.raises(argparse.ArgumentTypeError, match="give cpu, cuda or cuda:N|this machine has"):
+        usable_device(name)
+
+
+def test_places_that_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("file", "new", "new/deep", "."):
+        assert writable(str(tmp_path / name)) == tmp_path / name
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing is made by looking"
+    with pytest.raises(argparse.ArgumentTypeError, match="file is a file, not a folder"):
+        writable(str(tmp_path / "file" / "below"))
+    with pytest.raises(argparse.ArgumentTypeError, match=os.strerror(36)):
+        writable(str(tmp_path / ("x" * 300)))
+
+
+def test_no_tool_takes_a_number_or_a_device_unchecked() -> None:
+    checked_later = {"ptq.py", "make_hls.py", "build_mmcv.py", "bench_memory.py"}  # by Recipe, HLSOptions
+    for path in sorted((ROOT / "tools").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        wrong = re.findall(r'type=(?:int|float)\b|"--device", default|"--device", help', text)
+        assert not wrong or path.name in checked_later, f"{path.name}: {wrong}; see support/arguments.py"
