@@ -56,9 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["768x3072", "3072x768"], help="out x in")
     parser.add_argument("--chunks", type=at_least_one, default=32, help=f"chunks of {ROWS} error rows")
-    parser.add_argument(
-        "--timed", type=at_least_one, default=4, help=f"steps of the definition, of {STEPS}"
-    )
+    parser.add_argument("--timed", type=at_least_one, default=4, help=f"steps of the definition, of {STEPS}")
     parser.add_argument("--json", type=Path, help="file for the rows")
     args = parser.parse_args()
     torch.set_num_threads(1)

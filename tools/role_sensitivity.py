@@ -27,9 +27,7 @@ def main() -> None:
     parser.add_argument("--coco", help="COCO folder to take images from; default: generated scenes")
     parser.add_argument("--recipe", default="ahcq", choices=Recipe.names())
     parser.add_argument("--bits", type=bit_width, default=4)
-    parser.add_argument(
-        "--calibration", type=at_least_one, default=16, help="images; the next are compared"
-    )
+    parser.add_argument("--calibration", type=at_least_one, default=16, help="images; the next are compared")
     parser.add_argument("--images", type=at_least_one, default=32)
     parser.add_argument("--boxes", type=at_least_one, default=16, help="at most so many boxes an image")
     parser.add_argument("--device", type=usable_device, default="cpu")
