@@ -68,12 +68,20 @@ def cell_key(config: str, cell: Cell) -> str:
 
 
 def read_cell(folder: Path, config: str, cell: Cell) -> dict[str, Any] | None:
-    """Stored metrics of a cell; None where there are none or they were made with other settings or weights."""
+    """Stored metrics of a cell; None where there are none or they were made with other settings or weights.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     path = folder / f"{cell.name}.json"
     if not path.is_file():
         return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return stored["metrics"] if stored["key"] == cell_key(config, cell) else None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        key, metrics = stored["key"], dict(stored["metrics"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not hold figures of a run ({error!r}); delete it, and it is run again") from None
+    return metrics if key == cell_key(config, cell) else None
 
 
 def fill(

@@ -161,3 +161,10 @@ def test_video_suites_show_video_figures(name, tmp_path):
         "| floating point | 32 | 0.5000 | 0.4000 | 0.6000 | – | – | – | – |",
         "| rtn | W6A6 | 0.5000 | 0.4000 | 0.6000 | 0.7500 | 1 | 12 | 3 |",
     ]
+
+
+@pytest.mark.parametrize("text", ["", "not JSON", "[]", "{}", '{"key": "a"}', '{"key": "a", "metrics": 3}'])
+def test_damaged_figures_are_named(tmp_path, text):
+    (tmp_path / f"{CELLS[0].name}.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"{CELLS[0].name}\.json does not hold figures of a run .* delete it"):
+        read_cell(tmp_path, CONFIG, CELLS[0])
