@@ -41,8 +41,6 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("work_dirs/bench_inference"))
     parser.add_argument("--write", action="store_true", help="docs/inference.md from all results in --work")
     args = parser.parse_args()
-    if min(*args.boxes, args.repeats, args.threads, args.images) < 1:
-        parser.error("--boxes, --repeats, --threads and --images are at least 1")
     for name in args.models:
         subject, folder = SUBJECTS[name], args.work / name
         print(f"{name}: making what is missing in {folder}", flush=True)

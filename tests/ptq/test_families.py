@@ -41,6 +41,8 @@ _CONVOLUTIONS = "blocks of convolutions, and necks beside stages, are no units"
 #: What does not work yet, and why.
 FAILS: dict[str, str] = {}
 BACKBONES = {f"{family.source}: {family.name}": family for family in FAMILIES}
+#: With random weights W8A8 by `rtn` is further off than 5 % in the first item.
+BEYOND_FIVE_PERCENT = ("TinyViT", "RepViT", "MaxViT", "SigLIP")
 #: What every run does, five seconds of one core each; `make test-slow` does the rest.
 ALWAYS = (
     *("DINOv3, EVA-02: rope", "SAM 3: rank", "Hugging Face", "MobileSAM, TinySAM, EdgeSAM: convolutions"),
@@ -111,15 +113,18 @@ def test_its_four_bit_model_passes_the_audit(case):
 
 @pytest.mark.parametrize("family", marked(BACKBONES, {}))
 def test_backbones_of_timm_and_torchvision(family):
-    """Within 5 %, or, without clipping, about what noise as wide as the steps does (TinyViT, RepViT, MaxViT)."""
+    """The first item within 5 %; where 8 bits do more than that, all items, not clipped, are as far off as by noise."""
     case = family.case()
-    with torch.no_grad():
-        expected = [case.forward(case.model, item) for item in case.items]
+
+    @torch.no_grad()
+    def outputs(model: nn.Module) -> list:
+        return [case.forward(model, item) for item in case.items]
+
+    expected = outputs(case.model)
     model, report = quantized(case, "rtn", **W8A8)
     assert report.audit.passed and len(prepared_units(model)) >= 2
-
-    def error(model: nn.Module) -> float:
-        with torch.no_grad():
-            return pooled_error([case.forward(model, item) for item in case.items], expected)
-
-    assert error(model) <= 0.05 or error(unclipped(family.case())) <= 1.4 * error(noisy(family.case()))
+    if family.name in BEYOND_FIVE_PERCENT:
+        whole, noise = (pooled_error(outputs(make(family.case())), expected) for make in (unclipped, noisy))
+        assert whole <= 1.4 * noise
+    else:
+        assert relative_error(outputs(model)[0], expected[0]) <= 0.05

@@ -18,21 +18,13 @@ from ahcq_plugin.support.digest import digest
 from ahcq_plugin.support.safe_load import safe_load
 from ahcq_plugin.zoo.checkpoints import default_checkpoint
 from ahcq_plugin.zoo.scenes import write_coco
+from tests.robustness.materials import config_text
 from tests.robustness.zygote import ROOT, Ended, Zygote
 
 _IMAGES = """
-_base_ = ["{root}/mm_configs/_base_/detectors/none.py", "{root}/mm_configs/_base_/sam/sam_tiny.py"]
-recipe = dict(name="qdrop", w_bits=4, a_bits=4, iterations=3)
-data = dict(
-    type="CocoDataset",
-    metainfo=dict(classes=("object",)),
-    data_root="{shared}/coco",
-    ann_file="instances.json",
-    data_prefix=dict(img="images/"),
-)
-test_dataloader = dict(dataset=data)
-test_cfg = dict(
-    calib=dict(dataset=data, num_images=1, max_boxes=1),
+recipe.update(name="qdrop", w_bits=4, a_bits=4, iterations=3)
+test_cfg["calib"].update(max_boxes=1)
+test_cfg.update(
     cache_dir="cache",
     units=["image_encoder.blocks.0", "image_encoder.blocks.1", "mask_decoder.transformer.layers.0"],
 )
@@ -117,11 +109,10 @@ def exported(folder: Path) -> dict[str, str] | None:
 
 def jobs(shared: Path, zygote: Zygote) -> Iterator[Job]:
     """All jobs, in an order in which later ones find what they read in ``shared``."""
-    write_coco(shared / "coco", 2, seed=5)
-    (shared / "images.py").write_text(_IMAGES.format(root=ROOT, shared=shared))
     (shared / "clips.py").write_text(_CLIPS.format(root=ROOT))
-    for name, config in (("ptq", "images.py"), ("video ptq", "clips.py")):
-        argv = [str(shared / config), "--work-dir", "run", "--resume"]
+    images = images_config(shared)
+    for name, config in (("ptq", images), ("video ptq", shared / "clips.py")):
+        argv = [str(config), "--work-dir", "run", "--resume"]
         yield Job(
             name,
             "ptq.py",
@@ -138,24 +129,28 @@ def jobs(shared: Path, zygote: Zygote) -> Iterator[Job]:
         look=lambda folder: exported(folder / "spec"),
     )
     yield generating(shared, run, zygote)
-    options = ["--config", str(shared / "images.py"), "--folder", "figures", "--work-dir", "runs"]
+    options = ["--config", str(images), "--folder", "figures", "--work-dir", "runs", "--fill", "--only", "rtn_w8a8"]
 
     def figures(folder: Path) -> dict[str, str]:
         (file,) = (folder / "figures").glob("*.json")
         return {file.name: digest(untimed(json.loads(file.read_text())))}
 
-    yield Job(
-        "results", "results_table.py", lambda folder: [*options, "--fill", "--only", "rtn_w8a8"], figures,
-    )  # fmt: skip
+    yield Job("results", "results_table.py", lambda folder: options, figures)
+
+
+def images_config(shared: Path) -> Path:
+    """A config of a short run on two scenes, and the scenes."""
+    write_coco(shared / "coco", 2, seed=5)
+    config = shared / "images.py"
+    config.write_text(config_text(shared / "coco") + _IMAGES)
+    return config
 
 
 def quantized_run(shared: Path, zygote: Zygote) -> Path:
     """A finished run on images, made once."""
     work_dir = shared / "finished"
     if not work_dir.exists():
-        write_coco(shared / "coco", 2, seed=5)
-        (shared / "images.py").write_text(_IMAGES.format(root=ROOT, shared=shared))
-        ended = zygote.run("ptq.py", [str(shared / "images.py"), "--work-dir", str(work_dir)], shared, 600)
+        ended = zygote.run("ptq.py", [str(images_config(shared)), "--work-dir", str(work_dir)], shared, 600)
         assert ended.status == 0, ended.text
     return work_dir
 

@@ -72,16 +72,8 @@ def write_page(found: Sequence[Outcome], trials: Path | None, through: bool = Tr
         tools=_tools(bad),
         so_far="" if through else "\nNot all cases have been tried yet: this is what is known so far.\n",
         late_ones="\n".join(["Late:\n", *late]) if late else f"None was late; the slowest took {_slowest(bad)}.",
-        kills=_of_trials(
-            [row for row in rows if row["kind"] == "kill"],
-            _KILLS,
-            "killed",
-        ),
-        flips=_of_trials(
-            [row for row in rows if row["kind"] == "flip"],
-            _FLIPS,
-            "file",
-        ),
+        kills=_of_trials([row for row in rows if row["kind"] == "kill"], _KILLS, "killed"),
+        flips=_of_trials([row for row in rows if row["kind"] == "flip"], _FLIPS, "file"),
     )
     write_text(text, PAGE)
 

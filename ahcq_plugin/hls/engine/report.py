@@ -81,11 +81,11 @@ def process_rows(rtl: EngineRtl, cells: Mapping[str, Cells | str]) -> list[dict[
     rows: list[dict[str, Any]] = []
     for name, stages in rtl.stages.items():
         found = cells.get(name, "not counted")
-        known = isinstance(found, Cells)
-        counted = asdict(found) if isinstance(found, Cells) else dict.fromkeys(Cells.__dataclass_fields__)
-        short = name.removesuffix("_process")
-        row = dict(process=short, instances=rtl.instances[name], stages=stages, reason=None if known else found)
-        rows.append(row | counted)
+        row = dict(process=name.removesuffix("_process"), instances=rtl.instances[name], stages=stages, reason=None)
+        if isinstance(found, Cells):
+            rows.append(row | asdict(found))
+        else:
+            rows.append(row | dict.fromkeys(Cells.__dataclass_fields__) | dict(reason=found))
     return [*rows, _sum("sum", rows, {}), _sum("sum of two cells", rows, dict.fromkeys(CELL_PROCESSES, 2 / rtl.cells))]
 
 
@@ -156,6 +156,11 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> list[Path]:
         report: ``config``, ``matmuls``, ``processes``, ``model``, ``layers``, ``frames``; the rest is added here.
     """
     whole = dict(format=FORMAT, paper=PAPER_TABLE, board=BOARD, buffers=buffer_bytes(PAPER), gaps=list(GAPS), **report)
+    names = [row["process"] for row in whole["processes"][:-2]]  # without the sums
+    diagram = {
+        "once": [name for name in names if name not in CELL_PROCESSES],
+        "in every cell": [name for name in CELL_PROCESSES if name in names],
+    }
     environment = Environment(
         loader=FileSystemLoader(sources("templates")),
         undefined=StrictUndefined,
@@ -165,7 +170,7 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> list[Path]:
     )
     environment.filters.update(number=number, log10=math.log10)
     write_json(whole, folder / "hw_report.json")
-    write_text(environment.get_template("hw_report.html.j2").render(whole), folder / "hw_report.html")
+    write_text(environment.get_template("hw_report.html.j2").render(whole, diagram=diagram), folder / "hw_report.html")
     return [folder / "hw_report.json", folder / "hw_report.html"]
 
 

@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +21,7 @@ _SYNTH = "synth_xilinx -family xcup -flatten -noiopad -noclkbuf{options} -top {t
 # `synth_xilinx`, whose part `coarse` stands here without `share`: that proves for pairs of shifters that one can do the
 # work of both, and had no end in three minutes on a cell's 512. Counts without it are higher, if anything.
 COMMANDS = (
+    "read_verilog -sv {files}",
     _SYNTH + "begin:coarse",
     "techmap -map +/cmp2lut.v -map +/cmp2lcu.v -D LUT_WIDTH=6",
     "alumacc",
@@ -64,16 +64,14 @@ def count(
     files: dict[str, str],
     top: str,
     cache: Path | None = None,
-    boxes: Sequence[str] = (),
     options: str = "",
     limit: float | None = None,
 ) -> Cells:
-    """Cells of the module ``top``, everything in it included but ``boxes``.
+    """Cells of the module ``top``, everything in it included.
 
     Args:
         files: name -> SystemVerilog, what stands below first.
         cache: folder for results, by content.
-        boxes: names among ``files`` of modules that are not counted.
         options: more ones of ``synth_xilinx``, such as ``-nodsp``.
         limit: seconds that yosys may take; None: any.
     Raises:
@@ -81,11 +79,11 @@ def count(
     """
     path = None
     if cache is not None:
-        key = json.dumps([FORMAT, COMMANDS, list(files.items()), top, list(boxes), options])
+        key = json.dumps([FORMAT, COMMANDS, list(files.items()), top, options])
         path = cache / f"cells_{top}_{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
         if path.is_file():
             return Cells(**json.loads(path.read_text(encoding="utf-8")))
-    result = _counted(files, top, boxes, options, limit)
+    result = _counted(files, top, options, limit)
     if path is not None:
         write_json(asdict(result), path)
     return result
@@ -110,7 +108,7 @@ def report(rtl: Rtl, cache: Path | None = None) -> dict[str, object]:
     )
 
 
-def _counted(files: dict[str, str], top: str, boxes: Sequence[str], options: str, limit: float | None) -> Cells:
+def _counted(files: dict[str, str], top: str, options: str, limit: float | None) -> Cells:
     if find_spec("pyosys") is None:
         raise ToolError(
             "yosys is needed to count cells, which the package `pyosys` holds: `pip install ahcq_plugin[rtl]`"
@@ -119,9 +117,9 @@ def _counted(files: dict[str, str], top: str, boxes: Sequence[str], options: str
         work = Path(name)
         for file, text in files.items():
             (work / file).write_text(text, encoding="utf-8")
-        names = [file for file in files if file not in CELLS or len(files) > 1]
-        commands = [f"read_verilog -sv{' -lib' if file in boxes else ''} {file}" for file in names]
-        commands += [command.format(top=top, options=f" {options}" if options else "") for command in COMMANDS]
+        names = " ".join(file for file in files if file not in CELLS or len(files) > 1)
+        options = f" {options}" if options else ""
+        commands = [command.format(files=names, top=top, options=options) for command in COMMANDS]
         try:
             run = subprocess.run(
                 [sys.executable, "-c", _SCRIPT, *commands], cwd=work, capture_output=True, text=True, timeout=limit
