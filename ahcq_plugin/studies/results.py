@@ -68,11 +68,21 @@ def cell_key(config: str, cell: Cell) -> str:
 
 
 def read_cell(folder: Path, config: str, cell: Cell) -> dict[str, Any] | None:
-    """Stored metrics of a cell; None where there are none or they were made with other settings or weights."""
+    """Stored metrics of a cell; None where there are none or they were made with other settings or weights.
+
+    Raises:
+        ValueError: the file is not what ``fill`` writes.
+    """
     path = folder / f"{cell.name}.json"
     if not path.is_file():
         return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        whole = isinstance(stored["key"], str) and isinstance(stored["metrics"]["quantized"], dict)
+    except (ValueError, TypeError, KeyError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} holds no figures of a run: remove it, --fill makes it anew")
     return stored["metrics"] if stored["key"] == cell_key(config, cell) else None
 
 
