@@ -71,19 +71,17 @@ def read_cell(folder: Path, config: str, cell: Cell) -> dict[str, Any] | None:
     """Stored metrics of a cell; None where there are none or they were made with other settings or weights.
 
     Raises:
-        ValueError: the file is not what ``fill`` writes.
+        ValueError: the file is damaged.
     """
     path = folder / f"{cell.name}.json"
     if not path.is_file():
         return None
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        whole = isinstance(stored["key"], str) and isinstance(stored["metrics"]["quantized"], dict)
-    except (ValueError, TypeError, KeyError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{path} holds no figures of a run: remove it, --fill makes it anew")
-    return stored["metrics"] if stored["key"] == cell_key(config, cell) else None
+        key, metrics = stored["key"], dict(stored["metrics"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not hold figures of a run ({error!r}); delete it, and it is run again") from None
+    return metrics if key == cell_key(config, cell) else None
 
 
 def fill(

@@ -43,13 +43,6 @@ def test_fills_what_is_missing_once(tmp_path):
     assert runs.calls == [("rtn", 8, 0, True), ("qdrop", 4, 0, True)]
 
 
-@pytest.mark.parametrize("text", ["", "x", "[]", "{}", '{"key": "x"}', '{"key": "x", "metrics": []}'])
-def test_figures_that_no_run_wrote_are_named(tmp_path, text):
-    (tmp_path / "rtn_w8a8.json").write_text(text)
-    with pytest.raises(ValueError, match=r"rtn_w8a8.json holds no figures of a run: remove it"):
-        read_cell(tmp_path, CONFIG, CELLS[0])
-
-
 def test_a_failed_run_is_a_gap_and_is_tried_again(tmp_path):
     assert fill(CONFIG, tmp_path / "cells", tmp_path / "work", CELLS, Runs(fail=("rtn",))) == ["rtn_w8a8"]
     lines = markdown(CONFIG, tmp_path / "cells", ROWS).splitlines()
@@ -168,3 +161,10 @@ def test_video_suites_show_video_figures(name, tmp_path):
         "| floating point | 32 | 0.5000 | 0.4000 | 0.6000 | – | – | – | – |",
         "| rtn | W6A6 | 0.5000 | 0.4000 | 0.6000 | 0.7500 | 1 | 12 | 3 |",
     ]
+
+
+@pytest.mark.parametrize("text", ["", "not JSON", "[]", "{}", '{"key": "a"}', '{"key": "a", "metrics": 3}'])
+def test_damaged_figures_are_named(tmp_path, text):
+    (tmp_path / f"{CELLS[0].name}.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"{CELLS[0].name}\.json does not hold figures of a run .* delete it"):
+        read_cell(tmp_path, CONFIG, CELLS[0])
