@@ -72,7 +72,7 @@ SMALL = {
     "fetch_weights.py": "--list",
     "hw_model.py": "--models vit_b --boxes 1 --cells 2",
     "plot_distributions.py": "--images 1 --boxes 1 --out {out}",
-    "prompt_errors.py": "--calibrate {coco} --coco {coco} --bits 8 --images 1 --objects 1",
+    "prompt_errors.py": "--calibrate {coco} --coco {coco} --bits 8 --images 5 --objects 1",
     "results_table.py": "--table recipes",
     "role_sensitivity.py": "--recipe rtn --calibration 1 --images 1 --boxes 1",
     "sam_tiny_stats.py": "--images 1 --out {out}",
@@ -95,7 +95,7 @@ def test_other_tools_run_from_a_clean_clone(
     tool: str, clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(clone))
-    coco = write_coco(tmp_path / "coco", 2, seed=5).parent
+    coco = write_coco(tmp_path / "coco", 5, seed=5).parent
     out = tmp_path / "out"
     out.mkdir()
     assert run(f"tools/{tool}", *SMALL[tool].format(out=out, coco=coco).split(), cwd=clone)
