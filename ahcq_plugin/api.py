@@ -30,8 +30,8 @@ from ahcq_plugin.ptq.recipe import Recipe, current_names
 from ahcq_plugin.ptq.resume import ResumeError, UnitReport, determining, fingerprint
 from ahcq_plugin.ptq.tune import TUNED_FILE, Loss, TuneReport, floating_outputs, tune
 from ahcq_plugin.quantizers.layers import held_weight
-from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device
-from ahcq_plugin.support.checked import save_checked
+from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device, run_first
+from ahcq_plugin.support.checked import check_plain, save_checked
 from ahcq_plugin.support.safe_load import safe_load
 from ahcq_plugin.support.state import check_changeable, check_finite, copied
 from ahcq_plugin.support.stopwatch import Stopwatch
@@ -136,6 +136,7 @@ def quantize(
     given = {"w_bits": w_bits, "a_bits": a_bits, "iterations": iterations, "seed": seed}
     recipe = Recipe.from_config(recipe, **{key: value for key, value in given.items() if value is not None})
     check_batches(batches)
+    check_plain(notes or {}, "notes")
     recipe.check_machine()
     if resume and work_dir is None:
         raise ValueError("`resume=True` needs `work_dir`, the folder of the interrupted run")
@@ -147,7 +148,7 @@ def quantize(
     check_finite(model)
     forward, progress = forward or default_forward, progress and workers.is_first
     with stages("prepare", device):
-        prepare(model, recipe, units, prepare_unit, leave, run=lambda model: forward(model, batches[0]))
+        prepare(model, recipe, units, prepare_unit, leave, run=lambda model: run_first(model, batches[0], forward))
     run = _Run(model, batches, recipe, forward, None if work_dir is None else Path(work_dir), progress, workers, stages)
     if run.work_dir is not None and not resume and workers.is_first:
         (run.work_dir / TUNED_FILE).unlink(missing_ok=True)  # who resumes this run must not find an earlier one's

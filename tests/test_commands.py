@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ahcq_plugin.zoo.scenes import write_coco
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py") if path.name != "build_mmcv.py")  # installs
@@ -56,3 +58,44 @@ def test_the_documented_way_from_a_run_to_hardware(tmp_path: Path) -> None:
     Image.new("RGB", (80, 60), (90, 120, 30)).save(image)
     picture = ["--box", "10,10,50,50", "--out", str(tmp_path / "compare.png")]
     assert "IoU to FP" in run("tools/compare.py", str(image), str(demo / "quantized.pth"), *picture)
+
+
+#: Tools that documents call and no other test runs -> arguments with which they take seconds; {coco} is a COCO folder.
+SMALL = {
+    "bench_acnr.py": "--shapes 64x32 --chunks 1 --timed 1",
+    "bench_quantizers.py": "--shape 16 8 --repeat 1",
+    "bench_range_search.py": "--shapes 32x32",
+    "challenges.py": "",
+    "compare_cag_clustering.py": "--images 3 --bits 4 --groups 2",
+    "coverage_table.py": "--models sam_tiny --out {out}/coverage.md",
+    "eval_sam2_tiny.py": "--clips 1 --work-dir {out} --out {out}/figures.json",
+    "fetch_weights.py": "--list",
+    "hw_model.py": "--models vit_b --boxes 1 --cells 2",
+    "plot_distributions.py": "--images 1 --boxes 1 --out {out}",
+    "prompt_errors.py": "--calibrate {coco} --coco {coco} --bits 8 --images 5 --objects 1",
+    "results_table.py": "--table recipes",
+    "role_sensitivity.py": "--recipe rtn --calibration 1 --images 1 --boxes 1",
+    "sam_tiny_stats.py": "--images 1 --out {out}",
+    "train_sam_tiny.py": "--scenes-only --steps 1 --batch 1 --out {out}",
+    "train_sam2_tiny.py": "--scenes-only --steps 1 --batch 1 --out {out}",
+}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is committed, and nothing else."""
+    folder = tmp_path_factory.mktemp("clone") / "ahcq"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", SMALL)
+def test_other_tools_run_from_a_clean_clone(
+    tool: str, clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(clone))
+    coco = write_coco(tmp_path / "coco", 5, seed=5).parent
+    out = tmp_path / "out"
+    out.mkdir()
+    assert run(f"tools/{tool}", *SMALL[tool].format(out=out, coco=coco).split(), cwd=clone)

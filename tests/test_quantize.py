@@ -153,6 +153,10 @@ def test_a_resume_blames_only_settings_that_determine_the_result(tiny_sam, tiny_
         ({"batches": iter([1])}, TypeError, r"`batches` must be a sequence .* wrap it in list\(...\)"),
         ({"units": "blocks.*"}, ValueError, r"blocks\.\*"),
         ({"resume": True}, ValueError, "`resume=True` needs `work_dir`"),
+        ({"batches": [None]}, ValueError, r"`batches\[0\]` does not go through `forward` \(TypeError: "),
+        ({"forward": lambda model, item: model(item)}, ValueError, "does not go through `forward`"),
+        ({"forward": lambda model, item: None}, ValueError, "`forward` returned None"),
+        ({"notes": {"of": [{"x": object()}]}}, TypeError, r"notes\['of'\]\[0\]\['x'\] is a object"),
     ],
 )
 def test_bad_arguments(tiny_sam, tiny_items, change, error, message):
@@ -179,3 +183,14 @@ def test_weights_that_are_not_finite_are_refused_before_anything_is_computed(tin
         tiny_sam.mask_decoder.iou_token.weight[0, 0] = value
     with pytest.raises(ValueError, match=r"NaN or infinite values in 1 tensors, first mask_decoder\.iou_token\.weight"):
         quantize(tiny_sam, tiny_items, "rtn", forward=lambda *_: pytest.fail("computed"), progress=False)
+
+
+def test_nan_in_the_first_item_is_named_before_anything_else(tiny_sam, tiny_items):
+    item = {**tiny_items[0], "image": tiny_items[0]["image"] * float("nan")}
+    with pytest.raises(ValueError, match=r"`batches\[0\]`\['image'\] holds NaN"):
+        quantize(tiny_sam, [item, *tiny_items], "rtn", forward=box_forward, progress=False)
+
+
+def test_nan_that_the_model_makes_is_named(tiny_sam, tiny_items):
+    with pytest.raises(ValueError, match="the model's output for `batches.0.` holds NaN before anything is quantized"):
+        quantize(tiny_sam, tiny_items, "rtn", progress=False, forward=lambda m, x: box_forward(m, x)[0] * float("nan"))

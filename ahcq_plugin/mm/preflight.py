@@ -69,6 +69,9 @@ def check_keys(cfg: Config) -> None:
         raise ValueError(f"test_cfg: unknown key {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed)}")
     if not isinstance(cfg.test_cfg.get("resume", False), bool):
         raise ValueError(f"test_cfg: `resume` must be True or False, got {cfg.test_cfg.resume!r}")
+    leave = cfg.test_cfg.get("leave", [])
+    if not isinstance(leave, (list, tuple)) or not all(isinstance(entry, str) for entry in leave):
+        raise ValueError(f"test_cfg: `leave` takes a list of names and globs, got {leave!r}")
     for key in ("recipe", "sam", "model", "test_dataloader"):
         if cfg.get(key) is None:
             raise ValueError(f"the config has no `{key}`")

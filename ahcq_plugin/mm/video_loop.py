@@ -130,18 +130,28 @@ class VideoPTQLoop(QuantizationLoop):
 
     @classmethod
     def check_data(cls, cfg: Config, random_weights: bool) -> None:
-        """Both data sets are there; the model only stands in and has no weights."""
+        """Both data sets are there and have frames that can be read and measured; the model only stands in and has no
+        weights."""
         calib = VideoCalibration.from_config(cfg.test_cfg.get("calib"))
+        _check_kinds(cfg)
         for config in (cfg.test_dataloader.dataset, _calibration_data(calib)):
             try:
-                DATASETS.build(dict(config))
+                dataset = DATASETS.build(dict(config))
             except FileNotFoundError as error:
                 where = f": {cfg.data_source}" if "data_source" in cfg else ""
                 raise FileNotFoundError(f"{error}{where}; {DRY_RUN}") from error
+            for index in range(len(dataset)):
+                dataset[index].check()
+                if config is cfg.test_dataloader.dataset and not _measured(cfg, dataset[index]):
+                    raise ValueError(
+                        f"video {dataset[index].name}: no annotated frame is left to measure, the first and the last "
+                        "one do not count"
+                    )
 
     @classmethod
     def cut_down(cls, cfg: Config) -> list[str]:
         """Generated clips; the SAM 2 keeps its width and depth, its input is small."""
+        _check_kinds(cfg)
         root = str(Path(cfg.work_dir) / "clips")
         dataset = dict(
             type="GeneratedClips", data_root=root, count=dry_run.IMAGES, frames=dry_run.FRAMES, size=dry_run.IMAGE_SIZE
@@ -210,6 +220,22 @@ class VideoPTQLoop(QuantizationLoop):
         rows = {name: {"fp": row, "quantized": quantized.sequences[name]} for name, row in floating.sequences.items()}
         speed = {"fp": floating.seconds_per_frame, "quantized": quantized.seconds_per_frame}
         return {"sequences": rows, "seconds_per_frame": speed}
+
+
+def _measured(cfg: Config, video: Video) -> bool:
+    """Whether any frame of it is measured, see :class:`JFMetric`."""
+    evaluator = cfg.get("test_evaluator")
+    if isinstance(evaluator, Mapping) and evaluator.get("skip_ends", True):
+        return bool(video.annotated[1:-1])
+    return True
+
+
+def _check_kinds(cfg: Config) -> None:
+    """The data sets that the config names are known. Raises ValueError."""
+    calib = cfg.test_cfg.get("calib") or {}
+    for config in (cfg.test_dataloader.dataset, calib.get("dataset") or {"type": "VideoFolder"}):
+        if DATASETS.get(config.get("type", "")) is None:
+            raise ValueError(f"unknown data set {config.get('type')!r}: its module belongs into custom_imports")
 
 
 def _calibration_data(calib: VideoCalibration) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from tqdm import tqdm
 
 from ahcq_plugin.support.files import write_text
-from ahcq_plugin.zoo.published import PUBLISHED_FILES, PublishedFile, damage, of_model, of_path, sha256_of
+from ahcq_plugin.zoo.published import PUBLISHED_FILES, PublishedFile, damage, of_model, of_path, record_of, sha256_of
 
 CHUNK = 2**20
 
@@ -58,22 +58,13 @@ def state_of(entry: PublishedFile, folder: Path) -> str:
     path = folder / entry.file
     if not path.is_file():
         return "missing"
-    published = not entry.convert and bool(entry.sha256 or entry.size)
-    wrong = damage(path, entry) if published else ""
-    recorded = _record(path)
-    if not wrong and recorded.is_file():
-        found, expected = sha256_of(path), recorded.read_text(encoding="utf-8", errors="replace").split(" ")[0]
-        wrong = "" if found == expected else f"its SHA-256 is {found}, {recorded.name} says {expected}"
-    elif not wrong and not published and not zipfile.is_zipfile(path):
+    known = record_of(path).is_file() or (not entry.convert and bool(entry.sha256 or entry.size))
+    wrong = damage(path, entry, bool(entry.convert))
+    if not known and not zipfile.is_zipfile(path):
         wrong = "it is no checkpoint (PyTorch's are zip archives)"
     if wrong:
         return f"damaged: {wrong}"
-    return "ok" if published or recorded.is_file() else "there"
-
-
-def _record(path: Path) -> Path:
-    """Where the digest of a file stands that nobody has published in full."""
-    return path.with_name(f"{path.name}.sha256")
+    return "ok" if known else "there"
 
 
 def download(entry: PublishedFile, path: Path, progress: bool = True) -> None:
@@ -154,8 +145,8 @@ def fetch(entry: PublishedFile, folder: Path, configs: Path, progress: bool = Tr
         convert_yolox(raw, path)
     done = f"{path}: {'converted from ' + raw.name if entry.convert else 'fetched'}"
     if entry.convert or len(entry.sha256) < 64:
-        write_text(f"{sha256_of(path)}  {path.name}\n", _record(path))  # as sha256sum writes and checks it
+        write_text(f"{sha256_of(path)}  {path.name}\n", record_of(path))  # as sha256sum writes and checks it
         if not entry.convert:
             known = f"{len(entry.sha256)} of 64 digits" if entry.sha256 else "no digit"
-            return f"{done}; published of its SHA-256: {known}; what came is recorded in {_record(path).name}"
+            return f"{done}; published of its SHA-256: {known}; what came is recorded in {record_of(path).name}"
     return done

@@ -13,7 +13,7 @@ from torch import Tensor
 from ahcq_plugin import quantize
 from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.zoo.items import Item
-from ahcq_plugin.zoo.prompts import KINDS, draw_item, item_generator, mixed_items, prompt_forward
+from ahcq_plugin.zoo.prompts import KINDS, assign_kinds, draw_item, item_generator, mixed_items, prompt_forward
 from ahcq_plugin.zoo.sam import decode_prompts
 
 #: Seed of the prompts that are compared; those of calibration have others.
@@ -38,8 +38,12 @@ def prompt_errors(
         most: objects, or points of the grid, an image.
 
     Returns: name -> kind of prompt -> ||logits - fp|| / ||fp|| over all objects of ``held_out``.
-    Raises: AuditError: a quantized model fails its audit.
+    Raises:
+        AuditError: a quantized model fails its audit.
+        ValueError: too few images for a mix; before anything is computed.
     """
+    for shares in mixes.values():
+        assign_kinds(shares, len(calibration), seed)
     prompts = [
         {
             kind: draw_item(sam, item.image, torch.from_numpy(item.boxes), item.masks, kind, most, _generator(index))

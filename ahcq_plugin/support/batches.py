@@ -41,3 +41,34 @@ def check_batches(batches: Any) -> None:
         )
     if len(batches) == 0:
         raise ValueError("`batches` is empty: calibration needs at least one item")
+
+
+def run_first(model: nn.Module, batch: Any, forward: Forward) -> Any:
+    """``forward(model, batch)`` of the first item, with errors that say whose fault it is. Infinite values are allowed:
+    masks of attention hold them.
+
+    Raises:
+        ValueError: the item holds NaN, ``forward`` fails on it, or its result is None or holds NaN.
+    """
+    if where := _with_nan(batch):
+        raise ValueError(f"`batches[0]`{where.rstrip()} holds NaN: look for damaged data, or a division by zero")
+    try:
+        out = forward(model, batch)
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"`batches[0]` does not go through `forward` ({type(error).__name__}: {error}); items are what "
+            "`forward(model, item)` takes, without `forward` what the model takes"
+        ) from error
+    if out is None:
+        raise ValueError("`forward` returned None: it must run the model on the item, and return what it gives")
+    if where := _with_nan(out):
+        raise ValueError(f"the model's output{where.rstrip()} for `batches[0]` holds NaN before anything is quantized")
+    return out
+
+
+def _with_nan(tree: Any) -> str:
+    """Where a nested structure first holds NaN, as ``['image']``; of a bare tensor ' '; '' where nowhere."""
+    for path, leaf in pytree.tree_flatten_with_path(tree)[0]:
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and bool(leaf.isnan().any()):
+            return pytree.keystr(path) or " "
+    return ""

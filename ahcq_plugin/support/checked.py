@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +30,24 @@ def save_checked(obj: Any, path: str | Path) -> None:
     with replacing(path) as temporary:
         torch.save(obj, temporary)
         seal(temporary)
+
+
+def check_plain(value: Any, name: str) -> None:
+    """Only what is read back without running code: mappings, sequences, texts, numbers, None, tensors.
+
+    Raises: TypeError: something else, with its place.
+    """
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            check_plain(key, f"a key of {name}")
+            check_plain(entry, f"{name}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for index, entry in enumerate(value):
+            check_plain(entry, f"{name}[{index}]")
+    elif value is not None and type(value) not in (str, bool, int, float, torch.Tensor):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}, which no file of ours can hold: give numbers, texts, lists and dicts"
+        )
 
 
 def seal(path: str | Path) -> None:

@@ -21,6 +21,18 @@ def decode_image(content: bytes, path: str | Path) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of an image file, which is not decoded; its EXIF flag is not obeyed.
+
+    Raises: ValueError: not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a readable image ({error})") from error
+
+
 def check_header(path: str | Path, size: tuple[int, int]) -> None:
     """A quick look at an image file, which is not decoded.
 

@@ -18,7 +18,13 @@ def input_image(sam: Sam, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
 
     Returns: float32 (1, 3, S, S) on SAM's device, and (height, width) without the padding.
     """
-    resized = ResizeLongestSide(sam.image_encoder.img_size).apply_image(image)
+    size = sam.image_encoder.img_size
+    if min(ResizeLongestSide.get_preprocess_shape(*image.shape[:2], size)) < 1:
+        raise ValueError(
+            f"an image of {image.shape[0]} x {image.shape[1]} pixels has no row or column left when its longer side is "
+            f"resized to {size}: cut it into parts"
+        )
+    resized = ResizeLongestSide(size).apply_image(image)
     pixels = torch.as_tensor(resized, device=sam.device).permute(2, 0, 1)[None]
     return sam.preprocess(pixels), resized.shape[:2]
 

@@ -156,12 +156,22 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def damage(path: Path, entry: PublishedFile) -> str:
-    """What tells a file from the published one, in words; '' when nothing does, as far as anything is published."""
-    size = path.stat().st_size
-    if entry.size is not None and size != entry.size:
+def record_of(path: Path) -> Path:
+    """Where the digest of a file stands that nobody has published in full, noted when it was first fetched."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def damage(path: Path, entry: PublishedFile, convert: bool = False) -> str:
+    """What tells a file from the published one, and from what was noted when it was fetched, in words; '' when nothing
+    does, as far as anything is known. With ``convert`` it was made from the published one: only the note counts."""
+    size, record = path.stat().st_size, record_of(path)
+    if entry.size is not None and size != entry.size and not convert:
         return f"it has {size:,} bytes, the published file {entry.size:,}"
-    if not entry.sha256:
+    published = "" if convert else entry.sha256
+    noted = record.read_text(encoding="utf-8", errors="replace").split(" ")[0] if record.is_file() else ""
+    if not (published or noted):
         return ""
     sha256 = sha256_of(path)
-    return "" if sha256.startswith(entry.sha256) else f"its SHA-256 is {sha256}, published is {entry.sha256}"
+    if not sha256.startswith(published):
+        return f"its SHA-256 is {sha256}, published is {published}"
+    return f"its SHA-256 is {sha256}, {record.name} says {noted}" if record.is_file() and sha256 != noted else ""

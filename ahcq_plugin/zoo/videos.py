@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ahcq_plugin.zoo import clips
+from ahcq_plugin.zoo.images import image_size
 
 DAVIS, SAV = "davis", "sav"
 #: layout -> folders of frames and of annotations, list of names (all below the root).
@@ -48,6 +49,9 @@ class Video:
         frames = [path for path in self.frame_dir.iterdir() if path.suffix.lower() in (".jpg", ".jpeg")]
         if not frames:
             raise FileNotFoundError(f"no JPEG frames in {self.frame_dir}")
+        misnamed = [path for path in frames if not path.stem.isdecimal()]
+        if misnamed:
+            raise ValueError(f"frames are named by numbers, as 00000.jpg, got {misnamed[0]}")
         return sorted(frames, key=lambda path: int(path.stem))[:: self.every][: self.max_frames]
 
     @cached_property
@@ -56,6 +60,10 @@ class Video:
         folders = [self.mask_dir] if self.layout == DAVIS else self._object_dirs
         stems = {path.stem for folder in folders for path in folder.glob("*.png")}
         indices = [index for index, path in enumerate(self.frames) if path.stem in stems]
+        if without := sorted(stems - {path.stem for path in self.frame_dir.iterdir()}):
+            raise ValueError(
+                f"video {self.name}: {self.mask_dir} has an annotation of frame {without[0]}, which is missing"
+            )
         if not indices or indices[0] != 0:
             raise ValueError(
                 f"video {self.name}: the first frame, {self.frames[0].stem}, has no annotation in {self.mask_dir}; its "
@@ -75,10 +83,29 @@ class Video:
     def _object_dirs(self) -> list[Path]:
         return sorted(path for path in self.mask_dir.iterdir() if path.is_dir())
 
+    def check(self) -> None:
+        """A quick look at all files that are used: they are images of one size; only the first is decoded.
+
+        Raises: ValueError, FileNotFoundError: one line that names the file.
+        """
+        folders = [self.mask_dir] if self.layout == DAVIS else self._object_dirs
+        masks = [folder / f"{self.frames[index].stem}.png" for folder in folders for index in self.annotated]
+        for path in (*self.frames, *masks):
+            if path.exists() and not path.is_file():
+                raise ValueError(f"{path} is not a file")
+        size = image_size(self.frames[0])
+        for path in (*self.frames, *(mask for mask in masks if mask.is_file())):
+            if (found := image_size(path)) != size:
+                raise ValueError(f"{path} has {found} pixels (H, W), the first frame of {self.name} has {size}")
+        self.masks(0)
+
     def image(self, index: int) -> np.ndarray:
-        """A frame, (H, W, 3) uint8 RGB."""
-        with Image.open(self.frames[index]) as image:
-            return np.array(image.convert("RGB"))
+        """A frame, (H, W, 3) uint8 RGB. ValueError: it cannot be read."""
+        try:
+            with Image.open(self.frames[index]) as image:
+                return np.array(image.convert("RGB"))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{self.frames[index]} is not a readable image ({error})") from error
 
     def masks(self, index: int) -> np.ndarray:
         """Masks of all ``objects`` in an annotated frame, (N, H, W) bool.
@@ -101,8 +128,15 @@ class Video:
 
 
 def _read_png(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.array(image)
+    """Values as they are stored, (H, W). ValueError: no image, or one with channels."""
+    try:
+        with Image.open(path) as image:
+            values = np.array(image)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a readable image ({error})") from error
+    if values.ndim != 2:
+        raise ValueError(f"{path} has channels, an annotation holds one number a pixel")
+    return values
 
 
 def read_videos(

@@ -157,6 +157,28 @@ def test_bad_options_are_named(config):
         VideoCalibration.from_config(dict(num_images=3))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"test_cfg.leave": "x"}, "`leave` takes a list of names and globs, got 'x'"),
+        ({"test_cfg.leave": [3]}, r"`leave` takes a list of names and globs, got \[3\]"),
+        ({"test_dataloader.dataset.type": "NoSuchSet"}, "unknown data set 'NoSuchSet'"),
+        ({"test_cfg.calib.dataset.type": "NoSuchSet"}, "unknown data set 'NoSuchSet'"),
+        ({"test_dataloader.dataset.frames": 2}, "no annotated frame is left to measure"),
+    ],
+)
+def test_what_would_fail_later_is_said_first(config, options, message):
+    with pytest.raises(ValueError, match=message):
+        preflight(read_config(str(config), options))
+
+
+def test_a_dry_run_asks_for_the_data_sets_too(config):
+    cfg = read_config(str(config), {"test_dataloader.dataset.type": "NoSuchSet"})
+    cfg.work_dir = "out"
+    with pytest.raises(ValueError, match="unknown data set 'NoSuchSet'"):
+        make_dry_run(cfg)
+
+
 @pytest.mark.parametrize("leaf", ["sam2_t_w4a4_davis", "sam2_bp_w6a6_sav"])
 def test_missing_data_say_where_they_come_from(leaf, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

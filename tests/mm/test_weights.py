@@ -12,8 +12,10 @@ import torch
 from mmengine.config import Config
 
 from ahcq_plugin.mm import weights
+from ahcq_plugin.mm.detectors.loading import read_detector
 from ahcq_plugin.mm.weights import download, fetch, state_of, wanted
 from ahcq_plugin.support.tool import run_tool
+from ahcq_plugin.zoo.checkpoints import load_weights
 from ahcq_plugin.zoo.published import PUBLISHED_FILES, PublishedFile, damage
 from ahcq_plugin.zoo.sam import CHECKPOINTS
 
@@ -158,6 +160,17 @@ def test_a_flipped_bit_in_a_converted_file_is_found(entry, tmp_path, monkeypatch
     content[len(content) // 2] ^= 1
     (tmp_path / "y.pth").write_bytes(content)
     assert state_of(entry, tmp_path).startswith("damaged: its SHA-256 is ")
+
+
+def test_what_was_recorded_is_checked_by_those_who_load(entry, tmp_path):
+    sam = PUBLISHED_FILES["mobile_sam"]  # no digit is published
+    for file in (sam.file, "yolox_nano.pth"):
+        torch.save({"x": torch.zeros(3)}, tmp_path / file)
+        (tmp_path / f"{file}.sha256").write_text(f"{'0' * 64}  {file}\n")
+    with pytest.raises(ValueError, match=rf"damaged: its SHA-256 is .*, {sam.file}.sha256 says 0000"):
+        load_weights(torch.nn.Linear(1, 1), tmp_path / sam.file, sam)
+    with pytest.raises(ValueError, match=r"yolox_nano.pth is damaged: its SHA-256 is .* says 0000"):
+        read_detector(Config(dict(load_from=str(tmp_path / "yolox_nano.pth"))))
 
 
 @pytest.mark.parametrize("leaf", sorted((ROOT / "mm_configs").glob("sam_[blh]_*.py")), ids=lambda path: path.stem)

@@ -30,3 +30,10 @@ def test_errors_are_relative_and_every_mix_starts_from_floating_point(tiny_sam, 
     for of_mix in errors.values():
         assert of_mix == pytest.approx(dict.fromkeys(("box", "click1", "click3", "mask", "grid"), 0.5), rel=1e-4)
     assert seen[0] == [["boxes", "image"]] * 2 and ["image", "labels", "masks", "points"] in seen[1]
+
+
+def test_too_few_images_for_a_later_mix_are_refused_first(tiny_sam, monkeypatch):
+    monkeypatch.setattr(prompt_errors, "quantize", lambda *args, **kwargs: pytest.fail("computed"))
+    images, mixes = list(scene_items(2, seed=4, size=64)), {"boxes": {"box": 1.0}, "both": {"box": 0.5, "mask": 0.5}}
+    with pytest.raises(ValueError, match="a share of 0.5 of 1 images gives '(box|mask)' none"):
+        prompt_errors.prompt_errors(tiny_sam, mixes, images[:1], images[1:], Recipe.from_config("rtn"))

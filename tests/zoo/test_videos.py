@@ -103,6 +103,43 @@ def test_a_frame_without_annotation_is_named(tmp_path, clips):
         video.masks(0)
 
 
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        (
+            "JPEGImages/480p/clip000/00000.jpg",
+            lambda path: path.unlink(),
+            "an annotation of frame 00000, which is missing",
+        ),
+        (
+            "JPEGImages/480p/clip000/00003.jpg",
+            lambda path: path.unlink(),
+            "an annotation of frame 00003, which is missing",
+        ),
+        ("JPEGImages/480p/clip000/00003.jpg", lambda path: path.write_bytes(b""), "00003.jpg is not a readable image"),
+        ("JPEGImages/480p/clip000/00003.jpg", lambda path: Image.new("L", (9, 8)).save(path), r"\(8, 9\) pixels"),
+        ("JPEGImages/480p/clip000/x.jpg", lambda path: path.write_bytes(b""), "frames are named by numbers"),
+        (
+            "Annotations/480p/clip000/00002.png",
+            lambda path: path.write_bytes(b"x"),
+            "00002.png is not a readable image",
+        ),
+        ("Annotations/480p/clip000/00000.png", lambda path: Image.new("RGB", (64, 64)).save(path), "has channels"),
+        ("Annotations/480p/clip000/00000.png", lambda path: path.write_bytes(path.read_bytes()[:-40]), "00000.png"),
+    ],
+)
+def test_a_quick_look_names_what_cannot_be_used(tmp_path, file, damage, message):
+    folder = write_clips(tmp_path / "clips", 1, seed=4, frames=5, size=64)
+    read_videos(folder, "davis")[0].check()
+    damage(folder / file)
+    with pytest.raises(ValueError, match=message):
+        read_videos(folder, "davis")[0].check()
+
+
+def test_a_quick_look_at_sav(tmp_path):
+    read_videos(sav_folder(tmp_path), "sav")[0].check()
+
+
 def test_every_second_frame_and_the_first_of_these(clips, tmp_path):
     whole, part = read_videos(clips, "davis")[1], read_videos(clips, "davis", every=2, max_frames=2)[1]
     assert [path.stem for path in part.frames] == ["00000", "00002"] and part.annotated == [0, 1]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ahcq_plugin.mm.weights import download
 from ahcq_plugin.support.safe_load import safe_load
 from ahcq_plugin.zoo.checkpoints import CHECKPOINT_DIR
-from ahcq_plugin.zoo.published import PublishedFile, of_path
+from ahcq_plugin.zoo.published import PublishedFile, damage, of_path
 
 
 def read_detector(cfg: Config) -> dict[str, Tensor]:
@@ -28,7 +28,10 @@ def read_detector(cfg: Config) -> dict[str, Tensor]:
         FileNotFoundError, ValueError: no such file, refused, damaged, or without a state dict.
     """
     path = _local(str(cfg.load_from))
-    # OpenMMLab publishes in the format before zip
+    entry = of_path(path)
+    if entry is not None and path.is_file() and (wrong := damage(path, entry, bool(entry.convert))):
+        raise ValueError(f"the detector checkpoint {path} is damaged: {wrong}; remove it and fetch it again")
+    # OpenMMLab publishes in the format before zip, which has no checksum
     loaded = safe_load(path, trust=bool(cfg.get("trust_checkpoint")), legacy=True)
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
