@@ -6,10 +6,13 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import pytest
+import torch
 
 from ahcq_plugin.support.files import write_json
+from tests.families.choices import Choices
+from tests.families.controls import ATTENTION, CHOICES, NOISE, RANGES
 from tests.families.measure import Result
-from tests.families.table import page, read
+from tests.families.table import FIGURES, page, read
 
 
 def test_failures_and_missing_packages_are_named_without_the_folders_of_a_machine(tmp_path):
@@ -63,24 +66,54 @@ def test_an_error_above_the_goal_or_another_bit_does_not_pass():
         assert result(**change).fails, change
 
 
-def test_what_is_off_too_much_is_shown_beside_seven_bits():
-    """Rounding doubles with a bit less; a wrong operation stays."""
-    text = page([Result("timm", "ViT", {}, off=1e-6, w8a8=0.1, w7a7=0.21)])
-    assert "- timm: ViT: W8A8: 10.0% (21.0% with 7 bits)\n" in text
+def test_what_is_off_is_shown():
+    text = page([Result("timm", "ViT", {}, off=1e-6, w8a8=0.1)])
+    assert "- timm: ViT: W8A8: 10.0%\n" in text
     assert "- timm: ViT: off: other bits, without fused attention" in text
     assert "| 1e-06 (fused) |" in page([Result("timm", "ViT", {}, off=1e-6, fused=True)])
 
 
 @pytest.mark.parametrize(
-    ("noise", "unclipped", "cause"),
+    ("errors", "cause"),
     [
-        (0.09, 0.04, "by rounding: what 8 bits do to this model"),
-        (0.03, 0.04, "by clipping: within the goal where ranges hold all values"),
-        (0.07, 0.06, "by rounding and clipping together"),
-        (0.03, 0.09, "explained by neither rounding nor clipping"),
+        ((0.04, 0.04, 0.04, 0.03), "other decisions"),
+        ((0.10, 0.04, 0.04, 0.03), "attention weights on an even grid"),
+        ((0.10, 0.10, 0.04, 0.03), "clipping"),
+        ((0.09, 0.08, 0.04, 0.03), "clipping"),
+        ((0.07, 0.07, 0.04, 0.03), "other decisions and clipping"),
+        ((0.10, 0.10, 0.09, 0.08), "rounding: what 8 bits do to this model"),
+        ((0.07, 0.07, 0.06, 0.06), "other decisions and rounding: what 8 bits do to this model"),
+        ((0.10, 0.10, 0.09, 0.03), "what no control explains"),
     ],
 )
-def test_the_controls_name_the_cause_of_an_error(noise, unclipped, cause):
-    text = page([Result("timm", "ViT", {}, off=0.0, w8a8=0.1, noise=noise, unclipped=unclipped)])
-    figures = f"{noise:.1%} with noise in place of rounding; {unclipped:.1%} with ranges that hold all values"
+def test_the_controls_name_the_cause_of_an_error(errors, cause):
+    names = (CHOICES, ATTENTION, RANGES, NOISE)
+    text = page([Result("timm", "ViT", {}, off=0.0, w8a8=0.1, controls=dict(zip(names, errors, strict=True)))])
+    figures = "; ".join(f"{e:.1%} {FIGURES[name]}" for name, e in zip(names, errors, strict=True))
     assert f"- timm: ViT: W8A8: 10.0%, {cause} ({figures})\n" in text
+
+
+def decide(masks, scores):
+    """The masks with the best score, the largest pixels and where they are, and which pixels are positive."""
+    best = masks[torch.argmax(scores)]
+    pixels, where = masks.max(dim=1)
+    second, places = scores.topk(2)
+    return best, pixels, where, second, places, masks > 0, scores.sort(descending=True).values
+
+
+def test_decisions_of_the_first_run_are_taken_again_with_the_numbers_of_the_second():
+    masks, scores = torch.tensor([[1.0, -2.0], [-3.0, 4.0], [5.0, 0.5]]), torch.tensor([0.1, 0.7, 0.3])
+    choices = Choices()
+    with choices:
+        first = decide(masks, scores)
+    assert all(torch.equal(a, b) for a, b in zip(first, decide(masks, scores), strict=True))
+    for _ in range(2):
+        with choices:
+            best, pixels, where, second, places, positive, ordered = decide(-masks, 1 - scores)
+        assert torch.equal(best, -masks[1])
+        assert torch.equal(where, first[2]) and torch.equal(pixels, -first[1])
+        assert torch.equal(places, torch.tensor([1, 2])) and torch.equal(second, 1 - scores[[1, 2]])
+        assert torch.equal(positive, masks > 0) and torch.equal(ordered, 1 - scores[[1, 2, 0]])
+    with choices:
+        other = decide(-masks[:2], 1 - scores[:2])
+    assert torch.equal(other[5], masks[:2] < 0), "another shape is decided anew"

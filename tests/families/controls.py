@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an error of 8 bits is made of: the same model with noise in place of rounding, and without clipping."""
+"""What an error of 8 bits is made of: causes taken away one after the other, and noise in place of rounding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,12 @@ from ahcq_plugin.ptq.prepare import prepare_unit
 from ahcq_plugin.ptq.prepared import quantizers
 from ahcq_plugin.quantizers import UniformFakeQuantize
 from ahcq_plugin.quantizers.observers import AvgMinMaxObserver
-from tests.families.case import Case
+from tests.families.case import Case, Family, pooled_error
+from tests.families.choices import Choices
+
+#: What ``controls`` measures, in its order.
+CHOICES, ATTENTION, RANGES, NOISE = "choices", "attention", "ranges", "noise"
+_ATTENTION_WEIGHTS = "softmax_post_act_fake_quantizer"
 
 
 class WholeRangeObserver(AvgMinMaxObserver):
@@ -26,6 +32,46 @@ class WholeRangeObserver(AvgMinMaxObserver):
             lo, hi = torch.minimum(lo, self.min_val), torch.maximum(hi, self.max_val)
         self.min_val, self.max_val = lo, hi
         self.count += 1
+
+
+def controls(family: Family) -> dict[str, float]:
+    """Relative error of W8A8 by ``rtn`` with one cause after the other taken away.
+
+    Returns:
+        ``choices``: the model decides (which mask is best) as in floating point. ``attention``: attention weights are
+        in floating point, too: of thousands of tokens most get less than half a step of an even grid, and the sum of
+        what is lost is no noise. ``ranges``: they hold all values, too. ``noise``: decisions as in floating point, and
+        noise within half a step of every quantizer in place of its rounding: the least that 8 bits do to this model.
+    """
+    case = family.case()
+    choices = [Choices() for _ in case.items]
+    expected = _outputs(case.model, case, choices)
+
+    def error(model: nn.Module) -> float:
+        return pooled_error(_outputs(model, case, choices), expected)
+
+    model = _calibrated(case, UniformFakeQuantize, True)
+    errors = {CHOICES: error(model)}
+    _float_attention_weights(model)
+    errors[ATTENTION] = error(model)
+    whole = unclipped(family.case())
+    _float_attention_weights(whole)
+    return errors | {RANGES: error(whole), NOISE: error(noisy(family.case()))}
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, case: Case, choices: Sequence[Choices]) -> list[Any]:
+    outputs = []
+    for item, choice in zip(case.items, choices, strict=True):
+        with choice:
+            outputs.append(case.forward(model, item))
+    return outputs
+
+
+def _float_attention_weights(model: nn.Module) -> None:
+    for name, quantizer in quantizers(model):
+        if name.endswith(_ATTENTION_WEIGHTS):
+            quantizer.enable_fake_quant(False)
 
 
 def unclipped(case: Case) -> nn.Module:

@@ -33,7 +33,7 @@ from ahcq_plugin.ptq.coverage import IN_UNITS, INTEGERS, OUTSIDE
 from ahcq_plugin.support.files import write_json
 from tests.families import hugging_face, sams, timm_models
 from tests.families.case import Case, Family, equal, pooled_error, relative_error, tensors
-from tests.families.controls import noisy, unclipped
+from tests.families.controls import controls
 
 FAMILIES = {(f.source, f.name): f for f in (*sams.FAMILIES, *hugging_face.FAMILIES, *timm_models.FAMILIES)}
 #: Steps of reconstruction and of what goes before it: shows that they run, not how well.
@@ -59,8 +59,7 @@ class Result:
         keys_kept: the floating-point ``state_dict``'s names are all there.
         reloads: a loaded file gives the same bits.
         w8a8, w4a4: relative error over all items, the largest of all outputs.
-        w7a7: measured where W8A8 is off too much: twice that is what rounding gives.
-        noise, unclipped: as ``w7a7``: of ``tests/families/controls.py``.
+        controls: of ``tests/families/controls.py``, measured where W8A8 is off too much.
         matmuls, left_out: of the spec.
         onnx: units that export, and ``units_of_a_kind``: that were tried, one of every class.
     """
@@ -74,9 +73,7 @@ class Result:
     coverage: dict[str, float] = field(default_factory=dict)
     outside: list[str] = field(default_factory=list)
     w8a8: float | None = None
-    w7a7: float | None = None
-    noise: float | None = None
-    unclipped: float | None = None
+    controls: dict[str, float] = field(default_factory=dict)
     w4a4: float | None = None
     off: float | None = None
     fused: bool = False
@@ -180,16 +177,8 @@ class _Stages:
             )
         self.result.reloads = loaded is not None and equal(self.output(loaded), got)
         if self.result.w8a8 > W8A8_GOAL:
-            self.result.w7a7 = self.run("W7A7", self.seven_bits)
-            self.result.noise = self.run("noise", lambda: self.error(noisy(self.family.case())))
-            self.result.unclipped = self.run("unclipped", lambda: self.error(unclipped(self.family.case())))
+            self.result.controls = self.run("controls", lambda: controls(self.family)) or {}
         return model
-
-    def seven_bits(self) -> float:
-        case = self.family.case()
-        options = {"forward": case.forward, "leave": case.leave, "progress": False}
-        model, _ = quantize(case.model, case.items, "rtn", w_bits=7, a_bits=7, **options)
-        return self.error(model)
 
     def ahcq(self) -> None:
         model, _ = quantize(

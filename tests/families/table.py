@@ -8,10 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ahcq_plugin.ptq.coverage import INTEGERS, OUTSIDE
+from tests.families.controls import ATTENTION, CHOICES, NOISE, RANGES
 from tests.families.measure import FAMILIES, ONNX_GOAL, SAME, W8A8_GOAL, Result
 
-#: Share of an error that noise, or noise and clipping together, must reach to count as all of it.
+#: A control that leaves more than this of an error is no cause of it; noise that reaches it is all of it.
 NEARLY_ALL = 0.8
+CAUSES = {CHOICES: "other decisions", ATTENTION: "attention weights on an even grid", RANGES: "clipping"}
+FIGURES = {
+    CHOICES: "with the decisions of floating point",
+    ATTENTION: "also with its attention weights",
+    RANGES: "also with ranges that hold all values",
+    NOISE: "with those decisions and noise in place of rounding",
+}
 
 HEAD = f"""# Models
 
@@ -25,10 +33,12 @@ Cut-down models of each family's own classes with random weights, quantized from
   that is one operation; written out, it differs in the last bits (at most {SAME:.0e} passes).
 - **W8A8**: relative error over all items, rounding to nearest, the largest of all outputs (at most
   {W8A8_GOAL:.0%} passes). **W4A4**: the same after a few steps of `ahcq`, audited; a random model says little there.
-  Where 8 bits are further off, the notes at the end name the cause by three controls: noise within half a step of every
-  quantizer in place of its rounding, which is the least that 8 bits can do to this model; ranges that hold all values,
-  where `rtn` takes the mean of the items' ranges and clips what is beyond (few items, of two kinds of prompts, differ
-  much); and 7 bits, twice as far off where rounding is all, and much more where a decoder then chooses another mask.
+  Where 8 bits are further off, the notes at the end name the cause by controls, one after the other: the model decides
+  as in floating point (a decoder that takes the mask with the best predicted IoU may take another one, which is far
+  off); attention weights are in floating point, too (of thousands of tokens most get less than half a step of an even
+  grid, and all of that is lost; `ahcq` has LNQ for it); ranges hold all values, too (`rtn` takes the mean of the items'
+  ranges and clips what is beyond). Beside it noise within half a step of every quantizer in place of its rounding,
+  decisions as in floating point: the least that 8 bits can do to this model.
 - **file**: `state_dict` keeps the model's names, and a loaded `quantized.pth` gives the same bits.
 - **spec**: matmuls exported, and how many are left out. **ONNX**: kinds of units that
   onnxruntime computes alike (a code on a boundary may flip: at most {ONNX_GOAL:.0%}), of all kinds.
@@ -107,25 +117,24 @@ def _notes(r: Result) -> list[str]:
 
 def _cause(r: Result) -> str:
     """What the controls say of an error above the goal, in one phrase."""
-    if r.w8a8 is None or r.noise is None or r.unclipped is None:
+    if r.w8a8 is None or not r.controls:
         return ""
-    if r.noise >= NEARLY_ALL * r.w8a8:
-        return ", by rounding: what 8 bits do to this model"
-    if r.unclipped <= W8A8_GOAL:
-        return ", by clipping: within the goal where ranges hold all values"
-    clipping = max(r.w8a8**2 - r.unclipped**2, 0.0)  # independent errors add up as squares
-    if r.noise**2 + clipping >= (NEARLY_ALL * r.w8a8) ** 2:
-        return ", by rounding and clipping together"
-    return ", explained by neither rounding nor clipping"
+    named, before = [], r.w8a8
+    for control, cause in CAUSES.items():
+        now = r.controls[control]
+        if now < NEARLY_ALL * before:
+            named.append(cause)
+        before = now
+        if now <= W8A8_GOAL:
+            return ", " + " and ".join(named or ["a little of everything"])
+    if before <= r.controls[NOISE] / NEARLY_ALL:
+        return ", " + " and ".join([*named, "rounding: what 8 bits do to this model"])
+    return ", " + " and ".join([*named, "what no control explains"])
 
 
 def _controls(r: Result) -> str:
-    figures = [
-        "" if r.noise is None else f"{r.noise:.1%} with noise in place of rounding",
-        "" if r.unclipped is None else f"{r.unclipped:.1%} with ranges that hold all values",
-        "" if r.w7a7 is None else f"{r.w7a7:.1%} with 7 bits",
-    ]
-    return f" ({'; '.join(filter(None, figures))})" if any(figures) else ""
+    figures = [f"{r.controls[name]:.1%} {text}" for name, text in FIGURES.items() if name in r.controls]
+    return f" ({'; '.join(figures)})" if figures else ""
 
 
 def _without_folders(message: str) -> str:
