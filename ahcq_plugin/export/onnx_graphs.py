@@ -49,7 +49,8 @@ def export_onnx(
         path: a folder; with ``args`` the file.
         args: what ``qmodel`` is called with, positional; sizes stay those of these tensors but for ``dynamic``. None:
             ``qmodel`` is a SAM or a SAM 2.
-        dynamic: input -> axis -> name, of sizes that may change; inputs are called as the parameters of ``forward``.
+        dynamic: input -> axis -> name, of sizes that may change; inputs are called as the parameters of ``forward``,
+            those of ``*xs`` ``xs_0``, ``xs_1``; an input that nothing reads may be left out of the graph.
         style: ``exact``: the graphs compute in float32 what the fake-quantized model does; ``deploy``: QDQ with one
             scale a tensor and int8 weights, which runtimes execute on integers (:mod:`.onnx_deploy`); ``float``: the
             model as it is, to compare with.
@@ -74,7 +75,7 @@ def export_onnx(
     prepare, write = _maker(qmodel, style, int4), partial(_write, int4=int4)
     qmodel, args = _on_the_cpu(qmodel, args)
     if args is not None:
-        names = list(inspect.signature(qmodel.forward).parameters)[: len(args)]
+        names = _input_names(qmodel.forward, len(args))
         unknown = sorted(set(dynamic or ()) - set(names))
         if unknown:
             raise ValueError(f"`dynamic` names inputs that are none: {unknown}; inputs: {names}")
@@ -90,6 +91,15 @@ def export_onnx(
     for part in sam2_parts(prepared) if of_videos else sam_parts(prepared):
         write(part.module, part.args, Path(path) / part.file, part.inputs, part.outputs, part.dynamic)
     (write_sam2_bundle if of_videos else write_bundle)(qmodel, path, style)
+
+
+def _input_names(forward: Callable[..., Any], count: int) -> list[str]:
+    """Of ``count`` positional arguments."""
+    names: list[str] = []
+    for name, parameter in inspect.signature(forward).parameters.items():
+        several = parameter.kind is inspect.Parameter.VAR_POSITIONAL
+        names += [f"{name}_{i}" for i in range(count - len(names))] if several else [name]
+    return names[:count]
 
 
 def _on_the_cpu(model: nn.Module, args: Any) -> tuple[nn.Module, Any]:

@@ -22,9 +22,9 @@ from ahcq_plugin.graph.positions import exception_of
 from ahcq_plugin.integer.encoder import Encoder
 from ahcq_plugin.integer.heads import PerHeadEncoder, PerHeadProduct
 from ahcq_plugin.integer.layers import IntegerConv2d, IntegerGroupedConv2d, IntegerLinear
+from ahcq_plugin.integer.parts import run_in_parts
 from ahcq_plugin.integer.products import IntegerProduct
 from ahcq_plugin.integer.rewrite import Rewriter
-from ahcq_plugin.integer.upscaling import upscale_item_by_item
 from ahcq_plugin.quantizers import FakeQuantize, UniformFakeQuantize
 
 #: How weights are kept: packed beside the form that is multiplied with, made at first use; or packed alone.
@@ -43,8 +43,8 @@ def to_integer(qmodel: nn.Module, memory: str = "fast") -> nn.Module:
             keeps it packed alone and unpacks it at every use.
     Returns:
         A copy of the model in which each unit is an ``fx.GraphModule`` of integer modules; it has no gradients, no fake
-        quantizers, and of the units' weights packed codes only. What lies outside of units is copied as it is, but mask
-        upscaling takes the items of a batch one by one.
+        quantizers, and of the units' weights packed codes only. What lies outside of units is copied as it is, but the
+        decoder takes a batch of prompts in parts (``integer/parts.py``).
     Raises:
         ValueError: no quantized unit, or an unknown ``memory``.
         SpecError: a quantizer is not frozen, a weight is off its grid, or a matmul that integers cannot do (named).
@@ -59,7 +59,7 @@ def to_integer(qmodel: nn.Module, memory: str = "fast") -> nn.Module:
         if id(unit) not in done:
             done[id(unit)] = integer_unit(unit, name, memory)
     model = copy.deepcopy(qmodel, done).requires_grad_(False).eval()
-    upscale_item_by_item(model)
+    run_in_parts(model)
     return model
 
 

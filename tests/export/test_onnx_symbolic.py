@@ -31,6 +31,21 @@ def test_dimensions_are_moved_as_torch_moves_them_counted_from_either_end(source
     np.testing.assert_array_equal(session.run(None, {"x": x.numpy()})[0], model(x).numpy())
 
 
+class _Several(nn.Module):
+    def forward(self, first: Tensor, *rest: Tensor) -> Tensor:
+        return first + rest[1]
+
+
+def test_inputs_of_a_star_are_called_by_their_number(tmp_path):
+    """Those that nothing reads are left out, so that the others must have names of their own."""
+    export_onnx(_Several(), tmp_path / "several.onnx", tuple(torch.ones(n) for n in (1, 2, 3)), style="float")
+    session = onnxruntime.InferenceSession(str(tmp_path / "several.onnx"), providers=["CPUExecutionProvider"])
+    assert [(i.name, i.shape) for i in session.get_inputs()] == [("first", [1]), ("rest_1", [3])]
+    with pytest.raises(ValueError, match=r"none: \['rest'\]; inputs: \['first', 'rest_0'\]"):
+        dynamic = {"rest": {0: "n"}}
+        export_onnx(_Several(), tmp_path / "several.onnx", (torch.ones(1),) * 2, dynamic, style="float")
+
+
 class _Turned(nn.Module):
     """Rotary positions as SAM 3's encoder has them: complex factors, and sizes asked of complex tensors."""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ahcq_plugin.ptq.coverage import INTEGERS, OUTSIDE
-from tests.families.controls import ATTENTION, CHOICES, NOISE, RANGES
+from tests.families.controls import ATTENTION, CHOICES, DRAWS, NOISE, RANGES
 from tests.families.measure import FAMILIES, ONNX_GOAL, SAME, W8A8_GOAL, Result
 
 #: A control that leaves more than this of an error is no cause of it; noise that reaches it is all of it.
@@ -18,7 +18,7 @@ FIGURES = {
     CHOICES: "with the decisions of floating point",
     ATTENTION: "also with its attention weights",
     RANGES: "also with ranges that hold all values",
-    NOISE: "with those decisions and noise in place of rounding",
+    NOISE: f"with those decisions and noise in place of rounding, the largest of {DRAWS} draws",
 }
 
 HEAD = f"""# Models
