@@ -61,8 +61,10 @@ class Table:
 def _recipes(bits: int, seeds: int) -> tuple[Row, ...]:
     names = ("adaround", "brecq", "qdrop", "ptq4sam", "saqsam", "ahcq", "ahcq_plus")
     rows = [Row("rtn", Cell("rtn", bits)), *(Row(name, Cell(name, bits), seeds) for name in names)]
-    extras = (("BIG", "big"), ("searched ranges", "range_by_output_error"))
-    return (*rows, *(Row(f"ahcq + {label}", Cell("ahcq", bits, ((key, True),)), seeds) for label, key in extras))
+    extras = (("ahcq", "BIG", "big"), ("ahcq", "searched ranges", "range_by_output_error"))
+    extras += (("ahcq_plus", "one scale a head", "per_head"),)
+    more = [Row(f"{name} + {label}", Cell(name, bits, ((key, True),)), seeds) for name, label, key in extras]
+    return (*rows, *more)
 
 
 def _video_recipes(seeds: int) -> tuple[Row, ...]:
