@@ -76,7 +76,7 @@ CALIBRATED = (
     Method("rtn + BIG", "rtn", {"big": True}),
 )
 RECONSTRUCTED = tuple(
-    Method(f"{name}, reconstructed", name, _LEARNED) for name in ("ahcq", "ptq4sam", "saqsam", "qdrop")
+    Method(f"{name}, reconstructed", name, _LEARNED) for name in ("ahcq", "ahcq_plus", "ptq4sam", "saqsam", "qdrop")
 )
 
 
