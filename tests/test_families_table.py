@@ -84,6 +84,8 @@ def test_what_is_off_is_shown():
         ((0.10, 0.10, 0.09, 0.08), "rounding: what 8 bits do to this model"),
         ((0.07, 0.07, 0.06, 0.06), "other decisions and rounding: what 8 bits do to this model"),
         ((0.10, 0.10, 0.09, 0.03), "what no control explains"),
+        ((0.09, 0.08, 0.05, 0.08), "clipping"),
+        ((0.09, 0.08, 0.07, 0.09), "rounding: what 8 bits do to this model"),
     ],
 )
 def test_the_controls_name_the_cause_of_an_error(errors, cause):

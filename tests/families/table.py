@@ -125,11 +125,11 @@ def _cause(r: Result) -> str:
         if now < NEARLY_ALL * before:
             named.append(cause)
         before = now
-        if now <= W8A8_GOAL:
-            return ", " + " and ".join(named or ["a little of everything"])
-    if before <= r.controls[NOISE] / NEARLY_ALL:
-        return ", " + " and ".join([*named, "rounding: what 8 bits do to this model"])
-    return ", " + " and ".join([*named, "what no control explains"])
+        if now <= W8A8_GOAL and named:
+            return ", " + " and ".join(named)
+    rounding = before <= r.controls[NOISE] / NEARLY_ALL
+    last = "rounding: what 8 bits do to this model" if rounding else "what no control explains"
+    return ", " + " and ".join([*named, last])
 
 
 def _controls(r: Result) -> str:
