@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ahcq_plugin.support.files import write_json
+from ahcq_plugin.support.given import given_path
 
 if TYPE_CHECKING:
     from torch import nn  # who runs graphs needs no PyTorch
@@ -57,8 +58,13 @@ def read_bundle(path: str | Path, formats: Sequence[str] = (FORMAT, SAM2_FORMAT)
         FileNotFoundError: the folder has none.
         ValueError: it is not JSON, or of another format.
     """
-    file = Path(path) / BUNDLE_FILE
-    content = json.loads(file.read_text(encoding="utf-8"))
+    file = given_path(path) / BUNDLE_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"no {file}: `path` is the folder that export_onnx wrote")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON ({error}); export the model again") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found not in formats:
         raise ValueError(

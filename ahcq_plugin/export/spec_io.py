@@ -26,6 +26,7 @@ from ahcq_plugin.export.operands import OPERANDS, SpecError, WeightOperand
 from ahcq_plugin.export.packing import pack, unpack
 from ahcq_plugin.export.spec import Spec, Step, UnitSpec
 from ahcq_plugin.support.files import replacing
+from ahcq_plugin.support.given import given_path
 
 FORMAT = "ahcq_plugin.spec/2"
 FORMER_FORMAT = "ahcq_plugin.spec/1"  # no operands per head, no groups of convolutions; still read
@@ -40,7 +41,9 @@ def save_spec(spec: Spec, path: str | Path) -> Path:
 
     Atomic: at any time the folder holds the old spec or the whole new one. Equal specs give equal bytes.
     """
-    folder, tensors = Path(path), {}
+    if not isinstance(spec, Spec):
+        raise TypeError(f"`spec` must be a Spec, got {type(spec).__name__}: make_spec and load_spec return one")
+    folder, tensors = given_path(path), {}
     if folder.exists() and not folder.is_dir():
         raise SpecError(f"a spec is a folder, but {folder} is a file; give another path")
     units = [_unit_to_plain(unit, tensors) for unit in spec.units]
@@ -66,7 +69,8 @@ def load_spec(path: str | Path) -> Spec:
         SpecError: another format version, unknown or missing keys, a truncated or changed file, values that cannot
             be right. The message begins with the file and says where in it.
     """
-    file = Path(path) / SPEC_FILE if Path(path).is_dir() else Path(path)
+    path = given_path(path)
+    file = path / SPEC_FILE if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"no spec at {file}: write one with export_spec or tools/export.py")
     try:

@@ -20,8 +20,9 @@ from ahcq_plugin.ptq.prepared import quantizers
 from ahcq_plugin.ptq.recipe import Recipe, current_names
 from ahcq_plugin.quantizers.base import ResizingStateMixin
 from ahcq_plugin.support.checked import save_checked
+from ahcq_plugin.support.given import check_model, given_path
 from ahcq_plugin.support.safe_load import safe_load
-from ahcq_plugin.support.state import load_state
+from ahcq_plugin.support.state import check_changeable, check_state
 
 FORMAT = "ahcq_plugin.checkpoint/1"
 QUANTIZED_FILE = "quantized.pth"  # in a run's work dir: the result
@@ -30,6 +31,7 @@ CALIBRATED_FILE = "calibrated.pt"  # in a run's work dir: the state after calibr
 
 def save_checkpoint(path: str | Path, model: nn.Module, recipe: Recipe, extra: dict[str, Any] | None = None) -> None:
     """Save a prepared (usually frozen) model: its state, the recipe and the units; ``extra`` holds plain values."""
+    check_model(model)
     content = {
         "format": FORMAT,
         "recipe": recipe.to_dict(),
@@ -105,9 +107,16 @@ class Checkpoint:
         Raises:
             ValueError: made for another model, or ``model`` is prepared already.
         """
+        check_changeable(model)
         prepare(model, self.recipe, self.units, leave=self.leave, calls=self.calls)
         state = {**calibration_state(model), **self.state} if self.packed else self.state
-        load_state(model, state, str(self.path), "this model", _resizing(model))
+        check_state(model.state_dict(), state, str(self.path), "this model", _resizing(model))
+        for name, value in model.state_dict().items():
+            if value.dtype != state[name].dtype:
+                raise ValueError(
+                    f"{self.path} has {name} in {state[name].dtype}, this model in {value.dtype}: build it so"
+                )
+        model.load_state_dict(state)
         if self.packed:
             switch_on(model)
         for _, quantizer in quantizers(model):
@@ -121,7 +130,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         FileNotFoundError, ValueError: no such file, unreadable, or of another format.
     """
-    packed = Path(path).is_file() and is_packed(path)
+    path = given_path(path)
+    packed = path.is_file() and is_packed(path)
     content = read_packed(path) if packed else _read_pickled(path)
     try:
         recipe = Recipe.from_config(current_names(content["recipe"]))

@@ -268,6 +268,8 @@ class Recipe:
         """
         if isinstance(config, Recipe):
             values = overrides
+        elif not isinstance(config, (str, Mapping)):
+            raise TypeError(f"a recipe is a name, a dict or a Recipe, got {config!r:.60}")
         else:
             values = {**({"name": config} if isinstance(config, str) else config), **overrides}
         for old in _RENAMED.keys() & values.keys():
@@ -279,7 +281,7 @@ class Recipe:
         if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"unknown recipe {name!r}; allowed: {', '.join(PRESETS)}")
         known = {item.name for item in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(set(values) - known, key=str)
         if unknown:
             raise ValueError(
                 f"recipe: unknown key {', '.join(map(repr, unknown))}; allowed: {', '.join(sorted(known))}"
@@ -328,6 +330,12 @@ class Recipe:
         first_names = {new: old for old, new in _RENAMED.items()}
         values = {key: value for key, value in self.to_dict().items() if key not in _LATER or value != _LATER[key]}
         return {first_names.get(key, key): value for key, value in values.items()}
+
+
+def check_recipe(recipe: Any) -> None:
+    """TypeError for anything but a Recipe."""
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"`recipe` must be a Recipe, got {recipe!r:.60}: make one with Recipe.from_config")
 
 
 def current_names(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ahcq_plugin.support.given import given_path
 from ahcq_plugin.support.safe_load import safe_load
 from ahcq_plugin.support.state import load_state
 from ahcq_plugin.zoo.published import PUBLISHED_FILES, PublishedFile, damage, of_model
@@ -63,7 +64,7 @@ def load_weights(model: nn.Module, path: str | Path, source: PublishedFile | Non
     ``source``, when its file name is that of ``path``, has size and SHA-256 compared first.
     Raises FileNotFoundError or, in one line, ValueError.
     """
-    path = Path(path)
+    path = given_path(path, "checkpoint")
     require_file(path, source)
     if source is not None and path.name == source.file and (wrong := damage(path, source)):
         raise ValueError(f"{path} is damaged: {wrong}; download it again from {source.url}")
