@@ -69,7 +69,8 @@ def export_onnx(
         ModuleNotFoundError: the package onnx is not installed.
         TypeError: no model, ``args`` of another kind; without ``args``, the model is neither.
         ValueError: ``dynamic`` names no input or no axis; ``args`` that the model does not take; an unknown style;
-            ``int4`` without ``deploy`` or without weights of at most 4 bits; ``float`` of a quantized model; a SAM 2 that its driver could not follow.
+            ``int4`` without ``deploy`` or without weights of at most 4 bits; ``float`` of a quantized model; a SAM 2
+            that its driver could not follow.
     """
     if importlib.util.find_spec("onnx") is None:
         raise ModuleNotFoundError("ONNX export needs the packages onnx, onnxruntime: pip install 'ahcq_plugin[onnx]'")

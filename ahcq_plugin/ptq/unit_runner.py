@@ -14,6 +14,7 @@ class UnitRunner(fx.Interpreter):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The unit's output."""
+        self.extra_traceback = False  # errors say their unit and node; torch would add the module's whole traceback
         return self.run(*self.bound(args, kwargs))
 
     def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:

@@ -114,7 +114,7 @@ def test_a_dry_run_of_a_config_that_lacks_a_key(complain, ptq_config, key):
         ({"cfg_options": {"test_cfg.box_chunk": True}}, "test_cfg: `box_chunk` must be a positive integer, got True"),
         (
             {"cfg_options": {"test_cfg.score_thr": float("nan")}},
-            "test_cfg: `score_thr` must be a finite number, got nan",
+            "test_cfg: `score_thr` must be a number from 0 to 1, got nan",
         ),
         ({"device": "cuda:99"}, "device 'cuda:99' is not there: this machine has "),
         ({"cfg_options": {"test_dataloader.dataset.typ": "x"}}, "the config does not build: "),
