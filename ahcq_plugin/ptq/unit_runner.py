@@ -14,8 +14,12 @@ class UnitRunner(fx.Interpreter):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The unit's output."""
-        self.extra_traceback = False  # errors say their unit and node; torch would add the module's whole traceback
         return self.run(*self.bound(args, kwargs))
+
+    def run(self, *args: Any, **options: Any) -> Any:
+        """As of ``fx.Interpreter``; errors say their unit and node, torch would add the module's whole traceback."""
+        self.extra_traceback = False
+        return super().run(*args, **options)
 
     def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The unit's arguments in order, defaults filled in.

@@ -164,6 +164,10 @@ def _from_config(cfg: Mapping[str, Any]) -> Sam:
     size, patch = cfg["image_size"], cfg["patch_size"]
     if size % patch:
         raise ValueError(f"`image_size` must be a multiple of `patch_size`, got {size} and {patch}")
+    if cfg["embed_dim"] % cfg["num_heads"]:
+        raise ValueError(
+            f"`embed_dim` must be a multiple of `num_heads`, got {cfg['embed_dim']} and {cfg['num_heads']}"
+        )
     with built_of("SAM"):
         return _built(cfg)
 

@@ -21,7 +21,7 @@ from tests.robustness.case import Case
 from tests.robustness.materials import Materials, config_text
 
 
-def _bomb(path: Path) -> None:
+def png_header(path: Path) -> None:
     """A PNG whose header says 60,000 x 60,000 pixels."""
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b""))
@@ -43,7 +43,7 @@ def _array(shape: tuple[int, ...], kind: str) -> Callable[[Path], None]:
 
 #: What is no image that a model can see.
 IMAGES: dict[str, Callable[[Path], object]] = {
-    "a header of 60,000 x 60,000": _bomb,
+    "a header of 60,000 x 60,000": png_header,
     "a link to /dev/zero": _linked("/dev/zero"),
     "a link to /dev/null": _linked("/dev/null"),
     "a link to a folder": _linked("/"),
