@@ -15,7 +15,7 @@ from ahcq_plugin.ptq import Recipe
 from tests.robustness import kinds
 from tests.robustness.calls import calls
 from tests.robustness.case import DEMO, Case, config_with
-from tests.robustness.config_cases import further_configs
+from tests.robustness.config_cases import benches, further_configs
 from tests.robustness.data_cases import further_data
 from tests.robustness.file_cases import lying_files
 from tests.robustness.materials import Materials, config_text
@@ -27,7 +27,7 @@ def all_cases(good: Materials) -> list[Case]:
     """Every case; a control in each group, whose input is good."""
     groups = (
         *(recipe_values, loop_values, configs, checkpoints, annotations, images, specs, options, folders, videos),
-        *(further_configs, lying_files, further_data, python_calls),
+        *(further_configs, benches, lying_files, further_data, python_calls),
     )
     return [case for group in groups for case in group(good)]
 

@@ -65,7 +65,6 @@ _VALUES = {
         "dict(calib=dict(num_images=10**9))",
         "dict(calib=dict(dataset=5))",
         "dict(calib=dict(dataset=dict(type='NoSuch')))",
-        "dict(calib=dict(dataset=None))",
         "dict(calib=dict(prompts='no such'))",
         "dict(calib=dict(prompts=5))",
         "dict(calib=dict(prompts={'boxes': -1}))",
@@ -243,6 +242,39 @@ def further_configs(good: Materials) -> Iterator[Case]:
             return [str(folder / name), "--dry-run", "--work-dir", str(folder / "run")]
 
         yield Case("config", f"file of kind {suffix!r}", "ptq.py", another)
+
+
+#: Benchmarks, which only developers call.
+_BENCHES = {
+    "bench_acnr.py": (
+        ["--shapes", "x"],
+        ["--shapes", "0x4"],
+        ["--chunks", "0"],
+        ["--timed", "x"],
+        ["--json", "/dev/null/x"],
+    ),
+    "bench_inference.py": (["--models", "x"], ["--variants", "x"], ["--boxes", "0"], ["--repeats", "x"]),
+    "bench_integer.py": (
+        ["--model", "x"],
+        ["--recipes", "x:4"],
+        ["--recipes", "rtn:9"],
+        ["--backend", "x"],
+        ["--boxes", "0"],
+    ),
+    "bench_memory.py": (["--boxes", "0", "1"], ["--boxes", "1"], ["--device", "x"]),
+    "bench_quantizers.py": (["--shape", "0", "4"], ["--bits", "9"], ["--repeat", "0"], ["--device", "meta"]),
+    "bench_range_search.py": (["--shapes", "4"], ["--shapes", "axb"], ["--bits", "1"], ["--json", "/dev/null/x"]),
+    "bench_units.py": (["--boxes", "-1"], ["--recipes", "x"], ["--device", "cuda:9"]),
+    "bench_video.py": (["--models", "x"], ["--recipes", "x"], ["--size", "0"], ["--frames", "x"], ["--objects", "0"]),
+    "hw_model.py": (["--json", "/dev/null/x"], ["--models", "x"]),
+}
+
+
+def benches(good: Materials) -> Iterator[Case]:
+    """Options of the benchmarks."""
+    for tool, calls in _BENCHES.items():
+        for words in calls:
+            yield Case("options", " ".join(words), tool, _always(words))
 
 
 def _always(argv: list[str]) -> Callable[[Path], list[str]]:
