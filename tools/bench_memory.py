@@ -73,8 +73,10 @@ def main() -> None:
     for name in UNITS:
         for boxes in (low, high, *EXTRAPOLATED):
             line = [b + (b - a) / (high - low) * (boxes - high) for a, b in zip(one[name], two[name], strict=True)]
-            mark = "~" if boxes > high else ""
-            print(f"| {name.removeprefix(DECODER)[1:]} | {boxes} |", *(f"{mark}{cell:,.0f} |" for cell in line))
+            print(
+                f"| {name.removeprefix(DECODER)[1:]} | {boxes} |",
+                *(f"{'~' * (boxes > high)}{cell:,.0f} |" for cell in line),
+            )
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ class Recipe:
             self._check_type(item.name, item.type)
         for role, family in self.families.items():
             for value, allowed in ((role, ROLES), (family, ACTIVATION_FAMILIES)):
-                if value not in allowed:
+                if not isinstance(value, str) or value not in allowed:
                     raise ValueError(f"recipe: `families` has {value!r}; allowed: {', '.join(allowed)}")
         self._check_without()
         for key in ("w_bits", "a_bits"):
@@ -243,7 +243,7 @@ class Recipe:
         for component, globs in self.without.items():
             if component not in _COMPONENTS:
                 raise ValueError(f"recipe: `without` has {component!r}; allowed: {', '.join(_COMPONENTS)}")
-            if isinstance(globs, str) or not all(isinstance(glob, str) for glob in globs):
+            if not isinstance(globs, (list, tuple)) or not all(isinstance(glob, str) for glob in globs):
                 raise ValueError(f"recipe: `without.{component}` must be a list of globs of units, got {globs!r}")
         object.__setattr__(self, "without", {component: list(globs) for component, globs in self.without.items()})
 

@@ -94,6 +94,8 @@ def test_a_component_may_be_kept_to_some_units():
         ({"name": "rtn", "families": {"softmax": "lgn"}}, r"`families` has 'lgn'; allowed: uniform"),
         ({"name": "rtn", "families": 3}, r"recipe: `families` must be of type Mapping\[str, str\], got 3"),
         ({"name": "ahcq", "without": {"big": ["a"]}}, r"`without` has 'big'; allowed: cag, hluq, lnq, agq"),
+        ({"name": "rtn", "families": {"softmax": ["lnq"]}}, r"`families` has \['lnq'\]; allowed: uniform"),
+        ({"name": "ahcq", "without": {"lnq": None}}, r"`without.lnq` must be a list of globs of units, got None"),
         ({"name": "ahcq", "without": {"lnq": "a.*"}}, r"`without.lnq` must be a list of globs of units, got 'a.\*'"),
         ({"name": "ahcq", "without": ["lnq"]}, r"`without` must be of type Mapping\[str, Sequence\[str\]\], got"),
         ({"name": "qdrop", "granularity": "model"}, r"`granularity` must be one of none, layer, unit, got 'model'"),

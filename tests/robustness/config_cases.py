@@ -123,7 +123,17 @@ _VALUES = {
     ),
 }
 #: What only a run that loads the data can see; a dry run draws its own.
-_IN_A_RUN = ("load_from", "checkpoint=", "ann_file", "count=", "num_images=10**9", "vit_b", "hf:", "cag_groups=60000")
+_IN_A_RUN = (
+    "prompts='no such'",
+    "load_from",
+    "checkpoint=",
+    "ann_file",
+    "count=",
+    "num_images=10**9",
+    "vit_b",
+    "hf:",
+    "cag_groups=60000",
+)
 _OPTIONS = (
     ["recipe"],
     ["=5"],
