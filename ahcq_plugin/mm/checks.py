@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os.path
 from collections.abc import Mapping
 from typing import Any
@@ -48,11 +49,29 @@ def check_dataset(config: Mapping[str, Any], source: str | None = None, masks: b
 
 
 def check_known(config: Mapping[str, Any], where: str) -> None:
-    """ValueError for a data set, or one inside it, whose type is not registered; a dry run builds another."""
+    """ValueError for a data set, or one inside it, of a type or with keys that nobody knows; a dry run builds another,
+    which would not say so."""
     check_data_set(config, where)
     for part in [config, *wrapped(config)]:
-        if isinstance(part["type"], str) and DATASETS.get(part["type"]) is None:
+        kind = DATASETS.get(part["type"]) if isinstance(part["type"], str) else part["type"]
+        if kind is None:
             raise ValueError(f"{where}: unknown data set {part['type']!r}: its module belongs into custom_imports")
+        known = _parameters(kind)
+        unknown = sorted(set(part) - known - {"type", "_scope_"}) if known else []
+        if unknown:
+            raise ValueError(f"{where}: {part['type']} takes no {unknown[0]!r}; it takes {', '.join(sorted(known))}")
+
+
+def _parameters(kind: type) -> set[str]:
+    """What the constructor of a class takes by name, also of classes that it hands ``**kwargs`` on to; empty where
+    they take anything."""
+    names: set[str] = set()
+    for base in kind.__mro__:
+        parameters = inspect.signature(base.__init__).parameters.values()
+        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if all(p.kind != p.VAR_KEYWORD for p in parameters):
+            return names - {"self"}
+    return set()
 
 
 def check_pipeline(config: Mapping[str, Any]) -> None:

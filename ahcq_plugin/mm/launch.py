@@ -71,6 +71,8 @@ def launch(
         if launcher != "none":
             start_processes(launcher, cfg)
             console.quiet = not is_main_process()
+        if work_dir == "":
+            raise ValueError("the work dir is empty: give a folder, or leave it out")
         cfg.work_dir = work_dir or str(Path("work_dirs") / Path(config).stem)
         override_recipe(cfg, name=recipe, w_bits=w_bits, a_bits=a_bits, seed=seed)
         override_loop(cfg, device=device, toolkit=toolkit, resume=resume or None, seed=seed)

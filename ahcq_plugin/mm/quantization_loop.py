@@ -132,6 +132,8 @@ class QuantizationLoop(BaseLoop):
         cls.check_data(cfg, random_weights)
         sam = build_sam_from_config(cfg.sam, cls.build)
         check_finite(sam, "the SAM")
+        widths = [layer.in_features for layer in sam.modules() if isinstance(layer, nn.Linear)]
+        Recipe.from_config(cfg.recipe).check_channels(max(widths, default=0), "the widest layer of the SAM")
         try:
             if loop.get("units") is not None and not find_units(sam, loop.units):
                 raise ValueError("test_cfg: `units` is empty: name blocks, or leave it out")

@@ -131,6 +131,11 @@ def prepare(
         raise TypeError("`prepare_unit` must return the unit that it was given, with quantizers")
     check_shared(prepared, recipe)
     for name, unit in prepared.items():
+        for inner, quantizer in quantizers(unit):
+            if quantizer.family == "cag":
+                widths = [layer.in_features for layer in quantizer.consumers if isinstance(layer, nn.Linear)]
+                recipe.check_channels(min(widths, default=recipe.cag_groups), f"what {name}.{inner} quantizes")
+    for name, unit in prepared.items():
         unit.meta[UNIT_KEY]["recipe"] = recipe.to_dict()
         for _, quantizer in quantizers(unit):
             quantizer.to(devices[name])

@@ -252,6 +252,13 @@ class Recipe:
         if self.cache_device == "cuda" and not torch.cuda.is_available():
             raise ValueError("recipe: `cache_device` is 'cuda', and this machine has no GPU: use 'cpu' or 'disk'")
 
+    def check_channels(self, most: int, whose: str) -> None:
+        """ValueError where channels cannot make as many groups as ``cag_groups`` says."""
+        if self.cag and self.cag_groups > most:
+            raise ValueError(
+                f"recipe: `cag_groups` is {self.cag_groups}, {whose} has {most} channels; 0 keeps every channel apart"
+            )
+
     @staticmethod
     def names() -> tuple[str, ...]:
         """Names of the recipes."""

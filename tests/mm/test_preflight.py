@@ -118,6 +118,28 @@ def test_a_dry_run_of_a_config_that_lacks_a_key(complain, ptq_config, key):
         ),
         ({"device": "cuda:99"}, "device 'cuda:99' is not there: this machine has "),
         ({"cfg_options": {"test_dataloader.dataset.typ": "x"}}, "the config does not build: "),
+        ({"cfg_options": {"test_dataloader.batch_size": 0}}, "test_dataloader: `batch_size` must be a whole number"),
+        (
+            {"cfg_options": {"test_dataloader.num_workers": "x"}},
+            "test_dataloader: `num_workers` must be a whole number",
+        ),
+        ({"cfg_options": {"test_dataloader.sampler": 5}}, "test_dataloader: `sampler` must be a dict, got 5"),
+        (
+            {"cfg_options": {"test_dataloader.dataset.pipeline": [5]}},
+            "test_dataloader.dataset: `pipeline` must be a list",
+        ),
+        (
+            {"cfg_options": {"test_dataloader.dataset.ann_file": 5}},
+            "test_dataloader.dataset: `ann_file` must be a text",
+        ),
+        (
+            {"cfg_options": {"test_evaluator.type": "NoSuch"}},
+            "test_evaluator must be a dict with the `type` of a metric",
+        ),
+        ({"cfg_options": {"test_cfg.cache_dir": 5}}, "test_cfg: `cache_dir` must be a folder or None, got 5"),
+        ({"cfg_options": {"test_cfg.units": []}}, "test_cfg: `units` is empty"),
+        ({"cfg_options": {"recipe.cag": True, "recipe.cag_groups": 9999}}, "recipe: `cag_groups` is 9999, the widest"),
+        ({"work_dir": ""}, "the work dir is empty: give a folder"),
     ],
 )
 def test_options(complain, ptq_config, options, message):

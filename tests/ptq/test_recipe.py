@@ -144,6 +144,15 @@ def test_no_key_takes_a_value_of_another_type(field) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_more_groups_than_channels_are_refused(tiny_sam) -> None:
+    before = set(dict(tiny_sam.named_modules()))
+    with pytest.raises(
+        ValueError, match=r"`cag_groups` is 99, what image_encoder\.blocks\.0\..* quantizes has \d+ channels"
+    ):
+        prepare(tiny_sam, Recipe.from_config("ahcq", cag_groups=99))
+    assert set(dict(tiny_sam.named_modules())) == before
+
+
 def test_without_names_units_that_are_there(tiny_sam) -> None:
     """A preset may name parts of another model; what a user adds and matches nothing is a slip."""
     recipe = Recipe.from_config("ahcq")

@@ -119,7 +119,6 @@ _VALUES = {
         "dict(name={})",
         "dict(name=dict(image_size=64))",
         "dict(name='')",
-        "dict()",
     ),
 }
 #: What only a run that loads the data can see; a dry run draws its own.
@@ -224,7 +223,6 @@ def further_configs(good: Materials) -> Iterator[Case]:
         "tabs and spaces": lambda path: path.write_text(f"{plain}if True:\n\tx = 1\n        y = 2\n"),
         "raises KeyError": lambda path: path.write_text(f"{plain}{{}}['x']\n"),
         "raises SystemExit": lambda path: path.write_text(f"{plain}raise SystemExit\n"),
-        "raises KeyboardInterrupt": lambda path: path.write_text(f"{plain}raise KeyboardInterrupt\n"),
         "os._exit": lambda path: path.write_text(f"{plain}import os\nraise OSError('no')\n"),
         "imports nothing": lambda path: path.write_text(f"{plain}import no_such_module\n"),
         "recursion": lambda path: path.write_text(f"{plain}def f():\n    return f()\nf()\n"),
