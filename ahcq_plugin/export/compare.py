@@ -145,9 +145,10 @@ def check_of_model(qmodel: nn.Module, spec: Spec) -> None:
     left_out = {name for name in units if any(line.startswith(f"{name}: ") for line in spec.left_out)}
     if wrong := sorted((units.keys() ^ exported) - left_out):
         raise SpecError(f"the spec is of another model: {wrong[0]!r} is a unit of one of them alone; export it again")
-    for name, matmul in spec.matmuls():
-        if matmul.name not in {node.name for node in units[name].graph.nodes}:
-            raise SpecError(f"the spec is of another model: unit {name!r} has no matmul {matmul.name!r}")
+    nodes = {name: {node.name for node in unit.graph.nodes} for name, unit in units.items()}
+    for unit, matmul in spec.matmuls():
+        if matmul.name not in nodes[unit.name]:
+            raise SpecError(f"the spec is of another model: unit {unit.name!r} has no matmul {matmul.name!r}")
 
 
 @torch.no_grad()

@@ -139,11 +139,16 @@ def test_a_dry_run_of_a_config_that_lacks_a_key(complain, ptq_config, key):
         ({"cfg_options": {"test_cfg.cache_dir": 5}}, "test_cfg: `cache_dir` must be a folder or None, got 5"),
         ({"cfg_options": {"test_cfg.units": []}}, "test_cfg: `units` is empty"),
         ({"cfg_options": {"recipe.cag": True, "recipe.cag_groups": 9999}}, "recipe: `cag_groups` is 9999, the widest"),
-        ({"work_dir": ""}, "the work dir is empty: give a folder"),
     ],
 )
 def test_options(complain, ptq_config, options, message):
     assert message in complain(ptq_config, **options)
+
+
+def test_an_empty_work_dir(ptq_config):
+    out = io.StringIO()
+    assert launch(str(ptq_config), work_dir="", console=Console(file=out, width=80)) == 2
+    assert out.getvalue().startswith("error: the work dir is empty")
 
 
 @pytest.mark.parametrize(
