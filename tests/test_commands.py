@@ -70,7 +70,6 @@ SMALL = {
     "bench_memory.py": "--boxes 1 2",
     "bench_quantizers.py": "--shape 16 8 --repeat 1",
     "bench_range_search.py": "--shapes 32x32",
-    "bench_units.py": "--boxes 1 --recipes qdrop",
     "bench_video.py": "--models sam2_tiny --recipes rtn --frames 3",
     "challenges.py": "",
     "compare_cag_clustering.py": "--images 3 --bits 4 --groups 2",
@@ -148,5 +147,9 @@ def test_converters_from_a_clean_clone(
 def test_every_tool_is_run_by_a_test() -> None:
     """But for those that take longer, or need what no test has: named here."""
     elsewhere = {"ptq.py", "export.py", "make_hls.py", "compare.py"}  # the documented way, above
-    without = {"convert_hdetr.py": "needs a published checkpoint", "demo_hw.py": "synthesis, tens of minutes"}
+    without = {
+        "bench_units.py": "SAM-B at 1,024 pixels, ten minutes",
+        "convert_hdetr.py": "needs a published checkpoint",
+        "demo_hw.py": "synthesis, tens of minutes",
+    }
     assert {*SMALL, *OF_A_RUN, *elsewhere, "convert_yolox.py", *without} == set(TOOLS)
