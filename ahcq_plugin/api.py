@@ -32,8 +32,8 @@ from ahcq_plugin.ptq.tune import TUNED_FILE, Loss, TuneReport, check_loss, float
 from ahcq_plugin.quantizers.layers import held_weight
 from ahcq_plugin.support.batches import Forward, blaming, check_batches, default_forward, model_device, run_first
 from ahcq_plugin.support.checked import check_plain, save_checked
-from ahcq_plugin.support.files import check_work_dir
-from ahcq_plugin.support.given import check_flag, check_function, check_mapping, check_model, check_usable, given_path
+from ahcq_plugin.support.files import check_work_dir, given_path
+from ahcq_plugin.support.given import check_flag, check_function, check_mapping, check_model, check_usable
 from ahcq_plugin.support.safe_load import safe_load
 from ahcq_plugin.support.state import check_changeable, check_finite, copied
 from ahcq_plugin.support.stopwatch import Stopwatch

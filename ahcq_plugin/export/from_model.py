@@ -23,7 +23,8 @@ from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.graph.ops import GraphIndex, function_name
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.support.batches import Forward, check_item, default_forward, model_device, naming_item, to_device
-from ahcq_plugin.support.given import check_model, given_path
+from ahcq_plugin.support.files import given_path
+from ahcq_plugin.support.given import check_model
 
 logger = logging.getLogger(__name__)
 

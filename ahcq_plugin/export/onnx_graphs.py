@@ -29,8 +29,8 @@ from ahcq_plugin.graph.units import prepared_units
 from ahcq_plugin.ptq.prepared import is_weight, quantizers, weight_layers
 from ahcq_plugin.quantizers import QuantLinear
 from ahcq_plugin.support.batches import naming_item
-from ahcq_plugin.support.files import replacing
-from ahcq_plugin.support.given import check_flag, check_model, given_path
+from ahcq_plugin.support.files import given_path, replacing
+from ahcq_plugin.support.given import check_flag, check_model
 
 OPSET = 17
 

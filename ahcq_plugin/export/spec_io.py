@@ -26,9 +26,7 @@ from ahcq_plugin.export.matmul import Matmul, Patches
 from ahcq_plugin.export.operands import OPERANDS, SpecError, WeightOperand
 from ahcq_plugin.export.packing import pack, unpack
 from ahcq_plugin.export.spec import Spec, Step, UnitSpec
-from ahcq_plugin.support.digest import digest
-from ahcq_plugin.support.files import replacing
-from ahcq_plugin.support.given import given_path
+from ahcq_plugin.support.files import given_path, replacing
 
 FORMAT = "ahcq_plugin.spec/2"
 FORMER_FORMAT = "ahcq_plugin.spec/1"  # no operands per head, no groups of convolutions; still read
@@ -102,7 +100,8 @@ def load_spec(path: str | Path) -> Spec:
 
 def checksum(content: Mapping[str, Any]) -> str:
     """SHA-256 of all of ``spec.json`` but the checksum itself, whatever the spaces between."""
-    return digest({key: value for key, value in content.items() if key != "checksum"})
+    rest = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _read_tensors(folder: Path, name: Any, sha256: Any) -> Tensors:

@@ -13,8 +13,7 @@ from ahcq_plugin.hls.layer import Layer
 from ahcq_plugin.hls.resources import sources
 from ahcq_plugin.hls.texts import layer_files
 from ahcq_plugin.hls.vectors import make_vectors
-from ahcq_plugin.support.files import replacing_folder
-from ahcq_plugin.support.given import given_path
+from ahcq_plugin.support.files import given_path, replacing_folder
 
 MANIFEST = "layers.json"
 FORMAT = "ahcq_plugin.hls/2"

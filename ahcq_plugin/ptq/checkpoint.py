@@ -20,7 +20,8 @@ from ahcq_plugin.ptq.prepared import quantizers
 from ahcq_plugin.ptq.recipe import Recipe, current_names
 from ahcq_plugin.quantizers.base import ResizingStateMixin
 from ahcq_plugin.support.checked import save_checked
-from ahcq_plugin.support.given import check_model, given_path
+from ahcq_plugin.support.files import given_path
+from ahcq_plugin.support.given import check_model
 from ahcq_plugin.support.safe_load import safe_load
 from ahcq_plugin.support.state import check_changeable, check_finite, check_state
 

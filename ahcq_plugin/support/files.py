@@ -108,6 +108,20 @@ def check_work_dir(path: str | Path) -> None:
         raise ValueError(f"the work dir {str(path):.200} cannot be used: {error.strerror}") from error
 
 
+def given_path(path: Any, name: str = "path") -> Path:
+    """The path of a file or folder.
+
+    Raises:
+        TypeError: neither a text nor a path.
+        ValueError: one that no file can have.
+    """
+    if not isinstance(path, (str, Path)) and not (isinstance(path, os.PathLike) and isinstance(os.fspath(path), str)):
+        raise TypeError(f"`{name}` must be a text or a Path, got {type(path).__name__} {path!r:.40}")
+    if not str(path) or "\0" in str(path):
+        raise ValueError(f"`{name}` must be the path of a file or folder, got {str(path)!r}")
+    return Path(path)
+
+
 def write_text(text: str, path: str | Path) -> None:
     """Write UTF-8 ``text`` atomically; the folder is made when absent, an older file stays when this fails."""
     with replacing(path) as temporary:

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,20 +34,6 @@ def check_mapping(value: Any, name: str) -> None:
     """TypeError for anything but a mapping whose keys are texts."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise TypeError(f"`{name}` must be a dict with texts as keys, got {value!r:.60}")
-
-
-def given_path(path: Any, name: str = "path") -> Path:
-    """The path of a file or folder.
-
-    Raises:
-        TypeError: neither a text nor a path.
-        ValueError: one that no file can have.
-    """
-    if not isinstance(path, (str, Path)) and not (isinstance(path, os.PathLike) and isinstance(os.fspath(path), str)):
-        raise TypeError(f"`{name}` must be a text or a Path, got {_kind(path)}")
-    if not str(path) or "\0" in str(path):
-        raise ValueError(f"`{name}` must be the path of a file or folder, got {str(path)!r}")
-    return Path(path)
 
 
 def check_usable(device: torch.device | str) -> torch.device:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ahcq_plugin.support.given import given_path
+from ahcq_plugin.support.files import given_path
 from ahcq_plugin.support.safe_load import safe_load
 from ahcq_plugin.support.state import check_state
 from ahcq_plugin.zoo.published import PUBLISHED_FILES, PublishedFile, damage, of_model

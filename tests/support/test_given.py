@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ahcq_plugin.support.batches import blaming, check_batches, check_item, naming_item
-from ahcq_plugin.support.files import check_work_dir, replacing
-from ahcq_plugin.support.given import check_flag, check_function, check_mapping, check_model, check_usable, given_path
+from ahcq_plugin.support.files import check_work_dir, given_path, replacing
+from ahcq_plugin.support.given import check_flag, check_function, check_mapping, check_model, check_usable
 
 
 @pytest.mark.parametrize(
