@@ -73,8 +73,9 @@ def main() -> None:
     for name in UNITS:
         for boxes in (low, high, *EXTRAPOLATED):
             line = [b + (b - a) / (high - low) * (boxes - high) for a, b in zip(one[name], two[name], strict=True)]
-            cells = [f"{'~' * (boxes > high)}{cell:,.0f} |" for cell in line]
-            print(f"| {name.removeprefix(DECODER)[1:]} | {boxes} |", *cells)
+            print(
+                f"| {name.removeprefix(DECODER)[1:]} | {boxes} |", *(f"{'~' * (boxes > high)}{x:,.0f} |" for x in line)
+            )
 
 
 if __name__ == "__main__":
