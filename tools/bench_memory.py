@@ -24,7 +24,6 @@ UNITS = [f"{DECODER}.layers.0", f"{DECODER}.layers.1", f"{DECODER}.final_attn_to
 
 
 def decode(sam, item):
-    """The decoder alone."""
     sparse, dense = sam.prompt_encoder(points=None, boxes=item["boxes"], masks=None)
     return sam.mask_decoder(item["embedding"], sam.prompt_encoder.get_dense_pe(), sparse, dense, False)
 
@@ -73,9 +72,8 @@ def main() -> None:
     for name in UNITS:
         for boxes in (low, high, *EXTRAPOLATED):
             line = [b + (b - a) / (high - low) * (boxes - high) for a, b in zip(one[name], two[name], strict=True)]
-            print(
-                f"| {name.removeprefix(DECODER)[1:]} | {boxes} |", *(f"{'~' * (boxes > high)}{x:,.0f} |" for x in line)
-            )
+            mark = "~" if boxes > high else ""
+            print(f"| {name.removeprefix(DECODER)[1:]} | {boxes} |", *(f"{mark}{cell:,.0f} |" for cell in line))
 
 
 if __name__ == "__main__":
