@@ -154,7 +154,7 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "quantize resume without work_dir", lambda: small(resume=True)
     for value in (5, "a/b", "../x", "/abs", "", ".", None):
         yield f"quantize checkpoint {value!r}", lambda v=value: small(work_dir="w", checkpoint=v)
-    for value in (5, "x", ["x"], {5: 5}, {"a": object()}, {"a": {1}}, {"a": torch.zeros(2, device="meta")}):
+    for value in (5, "x", ["x"], {5: 5}, {"a": len}, {"a": {1}}, {"a": torch.zeros(2, device="meta")}):
         yield f"quantize notes {value!r:.40}", lambda v=value: small(work_dir="w", notes=v)
         yield f"save_quantized notes {value!r:.40}", lambda v=value: save_quantized(small(), "x", notes=v)
     for value in (5, "x", [5], None, ["no"], {"a": 1}):
