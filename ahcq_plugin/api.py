@@ -28,10 +28,12 @@ from ahcq_plugin.ptq.prepare import UnitPreparer, prepare_unit
 from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.ptq.recipe import Recipe, current_names
 from ahcq_plugin.ptq.resume import ResumeError, UnitReport, determining, fingerprint
-from ahcq_plugin.ptq.tune import TUNED_FILE, Loss, TuneReport, floating_outputs, tune
+from ahcq_plugin.ptq.tune import TUNED_FILE, Loss, TuneReport, check_loss, floating_outputs, tune
 from ahcq_plugin.quantizers.layers import held_weight
-from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device, run_first
+from ahcq_plugin.support.batches import Forward, blaming, check_batches, default_forward, model_device, run_first
 from ahcq_plugin.support.checked import check_plain, save_checked
+from ahcq_plugin.support.files import check_work_dir, given_path
+from ahcq_plugin.support.given import check_flag, check_function, check_mapping, check_model, check_usable
 from ahcq_plugin.support.safe_load import safe_load
 from ahcq_plugin.support.state import check_changeable, check_finite, copied
 from ahcq_plugin.support.stopwatch import Stopwatch
@@ -134,21 +136,36 @@ def quantize(
         AuditError: the audit failed; a RuntimeError.
     """
     given = {"w_bits": w_bits, "a_bits": a_bits, "iterations": iterations, "seed": seed}
+    check_model(model)
     recipe = Recipe.from_config(recipe, **{key: value for key, value in given.items() if value is not None})
     check_batches(batches)
+    check_mapping(notes or {}, "notes")
     check_plain(notes or {}, "notes")
     recipe.check_machine()
-    if resume and work_dir is None:
+    for name, value in {"resume": resume, "inplace": inplace, "progress": progress}.items():
+        check_flag(value, name)
+    for name, function in {"forward": forward, "loss": loss, "prepare_unit": prepare_unit}.items():
+        if function is not None:
+            check_function(function, name)
+    if not isinstance(workers, Workers):
+        raise TypeError(f"`workers` must be Workers, got {workers!r:.60}")
+    if work_dir is not None:
+        work_dir = given_path(work_dir, "work_dir")
+        if workers.is_first:
+            check_work_dir(work_dir)
+        if not isinstance(checkpoint, str) or checkpoint in ("", ".", "..") or Path(checkpoint).name != checkpoint:
+            raise ValueError(f"`checkpoint` must be the name of a file in `work_dir`, got {checkpoint!r:.60}")
+    elif resume:
         raise ValueError("`resume=True` needs `work_dir`, the folder of the interrupted run")
+    check_changeable(model)
     model = model if inplace else copied(model)
     if device is not None:
-        model.to(device)
+        model.to(check_usable(device))
     device, stages = model_device(model), Stopwatch()
-    check_changeable(model)
     check_finite(model)
     forward, progress = forward or default_forward, progress and workers.is_first
     with stages("prepare", device):
-        prepare(model, recipe, units, prepare_unit, leave, run=lambda model: run_first(model, batches[0], forward))
+        prepare(model, recipe, units, prepare_unit, leave, run=lambda model: run_first(model, batches, forward))
     run = _Run(model, batches, recipe, forward, None if work_dir is None else Path(work_dir), progress, workers, stages)
     if run.work_dir is not None and not resume and workers.is_first:
         (run.work_dir / TUNED_FILE).unlink(missing_ok=True)  # who resumes this run must not find an earlier one's
@@ -156,6 +173,8 @@ def quantize(
     if recipe.tune_steps:
         with stages("targets", device):
             targets = floating_outputs(model, batches, forward, progress)
+            if loss is not None:
+                check_loss(loss, targets[0])
     conditions = run.calibrate(resume)
     unrounded = _unrounded_weights(model) if workers.is_first else {}
     with stages("reconstruct", device):
@@ -202,6 +221,12 @@ def save_quantized(
     """
     from ahcq_plugin.zoo.rebuild import built_as
 
+    check_model(model)
+    path = given_path(path)
+    if report is not None and not isinstance(report, QuantReport):
+        raise TypeError(f"`report` must be the QuantReport of `quantize`, got {report!r:.60}")
+    check_mapping(notes or {}, "notes")
+    check_plain(notes or {}, "notes", tensors=False)
     kept = None if report is None else report.to_dict()
     for key in ("roles", "recipe") if kept else ():  # the file holds the model and its recipe anyway
         kept.pop(key)
@@ -222,8 +247,16 @@ def load_quantized(path: str | Path, build: Builder | None = None) -> nn.Module:
         ValueError: not a quantized checkpoint, of no model of the zoo (then give ``build``), or of another model than
             ``build`` returned.
     """
+    path = given_path(path)
+    if build is not None:
+        check_function(build, "build")
     checkpoint = read_checkpoint(path)
-    model = build(checkpoint.state) if build is not None else _of_the_zoo(checkpoint)
+    if build is None:
+        model = _of_the_zoo(checkpoint)
+    else:
+        with blaming(f"`build` fails on the state of {path}"):
+            model = build(checkpoint.state)
+    check_model(model, "build(state)")
     return checkpoint.load_into(model)
 
 

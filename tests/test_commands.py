@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from ahcq_plugin.zoo.scenes import write_coco
+from tests.robustness.materials import Materials, make_materials
+from tests.robustness.zygote import Zygote
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,11 +65,16 @@ def test_the_documented_way_from_a_run_to_hardware(tmp_path: Path) -> None:
 #: Tools that documents call and no other test runs -> arguments with which they take seconds; {coco} is a COCO folder.
 SMALL = {
     "bench_acnr.py": "--shapes 64x32 --chunks 1 --timed 1",
+    "bench_inference.py": "--models sam_tiny --variants pytorch-fp32 --boxes 1 --repeats 1 --images 1 --work {out}",
+    "bench_integer.py": "--model sam_tiny --recipes rtn:8 --boxes 1 --repeats 1",
+    "bench_memory.py": "--boxes 1 2",
     "bench_quantizers.py": "--shape 16 8 --repeat 1",
     "bench_range_search.py": "--shapes 32x32",
+    "bench_video.py": "--models sam2_tiny --recipes rtn --frames 3",
     "challenges.py": "",
     "compare_cag_clustering.py": "--images 3 --bits 4 --groups 2",
     "coverage_table.py": "--models sam_tiny --out {out}/coverage.md",
+    "eval_sam_tiny.py": "--out {out}",
     "eval_sam2_tiny.py": "--clips 1 --work-dir {out} --out {out}/figures.json",
     "fetch_weights.py": "--list",
     "hw_model.py": "--models vit_b --boxes 1 --cells 2",
@@ -78,6 +85,16 @@ SMALL = {
     "sam_tiny_stats.py": "--images 1 --out {out}",
     "train_sam_tiny.py": "--scenes-only --steps 1 --batch 1 --out {out}",
     "train_sam2_tiny.py": "--scenes-only --steps 1 --batch 1 --out {out}",
+}
+
+
+#: Tools that read what a run wrote: {run} has its files, {spec} is its spec.
+OF_A_RUN = {
+    "compare_golden.py": "{run}/quantized.pth {spec} --images 1",
+    "demo_hls.py": "{run}/quantized.pth -o {out}/demo --images 1",
+    "evaluate.py": "{config} {run}/quantized.safetensors --work-dir {out}",
+    "export_bundle.py": "{run}/quantized.pth -o {out}/bundle --images 1 --runs 1",
+    "time_image.py": "{run}/quantized.safetensors --boxes 1 --repeats 1",
 }
 
 
@@ -99,3 +116,40 @@ def test_other_tools_run_from_a_clean_clone(
     out = tmp_path / "out"
     out.mkdir()
     assert run(f"tools/{tool}", *SMALL[tool].format(out=out, coco=coco).split(), cwd=clone)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Materials:
+    """A run, and the spec of its model."""
+    with Zygote() as zygote:
+        return make_materials(tmp_path_factory.mktemp("made"), zygote)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", OF_A_RUN)
+def test_tools_on_a_run_from_a_clean_clone(
+    tool: str, clone: Path, made: Materials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(clone))
+    places = {"run": made.run, "spec": made.spec, "config": made.config, "out": tmp_path}
+    assert run(f"tools/{tool}", *OF_A_RUN[tool].format(**places).split(), cwd=clone)
+
+
+@pytest.mark.slow
+def test_converters_from_a_clean_clone(
+    clone: Path, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(clone))
+    onnx = shared_data / "yolox_nano" / "yolox_nano.onnx"
+    assert "113 convolutions" in run("tools/convert_yolox.py", str(onnx), str(tmp_path / "nano.pth"), cwd=clone)
+
+
+def test_every_tool_is_run_by_a_test() -> None:
+    """But for those that take longer, or need what no test has: named here."""
+    elsewhere = {"ptq.py", "export.py", "make_hls.py", "compare.py"}  # the documented way, above
+    without = {
+        "bench_units.py": "SAM-B at 1,024 pixels, ten minutes",
+        "convert_hdetr.py": "needs a published checkpoint",
+        "demo_hw.py": "synthesis, tens of minutes",
+    }
+    assert {*SMALL, *OF_A_RUN, *elsewhere, "convert_yolox.py", *without} == set(TOOLS)

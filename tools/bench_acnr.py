@@ -10,13 +10,12 @@ are one chunk, used over and over.
 import argparse
 import json
 import time
-from pathlib import Path
 
 import torch
 
 from ahcq_plugin.prequant.acnr import ErrorGram, condition_weight
 from ahcq_plugin.studies.reference.acnr import reduce_step_by_step
-from ahcq_plugin.support.arguments import at_least_one
+from ahcq_plugin.support.arguments import at_least_one, matrix_shape, writable
 from ahcq_plugin.support.tool import run_tool
 
 STEPS, ROWS = 200, 4096
@@ -54,18 +53,18 @@ def measure(out: int, inputs: int, chunks: int, steps: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=["768x3072", "3072x768"], help="out x in")
+    parser.add_argument("--shapes", nargs="+", type=matrix_shape, default=[(768, 3072), (3072, 768)], help="out x in")
     parser.add_argument("--chunks", type=at_least_one, default=32, help=f"chunks of {ROWS} error rows")
     parser.add_argument("--timed", type=at_least_one, default=4, help=f"steps of the definition, of {STEPS}")
-    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--json", type=writable, help="file for the rows")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, 1 thread, {args.chunks * ROWS} error rows, {STEPS} steps")
     print("out x in    Gram s  SVD+steps s  definition f32 s  ratio  definition f64 s  ratio  condition     difference")
     rows = []
     for shape in args.shapes:
-        rows.append(row := measure(*map(int, shape.split("x")), args.chunks, args.timed))
-        print(f"{shape:10} {row['gram_s']:7.1f} {row['svd_and_steps_s']:12.1f}", end="")
+        rows.append(row := measure(*shape, args.chunks, args.timed))
+        print(f"{'x'.join(map(str, shape)):10} {row['gram_s']:7.1f} {row['svd_and_steps_s']:12.1f}", end="")
         for dtype in (torch.float32, torch.float64):
             print(f" {'~':>8}{row[f'definition_{dtype}_s']:8.0f} {row[f'ratio_{dtype}']:6.0f}x", end="")
         print(f"  {row['condition_before']:.0f} -> {row['condition_after']:.0f} {row['difference']:10.0e}", flush=True)

@@ -13,14 +13,14 @@ import gc
 
 import torch
 
-from ahcq_plugin.integer import to_integer, use_backend
+from ahcq_plugin.integer import BACKENDS, to_integer, use_backend
 from ahcq_plugin.integer.backends import backend_for
 from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.studies.inference.timing import in_turn, quantized_by_guess, sam_parts
 from ahcq_plugin.support.arguments import at_least_one
 from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.tool import run_tool
-from ahcq_plugin.zoo.sam import build_sam
+from ahcq_plugin.zoo.sam import CHECKPOINTS, build_sam
 
 
 def build(name: str, recipe: str | None) -> torch.nn.Module:
@@ -49,12 +49,13 @@ def peak(name: str, recipe: str | None, part: str, boxes: int) -> float:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="vit_b", help="vit_b, vit_l, vit_h or sam_tiny")
-    parser.add_argument("--recipes", nargs="+", default=["ahcq:4", "rtn:8"], help="name:bits")
+    named = [f"{name}:{bits}" for name in Recipe.names() for bits in range(2, 9)]
+    parser.add_argument("--model", default="vit_b", choices=["sam_tiny", *CHECKPOINTS])
+    parser.add_argument("--recipes", nargs="+", default=["ahcq:4", "rtn:8"], choices=named)
     parser.add_argument("--boxes", type=at_least_one, default=16, help="of the decoder")
     parser.add_argument("--repeats", type=at_least_one, default=3)
     parser.add_argument("--threads", type=at_least_one, default=1)
-    parser.add_argument("--backend", help="native, torch or reference; default: the fastest that works here")
+    parser.add_argument("--backend", choices=BACKENDS, help="default: the fastest that works here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     backend = options.backend or backend_for(torch.zeros(1)).name

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from ahcq_plugin.ptq import Recipe, calibrate, prepare, set_quantization
 from ahcq_plugin.ptq.store import Store
 from ahcq_plugin.studies.timing import start_learning, unit_inputs
+from ahcq_plugin.support.arguments import at_least_one, usable_device
 from ahcq_plugin.support.batches import to_device
 from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.tool import run_tool
@@ -23,7 +24,6 @@ UNITS = [f"{DECODER}.layers.0", f"{DECODER}.layers.1", f"{DECODER}.final_attn_to
 
 
 def decode(sam, item):
-    """The decoder alone."""
     sparse, dense = sam.prompt_encoder(points=None, boxes=item["boxes"], masks=None)
     return sam.mask_decoder(item["embedding"], sam.prompt_encoder.get_dense_pe(), sparse, dense, False)
 
@@ -58,15 +58,15 @@ def measure(sam, boxes: int, device: str) -> dict[str, tuple[float, float, float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--boxes", type=int, nargs=2, default=[8, 16])
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--boxes", type=at_least_one, nargs=2, default=[8, 16])
+    parser.add_argument("--device", type=usable_device, default="cpu")
     options = parser.parse_args()
     torch.manual_seed(0)
     sam = build_sam("vit_b", checkpoint=False).to(options.device)
     prepare(sam, Recipe.from_config("ahcq"), UNITS)
     small = {"embedding": torch.randn(1, 256, 64, 64), "boxes": torch.tensor([[100.0, 100.0, 500.0, 500.0]])}
     calibrate(sam, [to_device(small, options.device)], decode, progress=False)
-    low, high = sorted(options.boxes)
+    low, high = min(options.boxes), max(*options.boxes, min(options.boxes) + 1)  # two points of the line
     one, two = measure(sam, low, options.device), measure(sam, high, options.device)
     print("| unit | boxes | kept for backward, MiB | peak, MiB | cache of an image, MiB |\n|---|---|---|---|---|")
     for name in UNITS:

@@ -9,13 +9,12 @@ import argparse
 import itertools
 import json
 import time
-from pathlib import Path
 
 import torch
 
 from ahcq_plugin.functional.range_search import range_error, search_range
 from ahcq_plugin.studies.reference.range_search import search_one_by_one
-from ahcq_plugin.support.arguments import bit_width
+from ahcq_plugin.support.arguments import bit_width, matrix_shape, writable
 from ahcq_plugin.support.tool import run_tool
 
 STEPS, TIMED, SAMPLE = 100, 64, 16
@@ -61,16 +60,17 @@ def measure(channels: int, values: int, bits: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bits", type=bit_width, nargs="+", default=[4])
-    parser.add_argument("--shapes", nargs="+", default=["768x768", "768x3072", "3072x768"])
-    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--shapes", nargs="+", type=matrix_shape, default=[(768, 768), (768, 3072), (3072, 768)])
+    parser.add_argument("--json", type=writable, help="file for the rows")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print("shape      bits  reference s    ours s  ratio  max error64 ratio  channels lower")
     rows = []
     for bits, shape in itertools.product(args.bits, args.shapes):
-        rows.append(row := measure(*map(int, shape.split("x")), bits))
+        rows.append(row := measure(*shape, bits))
         seconds = f"{'~' if row['extrapolated'] else ''}{row['reference_s']:.2f}"
-        print(f"{shape:10} {bits:4d} {seconds:>12} {row['ours_s']:9.3f} {row['speedup']:5.0f}x", end="")
+        size = "x".join(map(str, shape))
+        print(f"{size:10} {bits:4d} {seconds:>12} {row['ours_s']:9.3f} {row['speedup']:5.0f}x", end="")
         print(f" {row['max_error_ratio']:18.9f} {row['share_lower']:14.1%}", flush=True)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")

@@ -29,7 +29,7 @@ COLUMNS = ("FP s", "ours s", "composed s", "ours/FP", "composed/ours")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--boxes", type=at_least_one, default=8)
-    parser.add_argument("--recipes", nargs="+", default=["qdrop", "ptq4sam", "ahcq"])
+    parser.add_argument("--recipes", nargs="+", choices=Recipe.names(), default=["qdrop", "ptq4sam", "ahcq"])
     parser.add_argument("--device", type=usable_device, default="cpu")
     options = parser.parse_args()
     torch.manual_seed(0)

@@ -18,7 +18,7 @@ from ahcq_plugin.ptq import Recipe, calibrate, freeze, prepare
 from ahcq_plugin.support.arguments import at_least_one, usable_device
 from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.tool import run_tool
-from ahcq_plugin.zoo.sam2 import build_sam2
+from ahcq_plugin.zoo.sam2 import PUBLISHED, build_sam2
 from ahcq_plugin.zoo.track import clip_forward, track
 
 
@@ -49,8 +49,8 @@ def measure(model: nn.Module, clip: dict[str, Tensor]) -> tuple[float, float, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["sam2_tiny", "sam2.1_t"])
-    parser.add_argument("--recipes", nargs="+", default=["rtn", "ahcq"])
+    parser.add_argument("--models", nargs="+", choices=["sam2_tiny", *PUBLISHED], default=["sam2_tiny", "sam2.1_t"])
+    parser.add_argument("--recipes", nargs="+", choices=Recipe.names(), default=["rtn", "ahcq"])
     parser.add_argument("--size", type=at_least_one, default=256, help="of the published models' input")
     parser.add_argument("--frames", type=at_least_one, default=8)
     parser.add_argument("--objects", type=at_least_one, default=1)

@@ -9,7 +9,7 @@ import torch
 
 from ahcq_plugin import load_quantized
 from ahcq_plugin.export import OnnxSam, export_onnx, load_spec
-from ahcq_plugin.export.compare import compare, golden_forward, mask_overlap
+from ahcq_plugin.export.compare import check_of_model, compare, golden_forward, mask_overlap
 from ahcq_plugin.support.arguments import at_least_one
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.items import coco_items, scene_items
@@ -33,6 +33,7 @@ def main() -> None:
     args = parse_args()
     model = load_quantized(args.checkpoint)
     spec = load_spec(args.spec)
+    check_of_model(model, spec)
     items = coco_items(args.coco) if args.coco else scene_items(2 * args.images, seed=7)
     batches = [make_batch(model, i.image, i.boxes[:4]) for i in itertools.islice(items, args.images)]
     rows, units = compare(model, spec, batches, box_forward)

@@ -9,8 +9,7 @@ import warnings
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
-    from mmengine.config import DictAction
-
+    from ahcq_plugin.mm.cfg_options import CfgOptions
     from ahcq_plugin.mm.evaluate_checkpoint import evaluate_checkpoint
     from ahcq_plugin.support.arguments import usable_device, writable
     from ahcq_plugin.support.tool import run_tool
@@ -25,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="what tools/ptq.py wrote: work_dirs/<name>/quantized.pth")
     parser.add_argument("--integer", action="store_true", help="compute on integers (docs/integer.md)")
     parser.add_argument("--work-dir", type=writable, help="where the figures go; default: the folder of the checkpoint")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override the config")
+    parser.add_argument("--cfg-options", nargs="+", action=CfgOptions, help="override the config")
     parser.add_argument("--device", type=usable_device, help="cpu, cuda or cuda:N; default: cuda where there is one")
     return parser.parse_args()
 

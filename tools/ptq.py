@@ -9,8 +9,7 @@ import warnings
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
-    from mmengine.config import DictAction
-
+    from ahcq_plugin.mm.cfg_options import CfgOptions
     from ahcq_plugin.mm.launch import launch
     from ahcq_plugin.support.tool import run_tool
 
@@ -25,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=CfgOptions,
         help="override the config: recipe.iterations=500 sam.checkpoint=x.pth",
     )
     parser.add_argument("--recipe", help="instead of the config's: rtn, qdrop, ptq4sam, saqsam, ahcq, ... (README)")

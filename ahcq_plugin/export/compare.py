@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ahcq_plugin.export.codes import decode
 from ahcq_plugin.export.interpret import Call, cut_patches, golden_output, interpreted
 from ahcq_plugin.export.matmul import Matmul, lane_names
-from ahcq_plugin.export.operands import TableOperand
+from ahcq_plugin.export.operands import SpecError, TableOperand
 from ahcq_plugin.export.sites import OperandSource
 from ahcq_plugin.export.spec import Spec
 from ahcq_plugin.functional import uniform
@@ -135,6 +135,20 @@ def compare(
         chains[row.unit].codes += row.codes
         chains[row.unit].differing += row.differing
     return list(rows.values()), list(chains.values())
+
+
+def check_of_model(qmodel: nn.Module, spec: Spec) -> None:
+    """Raise SpecError unless the spec has the units of the model, but for those that it says are left out, and no
+    others, and each matmul of theirs is in the unit's graph."""
+    units = prepared_units(qmodel)
+    exported = {unit.name for unit in spec.units}
+    left_out = {name for name in units if any(line.startswith(f"{name}: ") for line in spec.left_out)}
+    if wrong := sorted((units.keys() ^ exported) - left_out):
+        raise SpecError(f"the spec is of another model: {wrong[0]!r} is a unit of one of them alone; export it again")
+    nodes = {name: {node.name for node in unit.graph.nodes} for name, unit in units.items()}
+    for unit, matmul in spec.matmuls():
+        if matmul.name not in nodes[unit.name]:
+            raise SpecError(f"the spec is of another model: unit {unit.name!r} has no matmul {matmul.name!r}")
 
 
 @torch.no_grad()

@@ -22,13 +22,16 @@ from ahcq_plugin.export.spec_io import save_spec
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.graph.ops import GraphIndex, function_name
 from ahcq_plugin.quantizers import FakeQuantize
-from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
+from ahcq_plugin.support.batches import Forward, check_item, default_forward, model_device, naming_item, to_device
+from ahcq_plugin.support.files import given_path
+from ahcq_plugin.support.given import check_model
 
 logger = logging.getLogger(__name__)
 
 
 def export_spec(qmodel: nn.Module, path: str | Path, batch: Any = None, forward: Forward | None = None) -> Spec:
     """Write the spec of a frozen model into the folder ``path`` and return it; see ``make_spec`` and ``save_spec``."""
+    path = given_path(path)
     spec = make_spec(qmodel, batch, forward)
     save_spec(spec, path)
     return spec
@@ -46,6 +49,7 @@ def make_spec(qmodel: nn.Module, batch: Any = None, forward: Forward | None = No
         ValueError: no quantized unit, or no ``batch`` for a model that is not a SAM.
         SpecError: a quantizer is not frozen, a weight is off its grid.
     """
+    check_model(qmodel, "qmodel")
     units = prepared_units(qmodel)
     if not units:
         raise ValueError("the model has no quantized unit: export what `quantize` returned or `load_quantized` read")
@@ -71,7 +75,9 @@ def make_spec(qmodel: nn.Module, batch: Any = None, forward: Forward | None = No
 
     with torch.no_grad(), interpreted(units, on_matmul) as interpreters:
         reasons = {name: dict(interpreter.left_out) for name, interpreter in interpreters.items()}
-        forward(qmodel, to_device(batch, device))
+        check_item(batch, "batch")
+        with naming_item("batch"):
+            forward(qmodel, to_device(batch, device))
     left_out = [f"{unit}.{node}: {reason}" for unit in units for node, reason in reasons[unit].items()]
     left_out += [f"{unit}: no data reaches its matmuls" for unit in units if unit not in matmuls]
     for line in left_out:

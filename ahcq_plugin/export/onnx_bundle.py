@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ahcq_plugin.support.files import write_json
+from ahcq_plugin.support.files import given_path, write_json
 
 if TYPE_CHECKING:
     from torch import nn  # who runs graphs needs no PyTorch
@@ -47,7 +48,41 @@ def write_bundle(sam: nn.Module, path: str | Path, style: str) -> None:
         },
         "parity": [],
     }
-    write_json(content, folder / BUNDLE_FILE)
+    keep_bundle(content, folder)
+
+
+def keep_bundle(content: Mapping[str, Any], path: str | Path) -> None:
+    """Write ``bundle.json`` with the SHA-256 of the files that its ``bytes`` name, and of its own content."""
+    digests = {name: file_digest(Path(path) / name) for name in content["bytes"]}
+    sealed = {**content, "sha256": digests}
+    write_json({**sealed, "checksum": _checksum(sealed)}, Path(path) / BUNDLE_FILE)
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file. FileNotFoundError: no such file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}, which {BUNDLE_FILE} names; export the model again")
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_content(content: Mapping[str, Any], file: Path) -> None:
+    """ValueError for damage: a digest that does not match (files of before have none), or values of another kind."""
+    if content.get("checksum", _checksum(content)) != _checksum(content):
+        raise ValueError(f"{file} does not match its checksum: it is damaged, or was changed; export the model again")
+    for name, digest in content.get("sha256", {}).items():
+        if file_digest(file.with_name(name)) != digest:
+            raise ValueError(
+                f"{file.with_name(name)} does not match its SHA-256 in {file.name}; export the model again"
+            )
+    parts = [content.get(key) for key in ("preprocessing", "prompts", "postprocessing")]
+    if not all(isinstance(part, dict) for part in parts) or type(parts[0].get("image_size")) is not int:
+        raise ValueError(f"{file} lacks what to do with images and prompts; export the model again")
 
 
 def read_bundle(path: str | Path, formats: Sequence[str] = (FORMAT, SAM2_FORMAT)) -> dict[str, Any]:
@@ -55,19 +90,26 @@ def read_bundle(path: str | Path, formats: Sequence[str] = (FORMAT, SAM2_FORMAT)
 
     Raises:
         FileNotFoundError: the folder has none.
-        ValueError: it is not JSON, or of another format.
+        ValueError: it is not JSON, of another format, or damaged, as a file beside it may be.
     """
-    file = Path(path) / BUNDLE_FILE
-    content = json.loads(file.read_text(encoding="utf-8"))
+    file = given_path(path) / BUNDLE_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"no {file}: `path` is the folder that export_onnx wrote")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON ({error}); export the model again") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found not in formats:
         raise ValueError(
             f"{file}: its format is {found!r}, this reads {' or '.join(map(repr, formats))}: OnnxSam reads {FORMAT!r}, "
             f"OnnxSam2 {SAM2_FORMAT!r}; of an older version export the model again"
         )
+    _check_content(content, file)
     return content
 
 
 def note_parity(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Put measured figures into the JSON of a folder, in the place of earlier ones."""
-    write_json({**read_bundle(path), "parity": [dict(row) for row in rows]}, Path(path) / BUNDLE_FILE)
+    content = {key: value for key, value in read_bundle(path).items() if key not in ("sha256", "checksum")}
+    keep_bundle({**content, "parity": [dict(row) for row in rows]}, path)

@@ -28,7 +28,9 @@ from ahcq_plugin.export.onnx_symbolic import mended_symbolics
 from ahcq_plugin.graph.units import prepared_units
 from ahcq_plugin.ptq.prepared import is_weight, quantizers, weight_layers
 from ahcq_plugin.quantizers import QuantLinear
-from ahcq_plugin.support.files import replacing
+from ahcq_plugin.support.batches import naming_item
+from ahcq_plugin.support.files import given_path, replacing
+from ahcq_plugin.support.given import check_flag, check_model
 
 OPSET = 17
 
@@ -66,30 +68,36 @@ def export_onnx(
     Raises:
         SpecError: the model is not frozen.
         ModuleNotFoundError: the package onnx is not installed.
-        AttributeError: without ``args``, the model is neither.
-        ValueError: ``dynamic`` names no input; an unknown style; ``int4`` without ``deploy`` or without weights of at
-            most 4 bits; ``float`` of a quantized model; a SAM 2 that its driver could not follow.
+        TypeError: no model, ``args`` of another kind; without ``args``, the model is neither.
+        ValueError: ``dynamic`` names no input or no axis; ``args`` that the model does not take; an unknown style;
+            ``int4`` without ``deploy`` or without weights of at most 4 bits; ``float`` of a quantized model; a SAM 2
+            that its driver could not follow.
     """
     if importlib.util.find_spec("onnx") is None:
         raise ModuleNotFoundError("ONNX export needs the packages onnx, onnxruntime: pip install 'ahcq_plugin[onnx]'")
+    check_model(qmodel, "qmodel")
+    path, dynamic = given_path(path), dynamic or {}
+    if args is not None:
+        _check_call(args, dynamic)
+    elif not (is_sam2(qmodel) or hasattr(qmodel, "mask_decoder")):
+        raise TypeError(f"a {type(qmodel).__name__} is no SAM or SAM 2: give `args`, what the model is called with")
     prepare, write = _maker(qmodel, style, int4), partial(_write, int4=int4)
     qmodel, args = _on_the_cpu(qmodel, args)
     if args is not None:
         names = _input_names(qmodel.forward, len(args))
-        unknown = sorted(set(dynamic or ()) - set(names))
-        if unknown:
-            raise ValueError(f"`dynamic` names inputs that are none: {unknown}; inputs: {names}")
+        _check_dynamic(dynamic, dict(zip(names, args, strict=False)))
         model = prepare(qmodel)
-        if without_complex_numbers(model):
+        without_complex_numbers(model)
+        with naming_item("args"):
             model(*args)
-        write(model, args, Path(path), names, [], {k: dict(v) for k, v in (dynamic or {}).items()})
+        write(model, args, path, names, [], {k: dict(v) for k, v in dynamic.items()})
         return
     of_videos = is_sam2(qmodel)
     if of_videos:
         check_sam2(qmodel)
     prepared = prepare(qmodel)
     for part in sam2_parts(prepared) if of_videos else sam_parts(prepared):
-        write(part.module, part.args, Path(path) / part.file, part.inputs, part.outputs, part.dynamic)
+        write(part.module, part.args, path / part.file, part.inputs, part.outputs, part.dynamic)
     (write_sam2_bundle if of_videos else write_bundle)(qmodel, path, style)
 
 
@@ -100,6 +108,27 @@ def _input_names(forward: Callable[..., Any], count: int) -> list[str]:
         several = parameter.kind is inspect.Parameter.VAR_POSITIONAL
         names += [f"{name}_{i}" for i in range(count - len(names))] if several else [name]
     return names[:count]
+
+
+def _check_call(args: Any, dynamic: Any) -> None:
+    if not isinstance(args, tuple):
+        raise TypeError(f"`args` must be a tuple, what the model is called with, got {type(args).__name__}")
+    if not isinstance(dynamic, Mapping) or not all(isinstance(axes, Mapping) for axes in dynamic.values()):
+        raise TypeError(f"`dynamic` must be {{input: {{axis: name}}}}, got {dynamic!r:.80}")
+
+
+def _check_dynamic(dynamic: Mapping[str, Mapping[int, str]], inputs: Mapping[str, Any]) -> None:
+    """Axes and names are such that torch and ONNX know; torch crashes at an axis below 0."""
+    unknown = sorted(set(dynamic) - set(inputs))
+    if unknown:
+        raise ValueError(f"`dynamic` names inputs that are none: {unknown}; inputs: {list(inputs)}")
+    for name, axes in dynamic.items():
+        rank = inputs[name].ndim if isinstance(inputs[name], Tensor) else 0
+        for axis, size in axes.items():
+            if type(axis) is not int or not 0 <= axis < rank:
+                raise ValueError(f"`dynamic` of {name!r} has the axis {axis!r}; its tensor has {rank}, from 0 on")
+            if not isinstance(size, str) or not size.isidentifier():
+                raise ValueError(f"`dynamic` of {name!r} calls axis {axis} {size!r}, a name is letters and digits")
 
 
 def _on_the_cpu(model: nn.Module, args: Any) -> tuple[nn.Module, Any]:
@@ -117,6 +146,7 @@ def _maker(model: nn.Module, style: str, int4: bool) -> Callable[[nn.Module], nn
         "deploy": partial(deploy_model, int4=int4),
         "float": lambda floating: copy.deepcopy(floating).eval(),
     }
+    check_flag(int4, "int4")
     if style not in makers:
         raise ValueError(f"`style` must be one of {', '.join(makers)}, got {style!r}")
     if style == "float" and any(True for _ in quantizers(model)):

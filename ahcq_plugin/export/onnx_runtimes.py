@@ -41,7 +41,10 @@ def _onnxruntime(path: str, threads: int) -> Graph:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its classes derive from Exception alone
+        raise ValueError(f"onnxruntime does not take {path} ({' '.join(str(error).split()):.200})") from error
     return lambda inputs: session.run(None, dict(inputs))
 
 

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ahcq_plugin.export.onnx_bundle import (
-    BUNDLE_FILE,
     DECODER_FILE,
     ENCODER_FILE,
     MEMORY_ATTENTION_FILE,
     MEMORY_ENCODER_FILE,
     SAM2_FORMAT,
+    keep_bundle,
 )
 from ahcq_plugin.export.onnx_sam2 import CONSTANTS_FILE
-from ahcq_plugin.support.files import replacing, write_json
+from ahcq_plugin.support.files import replacing
 from ahcq_plugin.zoo.segment import MEAN, STD
 
 GRAPHS = (ENCODER_FILE, MEMORY_ATTENTION_FILE, MEMORY_ENCODER_FILE, DECODER_FILE)
@@ -89,7 +89,7 @@ def write_sam2_bundle(model: Any, path: str | Path, style: str) -> None:
         },
         "parity": [],
     }
-    write_json(content, folder / BUNDLE_FILE)
+    keep_bundle(content, folder)
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Specs on disk: a folder of ``spec.json`` and one safetensors file.
 
-``spec.json`` holds the format, every name and number, and the name and SHA-256 of the tensor file. Arrays are tensors
+``spec.json`` holds the format, every name and number, the name and SHA-256 of the tensor file, and a checksum of all
+that, which files of before it lack. Arrays are tensors
 named ``unit/matmul/field`` or ``unit/matmul/side/field``; the codes of weights are packed (``packing``).
 """
 
@@ -25,7 +26,7 @@ from ahcq_plugin.export.matmul import Matmul, Patches
 from ahcq_plugin.export.operands import OPERANDS, SpecError, WeightOperand
 from ahcq_plugin.export.packing import pack, unpack
 from ahcq_plugin.export.spec import Spec, Step, UnitSpec
-from ahcq_plugin.support.files import replacing
+from ahcq_plugin.support.files import given_path, replacing
 
 FORMAT = "ahcq_plugin.spec/2"
 FORMER_FORMAT = "ahcq_plugin.spec/1"  # no operands per head, no groups of convolutions; still read
@@ -40,14 +41,17 @@ def save_spec(spec: Spec, path: str | Path) -> Path:
 
     Atomic: at any time the folder holds the old spec or the whole new one. Equal specs give equal bytes.
     """
-    folder, tensors = Path(path), {}
+    if not isinstance(spec, Spec):
+        raise TypeError(f"`spec` must be a Spec, got {type(spec).__name__}: make_spec and load_spec return one")
+    folder, tensors = given_path(path), {}
     if folder.exists() and not folder.is_dir():
         raise SpecError(f"a spec is a folder, but {folder} is a file; give another path")
     units = [_unit_to_plain(unit, tensors) for unit in spec.units]
     data = safetensors.numpy.save(tensors)
-    digest = hashlib.sha256(data).hexdigest()
-    name = _TENSOR_FILES.replace("*", digest[:12])
-    content = {"format": FORMAT, "tensors": name, "sha256": digest, "units": units, "left_out": list(spec.left_out)}
+    sha256 = hashlib.sha256(data).hexdigest()
+    name = _TENSOR_FILES.replace("*", sha256[:12])
+    content = {"format": FORMAT, "tensors": name, "sha256": sha256, "units": units, "left_out": list(spec.left_out)}
+    content["checksum"] = checksum(content)
     with replacing(folder / name) as temporary:
         temporary.write_bytes(data)
     with replacing(folder / SPEC_FILE) as temporary:
@@ -66,7 +70,8 @@ def load_spec(path: str | Path) -> Spec:
         SpecError: another format version, unknown or missing keys, a truncated or changed file, values that cannot
             be right. The message begins with the file and says where in it.
     """
-    file = Path(path) / SPEC_FILE if Path(path).is_dir() else Path(path)
+    path = given_path(path)
+    file = path / SPEC_FILE if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"no spec at {file}: write one with export_spec or tools/export.py")
     try:
@@ -80,7 +85,9 @@ def load_spec(path: str | Path) -> Spec:
             "again"
         )
     try:
-        _check_keys("spec", content, _HEAD)
+        _check_keys("spec", content, _HEAD, ("checksum",))
+        if content.get("checksum", checksum(content)) != checksum(content):
+            raise SpecError("it does not match its checksum: it is damaged, or was changed; export the model again")
         tensors = _read_tensors(file.parent, content["tensors"], content["sha256"])
         units = tuple(_unit(plain, tensors) for plain in _expect("units", content["units"], list))
         left_out = tuple(_expect("left_out", line, str) for line in _expect("left_out", content["left_out"], list))
@@ -91,15 +98,21 @@ def load_spec(path: str | Path) -> Spec:
         raise SpecError(f"{file}: {error}") from None
 
 
-def _read_tensors(folder: Path, name: Any, digest: Any) -> Tensors:
+def checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256 of all of ``spec.json`` but the checksum itself, whatever the spaces between."""
+    rest = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _read_tensors(folder: Path, name: Any, sha256: Any) -> Tensors:
     file = folder / Path(_expect("tensors", name, str)).name
     if not file.is_file():
         raise SpecError(f"its tensor file {file.name} is missing; export the model again")
     data = file.read_bytes()
     actual = hashlib.sha256(data).hexdigest()
-    if actual != digest:
+    if actual != sha256:
         raise SpecError(
-            f"its tensor file {file.name} is truncated or was changed: SHA-256 {actual[:12]}…, expected {digest!r:.14}…"
+            f"its tensor file {file.name} is truncated or was changed: SHA-256 {actual[:12]}…, expected {sha256!r:.14}…"
         )
     try:
         return safetensors.numpy.load(data)

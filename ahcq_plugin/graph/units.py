@@ -48,6 +48,8 @@ def find_units(
     if units is None:
         chosen = _by_structure(model, calls or Calls({}, {}))
     else:
+        if not isinstance(units, str | type | list | tuple | set | frozenset):
+            raise TypeError(f"`units` takes types, names and globs, or a list of them, got {units!r:.60}")
         specs = [units] if isinstance(units, str | type) else list(units)
         chosen = {name for spec in specs for name in _matches(model, spec)}
     outermost = {name for name in chosen if not any(_inside(name, other) for other in chosen)}

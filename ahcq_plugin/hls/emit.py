@@ -13,7 +13,7 @@ from ahcq_plugin.hls.layer import Layer
 from ahcq_plugin.hls.resources import sources
 from ahcq_plugin.hls.texts import layer_files
 from ahcq_plugin.hls.vectors import make_vectors
-from ahcq_plugin.support.files import replacing_folder
+from ahcq_plugin.support.files import given_path, replacing_folder
 
 MANIFEST = "layers.json"
 FORMAT = "ahcq_plugin.hls/2"
@@ -30,7 +30,9 @@ def generate(layers: Sequence[Layer], folder: str | Path) -> Path:
         SpecError: layers that do not fit their options, or whose names are equal as C++ names.
         FileExistsError: ``folder`` is not one that ``generate`` wrote before.
     """
-    folder = Path(folder)
+    folder = given_path(folder, "folder")
+    if not isinstance(layers, list | tuple) or not layers or not all(isinstance(layer, Layer) for layer in layers):
+        raise SpecError("`layers` must be a list of layers, at least one, as select(spec) gives them")
     if folder.exists() and not (folder / MANIFEST).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and was not written by make_hls; remove it or give another folder")
     tops = [layer.top for layer in layers]

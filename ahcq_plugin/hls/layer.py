@@ -94,6 +94,16 @@ def select(spec: Spec, patterns: Sequence[str] = ("*",), options: HLSOptions | N
     Raises:
         SpecError: a pattern matches nothing.
     """
+    if not isinstance(spec, Spec):
+        raise TypeError(f"`spec` must be a Spec, as load_spec reads it, got {type(spec).__name__}")
+    if not isinstance(options, HLSOptions | None):
+        raise TypeError(f"`options` must be HLSOptions, got {options!r:.60}")
+    if (
+        not isinstance(patterns, list | tuple)
+        or not patterns
+        or not all(isinstance(pattern, str) for pattern in patterns)
+    ):
+        raise TypeError(f"`patterns` must be a list of names and globs, got {patterns!r:.60}")
     pairs = list(spec.matmuls())
     for pattern in patterns:
         if not any(_matches(unit, matmul, pattern) for unit, matmul in pairs):

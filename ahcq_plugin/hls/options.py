@@ -36,5 +36,5 @@ class HLSOptions:
                 raise SpecError(f"`{name}` must be an integer in [1, {most}], got {value!r}")
         if self.pe % self.out:
             raise SpecError(f"`pe` must be a multiple of `out` ({self.out}), got {self.pe}")
-        if not re.fullmatch(r"[A-Za-z0-9-]+", self.part):
+        if not isinstance(self.part, str) or not re.fullmatch(r"[A-Za-z0-9-]+", self.part):
             raise SpecError(f"`part` must be the name of an FPGA part, got {self.part!r}")

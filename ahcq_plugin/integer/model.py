@@ -26,6 +26,7 @@ from ahcq_plugin.integer.parts import run_in_parts
 from ahcq_plugin.integer.products import IntegerProduct
 from ahcq_plugin.integer.rewrite import Rewriter
 from ahcq_plugin.quantizers import FakeQuantize, UniformFakeQuantize
+from ahcq_plugin.support.given import check_model
 
 #: How weights are kept: packed beside the form that is multiplied with, made at first use; or packed alone.
 MEMORY = ("fast", "low")
@@ -51,6 +52,7 @@ def to_integer(qmodel: nn.Module, memory: str = "fast") -> nn.Module:
     """
     if memory not in MEMORY:
         raise ValueError(f"`memory` must be one of {', '.join(MEMORY)}, got {memory!r}")
+    check_model(qmodel, "qmodel")
     units = prepared_units(qmodel)
     if not units:
         raise ValueError("the model has no quantized unit: give what `quantize` returned or `load_quantized` read")

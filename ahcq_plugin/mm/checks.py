@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import inspect
 import os.path
 from collections.abc import Mapping
 from typing import Any
 
-from mmdet.registry import MODELS
+from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 
-from ahcq_plugin.mm.data.wrappers import wrapped
+from ahcq_plugin.mm.data.prompts import read_detections
+from ahcq_plugin.mm.data.settings import check_data_set
+from ahcq_plugin.mm.data.wrappers import innermost, wrapped
 from ahcq_plugin.mm.detectors.loading import read_detector
-from ahcq_plugin.zoo.coco import check_coco
+from ahcq_plugin.zoo.coco import check_coco, read_content
 from ahcq_plugin.zoo.published import of_path
 
 DRY_RUN = "--dry-run runs without it"
@@ -43,6 +46,56 @@ def check_dataset(config: Mapping[str, Any], source: str | None = None, masks: b
         raise FileNotFoundError(f"no image folder {folder}{where}; {DRY_RUN}")
     if ann_file.endswith(".json"):
         check_coco(ann_file, folder, masks)
+
+
+def check_known(config: Mapping[str, Any], where: str) -> None:
+    """ValueError for a data set, or one inside it, of a type or with keys that nobody knows; a dry run builds another,
+    which would not say so."""
+    check_data_set(config, where)
+    for part in [config, *wrapped(config)]:
+        kind = DATASETS.get(part["type"]) if isinstance(part["type"], str) else part["type"]
+        if kind is None:
+            raise ValueError(f"{where}: unknown data set {part['type']!r}: its module belongs into custom_imports")
+        known = _parameters(kind)
+        unknown = sorted(set(part) - known - {"type", "_scope_"}) if known else []
+        if unknown:
+            raise ValueError(f"{where}: {part['type']} takes no {unknown[0]!r}; it takes {', '.join(sorted(known))}")
+
+
+def _parameters(kind: type) -> set[str]:
+    """What the constructor of a class takes by name, also of classes that it hands ``**kwargs`` on to; empty where
+    they take anything."""
+    names: set[str] = set()
+    for base in kind.__mro__:
+        parameters = inspect.signature(base.__init__).parameters.values()
+        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if all(p.kind != p.VAR_KEYWORD for p in parameters):
+            return names - {"self"}
+    return set()
+
+
+def check_pipeline(config: Mapping[str, Any]) -> None:
+    """ValueError for a data set of images without transforms, which gives no images."""
+    if not innermost(config).get("pipeline"):
+        raise ValueError("test_dataloader.dataset has no `pipeline`: give the transforms that load and pack images")
+
+
+def check_detections(path: str, config: Mapping[str, Any]) -> None:
+    """A file of detections has some for the images and categories of a data set, as far as its annotations say.
+
+    Raises: FileNotFoundError, ValueError: one line.
+    """
+    rows, inner = read_detections(path), innermost(config)
+    if not rows:
+        raise ValueError(f"{path} holds no detections")
+    ann_file = os.path.join(inner.get("data_root") or "", inner.get("ann_file") or "")
+    if not ann_file.endswith(".json"):
+        return
+    content = read_content(ann_file)
+    for key, part in (("image_id", "images"), ("category_id", "categories")):
+        ids = {row["id"] for row in content[part]}
+        if not any(row[key] in ids for row in rows):
+            raise ValueError(f"{path} has no detection whose {key} is among the {part} of {ann_file}")
 
 
 def check_detector(cfg: Config) -> None:

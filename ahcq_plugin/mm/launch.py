@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import tempfile
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from ahcq_plugin.mm.preflight import check_keys, loop_class, preflight
 from ahcq_plugin.mm.quantization_loop import PTQResult
 from ahcq_plugin.mm.report.summary import coverage_lines, everything_lines, result_table, size_line, stage_table
 from ahcq_plugin.ptq import AuditError, ResumeError
-from ahcq_plugin.support.files import write_text
+from ahcq_plugin.support.files import check_work_dir, write_text
 from ahcq_plugin.support.lock import LockedError
 from ahcq_plugin.support.tool import BAD_INPUT, OK, is_foreseen, one_line
 
@@ -72,6 +71,8 @@ def launch(
         if launcher != "none":
             start_processes(launcher, cfg)
             console.quiet = not is_main_process()
+        if work_dir == "":
+            raise ValueError("the work dir is empty: give a folder, or leave it out")
         cfg.work_dir = work_dir or str(Path("work_dirs") / Path(config).stem)
         override_recipe(cfg, name=recipe, w_bits=w_bits, a_bits=a_bits, seed=seed)
         override_loop(cfg, device=device, toolkit=toolkit, resume=resume or None, seed=seed)
@@ -112,16 +113,6 @@ def run(runner: Runner, console: Console) -> int:
         return BAD_INPUT
     print_result(runner.test_loop.result, console)
     return OK
-
-
-def check_work_dir(path: str) -> None:
-    """Make the folder and a file in it. Raises ValueError: it cannot be made or written to."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise ValueError(f"the work dir {path:.200} cannot be used: {error.strerror}") from error
 
 
 def start_processes(launcher: str, cfg: Config) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
@@ -50,8 +49,8 @@ class BoxOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         value = self.score_thr
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ValueError(f"test_cfg: `score_thr` must be a finite number, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise ValueError(f"test_cfg: `score_thr` must be a number from 0 to 1, got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,14 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping
+from typing import Any
 
+from mmdet.registry import METRICS
 from mmengine.config import Config
 from mmengine.registry import LOOPS
 
 from ahcq_plugin.mm.box_prompted_sam import check_sam_config
+from ahcq_plugin.mm.data.settings import check_loader
 from ahcq_plugin.mm.quantization_loop import QuantizationLoop
 
 #: Top-level keys that are read; a name close to one of them is taken for a typing error.
@@ -79,3 +82,13 @@ def check_keys(cfg: Config) -> None:
         if not isinstance(cfg[key].get(part), kind):
             raise ValueError(f"the config's `{key}` needs a `{part}`, got {dict(cfg[key])!r:.80}")
     check_sam_config(cfg.sam)
+    check_loader(cfg.test_dataloader, "test_dataloader")
+    _check_evaluator(cfg.get("test_evaluator"))
+
+
+def _check_evaluator(evaluator: Any) -> None:
+    """The loop on images measures by itself and builds none, so that nobody else would look at it."""
+    for entry in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+        kind = entry.get("type") if isinstance(entry, Mapping) else None
+        if not (isinstance(kind, type) or (isinstance(kind, str) and METRICS.get(kind) is not None)):
+            raise ValueError(f"test_evaluator must be a dict with the `type` of a metric, got {evaluator!r:.80}")

@@ -17,8 +17,7 @@ from torch import nn
 
 from ahcq_plugin.mm import dry_run
 from ahcq_plugin.mm.box_prompted_sam import BoxPromptedSAM, build_sam_from_config
-from ahcq_plugin.mm.checks import check_dataset, check_detector
-from ahcq_plugin.mm.data.prompts import read_detections
+from ahcq_plugin.mm.checks import check_dataset, check_detections, check_detector, check_known, check_pipeline
 from ahcq_plugin.mm.data.wrappers import innermost
 from ahcq_plugin.mm.evaluation.everything import EverythingOptions, segment_everything
 from ahcq_plugin.mm.evaluation.image_evaluation import Evaluation, box_ap, evaluate
@@ -142,6 +141,7 @@ class PTQLoop(QuantizationLoop):
     def check_data(cls, cfg: Config, random_weights: bool) -> None:
         """Data sets, and the detector's checkpoint or the file of detections."""
         loop, source = cfg.test_cfg, cfg.get("data_source")
+        check_pipeline(cfg.test_dataloader.dataset)
         calib = Calibration.from_config(loop.get("calib"))
         check_dataset(cfg.test_dataloader.dataset, source, masks=True)
         check_dataset(_calibration_data(cfg, calib), source)
@@ -154,13 +154,16 @@ class PTQLoop(QuantizationLoop):
                     )
                 if not random_weights:
                     check_detector(cfg)
-            elif source != "gt" and not read_detections(source):
-                raise ValueError(f"{source} holds no detections")
+            elif source != "gt":
+                check_detections(source, cfg.test_dataloader.dataset)
 
     @classmethod
     def cut_down(cls, cfg: Config) -> list[str]:
         """Generated images, a small SAM, small inputs, boxes whatever their scores."""
         loop = cfg.test_cfg
+        check_pipeline(cfg.test_dataloader.dataset)
+        check_known(cfg.test_dataloader.dataset, "test_dataloader.dataset")
+        check_known(_calibration_data(cfg, Calibration.from_config(loop.get("calib"))), "calib.dataset")
         name = cfg.sam["name"]
         sam = dry_run.small_sam(name)
         cfg.sam = dict(name=sam or name, checkpoint=False)

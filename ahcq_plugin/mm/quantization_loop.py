@@ -132,9 +132,11 @@ class QuantizationLoop(BaseLoop):
         cls.check_data(cfg, random_weights)
         sam = build_sam_from_config(cfg.sam, cls.build)
         check_finite(sam, "the SAM")
+        widths = [layer.in_features for layer in sam.modules() if isinstance(layer, nn.Linear)]
+        Recipe.from_config(cfg.recipe).check_channels(max(widths, default=0), "the widest layer of the SAM")
         try:
-            if loop.get("units") is not None:
-                find_units(sam, loop.units)
+            if loop.get("units") is not None and not find_units(sam, loop.units):
+                raise ValueError("test_cfg: `units` is empty: name blocks, or leave it out")
         except TypeError as error:
             raise ValueError(f"test_cfg: {error}") from error
 
@@ -148,6 +150,8 @@ class QuantizationLoop(BaseLoop):
         Recipe.from_config(cfg.recipe).check_machine()
         unit_preparer(cfg.test_cfg.get("toolkit", "native"))
         check_device(cfg.test_cfg.get("device"))
+        if not isinstance(cfg.test_cfg.get("cache_dir", ""), str | None):
+            raise ValueError(f"test_cfg: `cache_dir` must be a folder or None, got {cfg.test_cfg.cache_dir!r:.80}")
         cls.check_options(cfg.test_cfg)
 
     @classmethod

@@ -22,11 +22,12 @@ from ahcq_plugin.ptq.coverage import Coverage, cover, may_multiply
 from ahcq_plugin.ptq.freeze import unfrozen
 from ahcq_plugin.ptq.macs import MacCounter, Place, count_macs, counted
 from ahcq_plugin.ptq.prepared import intercepted, is_weight, quantizers, watched, weight_layers
-from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.ptq.recipe import Recipe, check_recipe
 from ahcq_plugin.ptq.static import unquantized
 from ahcq_plugin.quantizers import FakeQuantize
 from ahcq_plugin.quantizers.layers import read_parameters
-from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
+from ahcq_plugin.support.batches import Forward, default_forward, model_device, naming_item, to_device
+from ahcq_plugin.support.given import check_function, check_model
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,11 @@ def audit(model: nn.Module, batch: Any, forward: Forward | None = None, recipe: 
     Args:
         recipe: every quantizer must have its bits; None: whatever bits they have.
     """
+    check_model(model)
+    if recipe is not None:
+        check_recipe(recipe)
     forward = forward or default_forward
+    check_function(forward, "forward")
     report = AuditReport()
     units = prepared_units(model)
     if not units:
@@ -149,7 +154,7 @@ def _check_values(model: nn.Module, batch: Any, forward: Forward, report: AuditR
         elif not torch.equal(quantizer.decode(quantizer.encode(out)).to(out.dtype), out):
             problems.setdefault(name, "its output is not on the grid")
 
-    with watched(dict(quantizers(model)), compare):
+    with watched(dict(quantizers(model)), compare), naming_item("batch"):
         output = forward(model, to_device(batch, model_device(model)))
     tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):

@@ -18,7 +18,15 @@ from ahcq_plugin.ptq.heads import lay_out_heads
 from ahcq_plugin.ptq.prepared import activation_quantizers, intercepted, observing, weight_layers
 from ahcq_plugin.ptq.score import ProductRunner
 from ahcq_plugin.quantizers import FakeQuantize
-from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device, to_device
+from ahcq_plugin.support.batches import (
+    Forward,
+    check_batches,
+    check_item,
+    default_forward,
+    model_device,
+    naming_item,
+    to_device,
+)
 from ahcq_plugin.support.workers import ALONE, Workers
 
 
@@ -96,6 +104,7 @@ def calibrate(
         UnitError: a quantizer saw no data; nothing is committed for activations in that case if it was the first.
     """
     check_batches(batches)
+    model_device(model)
     layers = weight_layers(model)
     for name, layer in tqdm(layers.items(), desc="calibrate weights", unit="layer", disable=not progress):
         calibrate_weight(name, layer)
@@ -129,7 +138,10 @@ def calibrate_activations(
         with exchanged(model, len(batches), workers) as next_item:
             for item in tqdm(workers.share(len(batches)), desc=what, unit="item", disable=not progress):
                 next_item()
-                forward(model, to_device(batches[item], device))
+                with naming_item(f"batches[{item}]"):
+                    batch = batches[item]
+                    check_item(batch, f"batches[{item}]")
+                    forward(model, to_device(batch, device))
 
     lay_out_heads(model, batches, forward, set(chosen))
     with observing(model, list(chosen)):

@@ -20,16 +20,24 @@ from ahcq_plugin.ptq.prepared import quantizers
 from ahcq_plugin.ptq.recipe import Recipe, current_names
 from ahcq_plugin.quantizers.base import ResizingStateMixin
 from ahcq_plugin.support.checked import save_checked
+from ahcq_plugin.support.files import given_path
+from ahcq_plugin.support.given import check_model
 from ahcq_plugin.support.safe_load import safe_load
-from ahcq_plugin.support.state import load_state
+from ahcq_plugin.support.state import check_changeable, check_finite, check_state
 
 FORMAT = "ahcq_plugin.checkpoint/1"
 QUANTIZED_FILE = "quantized.pth"  # in a run's work dir: the result
 CALIBRATED_FILE = "calibrated.pt"  # in a run's work dir: the state after calibration, weights in floating point
+#: Type of each value of a file.
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("recipe", "calls", "state_dict", "extra"), Mapping),
+    **dict.fromkeys(("units", "leave"), (list, tuple)),
+}
 
 
 def save_checkpoint(path: str | Path, model: nn.Module, recipe: Recipe, extra: dict[str, Any] | None = None) -> None:
     """Save a prepared (usually frozen) model: its state, the recipe and the units; ``extra`` holds plain values."""
+    check_model(model)
     content = {
         "format": FORMAT,
         "recipe": recipe.to_dict(),
@@ -105,9 +113,20 @@ class Checkpoint:
         Raises:
             ValueError: made for another model, or ``model`` is prepared already.
         """
+        check_changeable(model)
         prepare(model, self.recipe, self.units, leave=self.leave, calls=self.calls)
         state = {**calibration_state(model), **self.state} if self.packed else self.state
-        load_state(model, state, str(self.path), "this model", _resizing(model))
+        check_state(model.state_dict(), state, str(self.path), "this model", _resizing(model))
+        for name, value in model.state_dict().items():
+            if value.dtype != state[name].dtype:
+                raise ValueError(
+                    f"{self.path} has {name} in {state[name].dtype}, this model in {value.dtype}: build it so"
+                )
+        model.load_state_dict(state)
+        check_finite(model, str(self.path))
+        for name, quantizer in quantizers(model):
+            if not quantizer.scale.numel() or not bool((quantizer.scale > 0).all()):
+                raise ValueError(f"{self.path}: the scale of {name} is not above 0; quantize the model again")
         if self.packed:
             switch_on(model)
         for _, quantizer in quantizers(model):
@@ -121,13 +140,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         FileNotFoundError, ValueError: no such file, unreadable, or of another format.
     """
-    packed = Path(path).is_file() and is_packed(path)
+    path = given_path(path)
+    packed = path.is_file() and is_packed(path)
     content = read_packed(path) if packed else _read_pickled(path)
+    _check_content(content, path)
     try:
         recipe = Recipe.from_config(current_names(content["recipe"]))
         calls = {name: Call.from_dict(call) for name, call in content.get("calls", {}).items()}
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"nothing under {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"checkpoint {path} cannot be read: {reason}") from error
     return Checkpoint(
         path=Path(path),
         recipe=recipe,
@@ -139,6 +161,19 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         packed=packed,
         built=content.get("model"),
     )
+
+
+def _check_content(content: Mapping[str, Any], path: Path) -> None:
+    """ValueError for a value of another type than was written."""
+    for key, kinds in _KINDS.items():
+        value = content.get(key, {} if key == "calls" else () if key == "leave" else None)
+        if not isinstance(value, kinds):
+            raise ValueError(f"checkpoint {path} cannot be read: its `{key}` is {value!r:.60}")
+    for key in ("units", "leave"):
+        if not all(isinstance(name, str) for name in content.get(key, ())):
+            raise ValueError(f"checkpoint {path} cannot be read: its `{key}` are {content[key]!r:.60}, expected names")
+    if not content["units"]:
+        raise ValueError(f"checkpoint {path} cannot be read: it has no units")
 
 
 def _read_pickled(path: str | Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from ahcq_plugin.ptq.prepared import is_weight, quantizers, weight_layers
 from ahcq_plugin.quantizers import AdaRoundFakeQuantize, FakeQuantize
+from ahcq_plugin.support.given import check_model
 
 
 @torch.no_grad()
@@ -23,6 +24,7 @@ def harden(model: nn.Module) -> None:
 def freeze(model: nn.Module) -> nn.Module:
     """Hard-round all weights, give all quantizers their final form and switch them on, observers and drop mode off, in
     place. Idempotent."""
+    check_model(model)
     harden(model)
     for _, quantizer in quantizers(model):
         quantizer.finish()

@@ -19,11 +19,13 @@ from ahcq_plugin.graph.questions import drop_idle_questions
 from ahcq_plugin.ptq.coverage import OUTSIDE, cover
 from ahcq_plugin.ptq.positions import layer_positions
 from ahcq_plugin.ptq.prepared import quantizers
-from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.ptq.recipe import Recipe, check_recipe
+from ahcq_plugin.ptq.shared import check_shared
 from ahcq_plugin.ptq.static import unquantized
 from ahcq_plugin.ptq.traced import check_traced
 from ahcq_plugin.quantizers import ACTIVATION_FAMILIES, AdaRoundFakeQuantize, FakeQuantize
 from ahcq_plugin.quantizers.layers import read_parameters
+from ahcq_plugin.support.given import check_function, check_model
 
 logger = logging.getLogger(__name__)
 #: Share of the weights. SAM-B has 5 %, the small SAM 11 %; a model whose MLPs were not found has half and more.
@@ -97,6 +99,12 @@ def prepare(
             outputs than the block.
     On errors the model keeps its units as they were.
     """
+    check_model(model)
+    check_recipe(recipe)
+    check_function(prepare_unit, "prepare_unit")
+    if run is not None:
+        check_function(run, "run")
+    _check_names(leave)
     if prepared_units(model):
         raise ValueError("the model is already prepared; build a fresh one, or call the later stages")
     model.eval()
@@ -119,6 +127,14 @@ def prepare(
         layer_positions(traced)
     devices = {name: _device(unit, model) for name, unit in traced.items()}
     prepared = {name: prepare_unit(unit, recipe) for name, unit in traced.items()}
+    if not all(isinstance(unit, fx.GraphModule) for unit in prepared.values()):
+        raise TypeError("`prepare_unit` must return the unit that it was given, with quantizers")
+    check_shared(prepared, recipe)
+    for name, unit in prepared.items():
+        for inner, quantizer in quantizers(unit):
+            if quantizer.family == "cag":
+                widths = [layer.in_features for layer in quantizer.consumers if isinstance(layer, nn.Linear)]
+                recipe.check_channels(min(widths, default=recipe.cag_groups), f"what {name}.{inner} quantizes")
     for name, unit in prepared.items():
         unit.meta[UNIT_KEY]["recipe"] = recipe.to_dict()
         for _, quantizer in quantizers(unit):
@@ -186,9 +202,12 @@ def recipe_in(model: nn.Module) -> Recipe:
     return Recipe.from_config(recipes[0])
 
 
+def _check_names(leave: Any) -> None:
+    if not isinstance(leave, (list, tuple)) or not all(isinstance(entry, str) for entry in leave):
+        raise TypeError(f"`leave` takes a list of names and globs, got {leave!r:.80}")
+
+
 def _check_leave(units: Mapping[str, fx.GraphModule], leave: Sequence[str]) -> None:
-    if isinstance(leave, str):
-        raise TypeError(f"`leave` takes a list of names and globs, got the string {leave!r}")
     names = [(node_name(node), unit) for unit, gm in units.items() for node in gm.graph.nodes]
     for entry in leave:
         if not any(name_matches(entry, name, unit) for name, unit in names):

@@ -192,7 +192,7 @@ class Recipe:
             self._check_type(item.name, item.type)
         for role, family in self.families.items():
             for value, allowed in ((role, ROLES), (family, ACTIVATION_FAMILIES)):
-                if value not in allowed:
+                if not isinstance(value, str) or value not in allowed:
                     raise ValueError(f"recipe: `families` has {value!r}; allowed: {', '.join(allowed)}")
         self._check_without()
         for key in ("w_bits", "a_bits"):
@@ -243,7 +243,7 @@ class Recipe:
         for component, globs in self.without.items():
             if component not in _COMPONENTS:
                 raise ValueError(f"recipe: `without` has {component!r}; allowed: {', '.join(_COMPONENTS)}")
-            if isinstance(globs, str) or not all(isinstance(glob, str) for glob in globs):
+            if not isinstance(globs, (list, tuple)) or not all(isinstance(glob, str) for glob in globs):
                 raise ValueError(f"recipe: `without.{component}` must be a list of globs of units, got {globs!r}")
         object.__setattr__(self, "without", {component: list(globs) for component, globs in self.without.items()})
 
@@ -251,6 +251,13 @@ class Recipe:
         """ValueError where ``cache_device`` is a GPU and this machine has none."""
         if self.cache_device == "cuda" and not torch.cuda.is_available():
             raise ValueError("recipe: `cache_device` is 'cuda', and this machine has no GPU: use 'cpu' or 'disk'")
+
+    def check_channels(self, most: int, whose: str) -> None:
+        """ValueError where channels cannot make as many groups as ``cag_groups`` says."""
+        if self.cag and self.cag_groups > most:
+            raise ValueError(
+                f"recipe: `cag_groups` is {self.cag_groups}, {whose} has {most} channels; 0 keeps every channel apart"
+            )
 
     @staticmethod
     def names() -> tuple[str, ...]:
@@ -268,6 +275,8 @@ class Recipe:
         """
         if isinstance(config, Recipe):
             values = overrides
+        elif not isinstance(config, (str, Mapping)):
+            raise TypeError(f"a recipe is a name, a dict or a Recipe, got {config!r:.60}")
         else:
             values = {**({"name": config} if isinstance(config, str) else config), **overrides}
         for old in _RENAMED.keys() & values.keys():
@@ -279,7 +288,7 @@ class Recipe:
         if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"unknown recipe {name!r}; allowed: {', '.join(PRESETS)}")
         known = {item.name for item in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(set(values) - known, key=str)
         if unknown:
             raise ValueError(
                 f"recipe: unknown key {', '.join(map(repr, unknown))}; allowed: {', '.join(sorted(known))}"
@@ -328,6 +337,12 @@ class Recipe:
         first_names = {new: old for old, new in _RENAMED.items()}
         values = {key: value for key, value in self.to_dict().items() if key not in _LATER or value != _LATER[key]}
         return {first_names.get(key, key): value for key, value in values.items()}
+
+
+def check_recipe(recipe: Any) -> None:
+    """TypeError for anything but a Recipe."""
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"`recipe` must be a Recipe, got {recipe!r:.60}: make one with Recipe.from_config")
 
 
 def current_names(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,17 +17,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq.loss import relative_error
 from ahcq_plugin.ptq.optimise import Samples, optimise
 from ahcq_plugin.ptq.prepared import original_weights, quantizers, set_quantization, watched, weight_layers
-from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.ptq.recipe import Recipe, check_recipe
 from ahcq_plugin.ptq.refit import refit
 from ahcq_plugin.ptq.response import Response, Stage, few_prompts
 from ahcq_plugin.ptq.resume import UnitFiles, UnitReport, fingerprint
 from ahcq_plugin.ptq.stages import Stages, find_stages
 from ahcq_plugin.ptq.store import Store
 from ahcq_plugin.ptq.stream import UnitStream
-from ahcq_plugin.support.batches import Forward, check_batches, default_forward
+from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device
 from ahcq_plugin.support.workers import ALONE, Workers
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,10 @@ def reconstruct(
         UnitError: ``par`` finds no decoder that responds to prompts.
     """
     check_batches(batches)
+    check_recipe(recipe)
+    model_device(model)
+    if not prepared_units(model):
+        raise ValueError("the model has no quantized unit: run `prepare` and `calibrate` first")
     if resume and work_dir is None:
         raise ValueError("`resume=True` needs `work_dir`, the folder of the interrupted run")
     folder = Path(work_dir) if work_dir is not None else None

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,8 @@ class UnitFiles:
             return None
         path = self._path(number)
         saved = safe_load(path)
+        if not isinstance(saved, Mapping) or set(saved) != {"fingerprint", "state", "report"}:
+            raise ResumeError(f"{path} is no finished unit of a run: remove it, or start without resume")
         if saved["fingerprint"] != self.mark or saved["report"]["name"] != name:
             raise ResumeError(
                 f"cannot resume from {path}: it was made with another model, other calibration data or another recipe; "

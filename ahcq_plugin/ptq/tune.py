@@ -35,8 +35,17 @@ from ahcq_plugin.ptq.prepared import (
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.resume import ResumeError, fingerprint
 from ahcq_plugin.quantizers.layers import read_parameters
-from ahcq_plugin.support.batches import Forward, check_batches, default_forward, model_device, to_device
+from ahcq_plugin.support.batches import (
+    Forward,
+    blaming,
+    check_batches,
+    default_forward,
+    model_device,
+    naming_item,
+    to_device,
+)
 from ahcq_plugin.support.checked import save_checked
+from ahcq_plugin.support.given import check_function
 from ahcq_plugin.support.safe_load import safe_load
 from ahcq_plugin.support.workers import ALONE, Workers
 
@@ -82,7 +91,25 @@ def floating_outputs(
     with original_weights(model):
         _check_gradients(model, forward, to_device(batches[0], device))
         items = tqdm(batches, desc="floating-point outputs", unit="item", disable=not progress)
-        return [to_device(forward(model, to_device(batch, device)), "cpu") for batch in items]
+        targets = []
+        for index, batch in enumerate(items):
+            with naming_item(f"batches[{index}]"):
+                targets.append(to_device(forward(model, to_device(batch, device)), "cpu"))
+        return targets
+
+
+def check_loss(loss: Loss, target: Any) -> None:
+    """Raise TypeError or ValueError unless ``loss`` gives a scalar that gradients reach, as it does of ``target`` and
+    itself; before ``reconstruct``, which takes hours."""
+    check_function(loss, "loss")
+    floating = (torch.Tensor, lambda t: t.detach().clone().requires_grad_(t.is_floating_point()))
+    with torch.enable_grad(), blaming("`loss` fails on two equal outputs of the model"):
+        value = loss(pytree.tree_map_only(*floating, target), target)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        found = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"`loss` must return a tensor of one number, got {found}")
+    if not value.requires_grad or not bool(torch.isfinite(value)):
+        raise ValueError(f"`loss` must return a finite number that gradients reach, got {value!r:.80}")
 
 
 def tune(
@@ -111,6 +138,8 @@ def tune(
         ResumeError: ``resume`` finds the state of another model, other data or another recipe.
     """
     check_batches(batches)
+    if len(targets) != len(batches):
+        raise ValueError(f"`targets` must be the {len(batches)} outputs of `floating_outputs`, got {len(targets)}")
     if resume and work_dir is None:
         raise ValueError("`resume=True` needs `work_dir`, the folder of the interrupted run")
     forward, device = forward or default_forward, model_device(model)

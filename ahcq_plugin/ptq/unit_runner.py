@@ -16,6 +16,11 @@ class UnitRunner(fx.Interpreter):
         """The unit's output."""
         return self.run(*self.bound(args, kwargs))
 
+    def run(self, *args: Any, **options: Any) -> Any:
+        """As of ``fx.Interpreter``; errors say their unit and node, torch would add the module's whole traceback."""
+        self.extra_traceback = False
+        return super().run(*args, **options)
+
     def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The unit's arguments in order, defaults filled in.
 

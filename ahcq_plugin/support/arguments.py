@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,14 @@ def whole(least: int, most: int = _MOST) -> Callable[[str], int]:
 
 
 at_least_one, at_least_zero, bit_width = whole(1), whole(0), whole(2, 8)
+
+
+def matrix_shape(text: str) -> tuple[int, int]:
+    """The shape of a matrix as ``768x3072``, rows first."""
+    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"give rows and columns as 768x3072, got {text!r}")
+    return int(match[1]), int(match[2])
 
 
 def positive(text: str) -> float:

@@ -23,6 +23,7 @@ _MARK = b"sha256:"
 DIGEST_BYTES = len(_MARK) + 64  # of the comment
 _END = struct.Struct("<4s4H2LH")  # a zip archive's last record; its last field is the length of the comment
 _CHUNK = 1 << 20
+_DEEPEST = 50
 
 
 def save_checked(obj: Any, path: str | Path) -> None:
@@ -32,19 +33,26 @@ def save_checked(obj: Any, path: str | Path) -> None:
         seal(temporary)
 
 
-def check_plain(value: Any, name: str) -> None:
+def check_plain(value: Any, name: str, tensors: bool = True, depth: int = 0) -> None:
     """Only what is read back without running code: mappings, sequences, texts, numbers, None, tensors.
+
+    Args:
+        tensors: whether the file that is to hold it can hold tensors.
 
     Raises: TypeError: something else, with its place.
     """
+    if depth > _DEEPEST:
+        raise TypeError(f"{name:.60}… is nested more than {_DEEPEST} deep, or holds itself")
     if isinstance(value, Mapping):
         for key, entry in value.items():
             check_plain(key, f"a key of {name}")
-            check_plain(entry, f"{name}[{key!r}]")
+            check_plain(entry, f"{name}[{key!r}]", tensors, depth + 1)
     elif isinstance(value, (list, tuple)):
         for index, entry in enumerate(value):
-            check_plain(entry, f"{name}[{index}]")
-    elif value is not None and type(value) not in (str, bool, int, float, torch.Tensor):
+            check_plain(entry, f"{name}[{index}]", tensors, depth + 1)
+    elif isinstance(value, torch.Tensor) and value.is_meta:
+        raise TypeError(f"{name} is a tensor without values, on the device meta")
+    elif value is not None and type(value) not in (str, bool, int, float, *([torch.Tensor] if tensors else [])):
         raise TypeError(
             f"{name} is a {type(value).__name__}, which no file of ours can hold: give numbers, texts, lists and dicts"
         )

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     The folder is made when absent; an older file stays until the end. What killed processes left of the same path goes.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a device or a pipe would be replaced by a file
+        raise FileExistsError(f"{path} is no file that can be replaced: give the path of one")
     temporary = _temporary(path)
     try:
         yield temporary
@@ -93,6 +96,30 @@ def _exchange(one: Path, other: Path) -> bool:
         if (code := ctypes.get_errno()) not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
             raise OSError(code, os.strerror(code), str(one), None, str(other))
     return False
+
+
+def check_work_dir(path: str | Path) -> None:
+    """Make the folder and a file in it. Raises ValueError: it cannot be made or written to."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(f"the work dir {str(path):.200} cannot be used: {error.strerror}") from error
+
+
+def given_path(path: Any, name: str = "path") -> Path:
+    """The path of a file or folder.
+
+    Raises:
+        TypeError: neither a text nor a path.
+        ValueError: one that no file can have.
+    """
+    if not isinstance(path, (str, Path)) and not (isinstance(path, os.PathLike) and isinstance(os.fspath(path), str)):
+        raise TypeError(f"`{name}` must be a text or a Path, got {type(path).__name__} {path!r:.40}")
+    if not str(path) or "\0" in str(path):
+        raise ValueError(f"`{name}` must be the path of a file or folder, got {str(path)!r}")
+    return Path(path)
 
 
 def write_text(text: str, path: str | Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 _SHOWN = 3
 
@@ -93,7 +94,13 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def check_changeable(model: nn.Module) -> None:
-    """Raise ValueError if a parameter was made in inference mode: nothing can change it in place or learn by it."""
+    """Raise ValueError if a parameter has no value yet, or was made in inference mode: nothing can change it in place
+    or learn by it."""
+    empty = [name for name, parameter in model.named_parameters() if parameter.is_meta or is_lazy(parameter)]
+    if empty:
+        raise ValueError(
+            f"{len(empty)} parameters have no values, first {empty[0]}: load them, or run a lazy module once on an item"
+        )
     frozen = [name for name, parameter in model.named_parameters() if parameter.is_inference()]
     if frozen:
         raise ValueError(

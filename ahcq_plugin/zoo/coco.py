@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 
 from ahcq_plugin.zoo.images import check_header
 from ahcq_plugin.zoo.segmentations import problem_of
+
+logger = logging.getLogger(__name__)
 
 _PARTS = ("images", "annotations", "categories")
 
@@ -42,10 +45,26 @@ def check_coco(ann_file: str, folder: str, masks: bool) -> None:
         raise ValueError(
             f"{ann_file}: {len(bare)} annotations have no segmentation (first id {bare[0]}); masks are compared"
         )
+    _tell_of_boxes(ann_file, content["annotations"], sizes)
     for row in content["annotations"]:
         problem = problem_of(row["segmentation"], sizes[row["image_id"]]) if masks and row.get("segmentation") else None
         if problem:
             raise ValueError(f"{ann_file}: the segmentation of annotation {row['id']} cannot be used: {problem}")
+
+
+def _tell_of_boxes(ann_file: str, rows: Sequence[dict[str, Any]], sizes: dict[Any, tuple[int, int]]) -> None:
+    """Boxes that are no prompts are left out by who reads the file, which nobody would notice."""
+    flat, outside = [], []
+    for row in rows:
+        (x, y, width, height), size = row["bbox"], sizes[row["image_id"]]
+        if width <= 0 or height <= 0:
+            flat.append(row["id"])
+        elif x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
+            outside.append(row["id"])
+    for ids, what in ((flat, "have no area"), (outside, "lie outside of their image")):
+        if ids:
+            counted = f"{len(ids)} of {len(rows)} boxes {what} (first: annotation {ids[0]!r})"
+            logger.warning("%s: %s; they are left out", ann_file, counted)
 
 
 def read_content(ann_file: str | Path) -> dict[str, Any]:
@@ -93,6 +112,8 @@ def _of_rows(part: str, rows: Sequence[Any]) -> Iterator[str]:
                 yield f"{where} has no {key}"
             elif not fits(row[key]):
                 yield f"{where} has {key} {row[key]!r:.60}, expected {expected}"
+        if part == "annotations" and row.get("iscrowd") not in (None, 0, 1):
+            yield f"{where} has iscrowd {row['iscrowd']!r:.60}, expected 0 or 1"
         if row["id"] in seen:
             yield f"{where} has the id {row['id']!r} of another row"
         seen.add(row["id"])

@@ -15,7 +15,10 @@ def decode_image(content: bytes, path: str | Path) -> np.ndarray:
 
     Raises: ValueError: not an image.
     """
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    except cv2.error:  # a header of more pixels than it takes
+        image = None
     if image is None:
         raise ValueError(f"{path} is not a readable image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -23,30 +23,7 @@ from ahcq_plugin.zoo.hugging_face import PREFIX, build_hugging_face
 from ahcq_plugin.zoo.published import PUBLISHED_FILES, of_model
 from ahcq_plugin.zoo.rebuild import remember
 from ahcq_plugin.zoo.relatives import RELATIVES, build_relative
-
-_KEYS = frozenset(
-    (
-        "image_size",
-        "patch_size",
-        "embed_dim",
-        "depth",
-        "num_heads",
-        "mlp_ratio",
-        "window_size",
-        "global_attn_indexes",
-        "use_rel_pos",
-        "prompt_embed_dim",
-        "mask_in_chans",
-        "transformer_depth",
-        "transformer_heads",
-        "transformer_mlp_dim",
-        "num_multimask_outputs",
-        "iou_head_depth",
-        "iou_head_hidden_dim",
-        "pixel_mean",
-        "pixel_std",
-    )
-)
+from ahcq_plugin.zoo.sizes import built_of, check_sizes
 
 _HIDDEN = "image_encoder.blocks.0.mlp.lin1.weight"  # wider in the twin, and all else as in ``sam_tiny``
 
@@ -183,13 +160,20 @@ def decode_prompts(sam: nn.Module, embedding: Tensor, prompts: Mapping[str, Tens
 
 
 def _from_config(cfg: Mapping[str, Any]) -> Sam:
-    if set(cfg) != _KEYS:
-        raise ValueError(
-            f"model config: missing keys {sorted(_KEYS - set(cfg))}, unknown keys {sorted(set(cfg) - _KEYS)}"
-        )
-    size, patch, dim = cfg["image_size"], cfg["patch_size"], cfg["prompt_embed_dim"]
+    check_sizes(cfg, packaged_config())
+    size, patch = cfg["image_size"], cfg["patch_size"]
     if size % patch:
         raise ValueError(f"`image_size` must be a multiple of `patch_size`, got {size} and {patch}")
+    if cfg["embed_dim"] % cfg["num_heads"]:
+        raise ValueError(
+            f"`embed_dim` must be a multiple of `num_heads`, got {cfg['embed_dim']} and {cfg['num_heads']}"
+        )
+    with built_of("SAM"):
+        return _built(cfg)
+
+
+def _built(cfg: Mapping[str, Any]) -> Sam:
+    size, patch, dim = cfg["image_size"], cfg["patch_size"], cfg["prompt_embed_dim"]
     grid = size // patch
     encoder = ImageEncoderViT(
         img_size=size,

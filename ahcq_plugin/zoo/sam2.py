@@ -26,23 +26,7 @@ from torch import Tensor
 from ahcq_plugin.zoo.checkpoints import default_checkpoint, load_weights, packaged_config, require_file
 from ahcq_plugin.zoo.published import PUBLISHED_FILES, PublishedFile
 from ahcq_plugin.zoo.rebuild import remember
-
-_KEYS = frozenset(
-    (
-        "image_size",
-        "embed_dim",
-        "num_heads",
-        "stages",
-        "window_spec",
-        "global_att_blocks",
-        "d_model",
-        "memory_dim",
-        "memory_layers",
-        "memory_mlp_dim",
-        "num_maskmem",
-        "max_obj_ptrs",
-    )
-)
+from ahcq_plugin.zoo.sizes import built_of, check_sizes
 
 
 @dataclass(frozen=True)
@@ -79,6 +63,8 @@ def build_sam2(name_or_cfg: str | Mapping[str, Any], checkpoint: str | Path | bo
     """
     if checkpoint is True:
         raise ValueError("`checkpoint` must be a path, None or False, got True")
+    if not isinstance(name_or_cfg, (str, Mapping)):
+        raise ValueError(f"unknown model {name_or_cfg!r:.60}, allowed: sam2_tiny, {', '.join(PUBLISHED)}, or a mapping")
     cfg = {"name": name_or_cfg} if isinstance(name_or_cfg, str) else dict(name_or_cfg)
     if "name" in cfg and cfg["name"] != "sam2_tiny":
         return _build_published(cfg, checkpoint)
@@ -114,7 +100,7 @@ def name_of_state(state: Mapping[str, Any]) -> str:
 
 
 def _build_published(cfg: Mapping[str, Any], checkpoint: str | Path | Literal[False] | None) -> SAM2VideoPredictor:
-    if cfg["name"] not in PUBLISHED:
+    if not isinstance(cfg["name"], str) or cfg["name"] not in PUBLISHED:
         raise ValueError(f"unknown model {cfg['name']!r}, allowed: sam2_tiny, {', '.join(PUBLISHED)}, or a mapping")
     if set(cfg) - {"name", "image_size"}:
         raise ValueError(
@@ -138,21 +124,25 @@ def _build_published(cfg: Mapping[str, Any], checkpoint: str | Path | Literal[Fa
     return model.float().eval()
 
 
-def _check_size(size: int) -> None:
-    if size % 32:
+def _check_size(size: Any) -> None:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % 32:
         raise ValueError(f"`image_size` must be a multiple of 32, got {size}")
 
 
 def _from_config(cfg: Mapping[str, Any]) -> SAM2VideoPredictor:
     """One mask for each object and frame (no ambiguity tokens); everything else as in the SAM 2.1 configs."""
-    if set(cfg) != _KEYS:
+    check_sizes(cfg, packaged_config("sam2_tiny"))
+    _check_size(cfg["image_size"])
+    if cfg["d_model"] % 16 or cfg["d_model"] % cfg["memory_dim"]:
         raise ValueError(
-            f"model config: missing keys {sorted(_KEYS - set(cfg))}, unknown keys {sorted(set(cfg) - _KEYS)}"
+            f"`d_model` must be a multiple of 16 and of `memory_dim`, got {cfg['d_model']} and {cfg['memory_dim']}"
         )
+    with built_of("SAM 2"):
+        return _built(cfg)
+
+
+def _built(cfg: Mapping[str, Any]) -> SAM2VideoPredictor:
     size, width, dim, memory = cfg["image_size"], cfg["embed_dim"], cfg["d_model"], cfg["memory_dim"]
-    _check_size(size)
-    if dim % 16 or dim % memory:
-        raise ValueError(f"`d_model` must be a multiple of 16 and of `memory_dim`, got {dim} and {memory}")
     encoder = ImageEncoder(
         trunk=Hiera(
             embed_dim=width,

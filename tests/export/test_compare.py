@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from ahcq_plugin import quantize
-from ahcq_plugin.export import load_spec, make_spec, save_spec
-from ahcq_plugin.export.compare import compare, golden_forward, mask_overlap
+from ahcq_plugin.export import SpecError, load_spec, make_spec, save_spec
+from ahcq_plugin.export.compare import check_of_model, compare, golden_forward, mask_overlap
 from ahcq_plugin.export.interpret import golden_output, interpreted
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq.prepared import activation_quantizers, watched
@@ -39,6 +39,19 @@ def test_every_matmul_equals_pytorch_up_to_float_rounding(quantized, spec, scene
     rows, units = compare(quantized, spec, scenes, box_forward)
     check_rows(rows)
     assert sum(unit.differing for unit in units) <= 0.001 * sum(unit.codes for unit in units)
+
+
+def test_a_spec_of_other_units_is_of_another_model(quantized, spec):
+    check_of_model(quantized, spec)
+    first, *rest = spec.units
+    for units, message in (
+        (rest, rf"'{first.name}' is a unit of one of them alone"),
+        ((dataclasses.replace(first, name="no.such"), *rest), "is a unit of one of them alone"),
+        ((dataclasses.replace(rest[-1], name=first.name), *rest), rf"unit '{first.name}' has no matmul"),
+    ):
+        with pytest.raises(SpecError, match=f"the spec is of another model: .*{message}"):
+            check_of_model(quantized, dataclasses.replace(spec, units=tuple(units)))
+    check_of_model(quantized, dataclasses.replace(spec, units=tuple(rest), left_out=(f"{first.name}: no data",)))
 
 
 def changed(matmul):

@@ -109,6 +109,7 @@ def test_a_spec_of_the_former_format_still_reads(tmp_path):
 def edit(folder: Path, change) -> None:
     content = json.loads((folder / "spec.json").read_text())
     change(content)
+    content["checksum"] = spec_io.checksum(content)
     (folder / "spec.json").write_text(json.dumps(content))
 
 
@@ -146,6 +147,19 @@ def test_a_changed_json_is_refused(change, message, tmp_path):
     edit(tmp_path, change)
     with pytest.raises(SpecError, match=f"(?s)spec.json.*{message}"):
         load_spec(tmp_path)
+
+
+def test_a_number_that_would_be_right_too_is_found_by_the_checksum(tmp_path):
+    save_spec(make_spec(0), tmp_path)
+    path = tmp_path / "spec.json"
+    content = json.loads(path.read_text())
+    matmul(content)["m"] += 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(SpecError, match="spec.json: it does not match its checksum"):
+        load_spec(tmp_path)
+    del content["checksum"]  # as files of before it are
+    path.write_text(json.dumps(content))
+    assert load_spec(tmp_path).units[0].matmuls[0].m == matmul(content)["m"]
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, -1])

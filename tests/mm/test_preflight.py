@@ -114,14 +114,38 @@ def test_a_dry_run_of_a_config_that_lacks_a_key(complain, ptq_config, key):
         ({"cfg_options": {"test_cfg.box_chunk": True}}, "test_cfg: `box_chunk` must be a positive integer, got True"),
         (
             {"cfg_options": {"test_cfg.score_thr": float("nan")}},
-            "test_cfg: `score_thr` must be a finite number, got nan",
+            "test_cfg: `score_thr` must be a number from 0 to 1, got nan",
         ),
         ({"device": "cuda:99"}, "device 'cuda:99' is not there: this machine has "),
         ({"cfg_options": {"test_dataloader.dataset.typ": "x"}}, "the config does not build: "),
+        ({"cfg_options": {"test_dataloader.batch_size": 0}}, "test_dataloader: `batch_size` must be a whole number"),
+        ({"cfg_options": {"test_dataloader.sampler": 5}}, "test_dataloader: `sampler` must be a dict, got 5"),
+        (
+            {"cfg_options": {"test_dataloader.dataset.pipeline": [5]}},
+            "test_dataloader.dataset: `pipeline` must be a list",
+        ),
+        (
+            {"cfg_options": {"test_dataloader.dataset.ann_file": 5}},
+            "test_dataloader.dataset: `ann_file` must be a text",
+        ),
+        (
+            {"cfg_options": {"test_evaluator.type": "NoSuch"}},
+            "test_evaluator must be a dict with the `type` of a metric",
+        ),
+        ({"cfg_options": {"test_cfg.cache_dir": 5}}, "test_cfg: `cache_dir` must be a folder or None, got 5"),
+        ({"cfg_options": {"test_cfg.units": []}}, "test_cfg: `units` is empty"),
+        ({"cfg_options": {"recipe.cag": True, "recipe.cag_groups": 9999}}, "recipe: `cag_groups` is 9999, the widest"),
     ],
 )
 def test_options(complain, ptq_config, options, message):
     assert message in complain(ptq_config, **options)
+
+
+def test_an_empty_work_dir(ptq_config):
+    out = io.StringIO()
+    assert (
+        launch(str(ptq_config), work_dir="", console=Console(file=out)) == 2 and "work dir is empty" in out.getvalue()
+    )
 
 
 @pytest.mark.parametrize(

@@ -133,3 +133,51 @@ def test_extra_is_kept(saved, tmp_path):
     _, model = saved
     save_checkpoint(tmp_path / "extra.pth", model, Recipe.from_config("rtn"), {"ids": [1, 2]})
     assert safe_load(tmp_path / "extra.pth")["extra"] == {"ids": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("recipe", None, "its `recipe` is None"),
+        ("units", "blocks", "its `units` is 'blocks'"),
+        ("units", [1], r"its `units` are \[1\], expected names"),
+        ("units", [], "it has no units"),
+        ("leave", 5, "its `leave` is 5"),
+        ("calls", [], r"its `calls` is \[\]"),
+        ("state_dict", [], r"its `state_dict` is \[\]"),
+        ("extra", "x", "its `extra` is 'x'"),
+    ],
+)
+def test_a_whole_file_whose_content_cannot_be_right(key, value, message, tmp_path):
+    content = {"format": module.FORMAT, "recipe": Recipe.from_config("rtn").to_dict(), "units": ["0"], "leave": []}
+    content |= {"calls": {}, "state_dict": {}, "extra": {}}
+    save_checked({k: v for k, v in (content | {key: value}).items() if v is not None}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=f"x.pth cannot be read: {message}"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda key: not key.endswith("scale"), None),
+        (lambda key: key.endswith("lin1.weight_fake_quant.scale"), "the scale of .* is not above 0"),
+        (lambda key: key.endswith("qkv.bias"), "holds NaN or infinite values"),
+    ],
+)
+def test_values_of_a_whole_file_that_cannot_be_right(saved, change, message):
+    path, _ = saved
+    content = safe_load(path)
+    for key in [key for key in content["state_dict"] if message and change(key)]:
+        value = content["state_dict"][key]
+        content["state_dict"][key] = torch.full_like(value, 0.0 if key.endswith("scale") else float("nan"))
+    save_checked(content, path)
+    if message is None:
+        load_quantized(path, lambda _: make_tiny_sam())
+    else:
+        with pytest.raises(ValueError, match=message):
+            load_quantized(path, lambda _: make_tiny_sam())
+
+
+def test_a_model_of_another_precision_is_refused(saved):
+    with pytest.raises(ValueError, match="in torch.float32, this model in torch.float16: build it so"):
+        load_quantized(saved[0], lambda _: make_tiny_sam().half())

@@ -94,6 +94,8 @@ def test_a_component_may_be_kept_to_some_units():
         ({"name": "rtn", "families": {"softmax": "lgn"}}, r"`families` has 'lgn'; allowed: uniform"),
         ({"name": "rtn", "families": 3}, r"recipe: `families` must be of type Mapping\[str, str\], got 3"),
         ({"name": "ahcq", "without": {"big": ["a"]}}, r"`without` has 'big'; allowed: cag, hluq, lnq, agq"),
+        ({"name": "rtn", "families": {"softmax": ["lnq"]}}, r"`families` has \['lnq'\]; allowed: uniform"),
+        ({"name": "ahcq", "without": {"lnq": None}}, r"`without.lnq` must be a list of globs of units, got None"),
         ({"name": "ahcq", "without": {"lnq": "a.*"}}, r"`without.lnq` must be a list of globs of units, got 'a.\*'"),
         ({"name": "ahcq", "without": ["lnq"]}, r"`without` must be of type Mapping\[str, Sequence\[str\]\], got"),
         ({"name": "qdrop", "granularity": "model"}, r"`granularity` must be one of none, layer, unit, got 'model'"),
@@ -140,6 +142,15 @@ def test_no_key_takes_a_value_of_another_type(field) -> None:
         with pytest.raises(ValueError, match=r"^(recipe|unknown recipe)") as caught:
             Recipe.from_config({"name": "qdrop", field.name: value})
         assert "\n" not in str(caught.value)
+
+
+def test_more_groups_than_channels_are_refused(tiny_sam) -> None:
+    before = set(dict(tiny_sam.named_modules()))
+    with pytest.raises(
+        ValueError, match=r"`cag_groups` is 99, what image_encoder\.blocks\.0\..* quantizes has \d+ channels"
+    ):
+        prepare(tiny_sam, Recipe.from_config("ahcq", cag_groups=99))
+    assert set(dict(tiny_sam.named_modules())) == before
 
 
 def test_without_names_units_that_are_there(tiny_sam) -> None:

@@ -13,15 +13,29 @@ from typing import Any
 
 from ahcq_plugin.ptq import Recipe
 from tests.robustness import kinds
+from tests.robustness.calls import calls
 from tests.robustness.case import DEMO, Case, config_with
+from tests.robustness.config_cases import benches, further_configs
+from tests.robustness.data_cases import further_data
+from tests.robustness.file_cases import lying_files
 from tests.robustness.materials import Materials, config_text
 from tests.robustness.tool_cases import folders, options, videos
+from tests.robustness.zygote import PYTHON
 
 
 def all_cases(good: Materials) -> list[Case]:
     """Every case; a control in each group, whose input is good."""
-    groups = (recipe_values, loop_values, configs, checkpoints, annotations, images, specs, options, folders, videos)
+    groups = (
+        *(recipe_values, loop_values, configs, checkpoints, annotations, images, specs, options, folders, videos),
+        *(further_configs, benches, lying_files, further_data, python_calls),
+    )
     return [case for group in groups for case in group(good)]
+
+
+def python_calls(good: Materials) -> Iterator[Case]:
+    """Calls of the Python API."""
+    for name, _ in calls():
+        yield Case("python", name, PYTHON, lambda folder, name=name: [name])
 
 
 def recipe_values(good: Materials) -> Iterator[Case]:

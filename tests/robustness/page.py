@@ -14,6 +14,7 @@ from tests.robustness.zygote import ROOT
 
 PAGE = ROOT / "docs" / "robustness.md"
 
+_SO_FAR = "Not all cases have been tried, and some at an earlier state of the code: this is what is known so far."
 _KILLS = """\
 SIGKILL at a random moment of a run (uniform, seeded), then the same command again. Right is: what lies in the
 folder after the kill can be read, or is what was there before; the second call ends with the result of a run that
@@ -39,7 +40,9 @@ Right is: one line that begins with `error:`, and exit status 2.
   by a signal, or code planted in the file ran. **unclear**: another status, or more than one line of errors.
 - Kinds: settings of a wrong type, sign or size, not a number, infinite; names of nothing; files that are missing,
   empty, folders, noise, text, zeros, cut off, links to themselves, pipes, with a bit flipped, with a pickle that
-  runs code; annotations that lie; folders that cannot be written.
+  runs code; annotations that lie; folders that cannot be written; files that are whole, with a digest that is right,
+  and hold what cannot be; images of other formats and sizes; options that are none; calls of the Python API with
+  arguments of another kind, items that do not go through the model, weights that layers share.
 
 By tool:
 
@@ -70,7 +73,7 @@ def write_page(found: Sequence[Outcome], trials: Path | None, through: bool = Tr
         table=table(found),
         late=LATE,
         tools=_tools(bad),
-        so_far="" if through else "\nNot all cases have been tried yet: this is what is known so far.\n",
+        so_far="" if through else f"\n{_SO_FAR}\n",
         late_ones="\n".join(["Late:\n", *late]) if late else f"None was late; the slowest took {_slowest(bad)}.",
         kills=_of_trials([row for row in rows if row["kind"] == "kill"], _KILLS, "killed"),
         flips=_of_trials([row for row in rows if row["kind"] == "flip"], _FLIPS, "file"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.robustness.calls import calls
 from tests.robustness.cases import all_cases
 from tests.robustness.kills import KILLS, flips, kills
 from tests.robustness.kinds import FILES, damaged
@@ -43,6 +44,11 @@ def test_a_damaged_file_is_another(kind: str, tmp_path: Path) -> None:
     good.write_bytes(bytes(range(1, 256)) * 9)
     path = damaged(good, place, FILES[kind])
     assert not path.is_file() or path.read_bytes() != good.read_bytes()
+
+
+def test_every_call_of_the_python_api_has_a_name_of_its_own() -> None:
+    names = [name for name, _ in calls()]
+    assert len(names) == len(set(names)) > 500
 
 
 @pytest.mark.slow

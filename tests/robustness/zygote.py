@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 
 ROOT = Path(__file__).resolve().parents[2]
+#: In the place of a tool: a call of the Python API (``calls.py``).
+PYTHON = "python"
 _MEMORY = 16 << 30
 _IMPORTS = (
     "ahcq_plugin.mm.launch",
@@ -62,8 +64,8 @@ class Zygote:
         self.process.wait()
 
     def run(self, tool: str, argv: list[str], folder: Path, limit: int = 60, kill_after: float | None = None) -> Ended:
-        """``python tools/TOOL ARGV`` in ``folder``, ended after ``limit`` seconds of the processor, or by SIGKILL after
-        ``kill_after`` seconds by the clock."""
+        """``python tools/TOOL ARGV``, or a call of ``calls.py``, in ``folder``, ended after ``limit`` seconds of the
+        processor, or by SIGKILL after ``kill_after`` seconds by the clock."""
         case = {"tool": tool, "argv": argv, "folder": str(folder), "limit": limit, "kill_after": kill_after}
         self.process.stdin.write(json.dumps(case) + "\n")
         self.process.stdin.flush()
@@ -80,7 +82,8 @@ def _child(tool: str, argv: list[str], folder: str, limit: int, out: int) -> Non
     status = 1
     try:
         sys.argv = [tool, *argv]
-        runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
+        script = ROOT / "tests" / "robustness" / "calls.py" if tool == PYTHON else ROOT / "tools" / tool
+        runpy.run_path(str(script), run_name="__main__")
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 import io
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ahcq_plugin.zoo.coco import check_coco
 from ahcq_plugin.zoo.images import decode_image
 from ahcq_plugin.zoo.items import read_image
+from ahcq_plugin.zoo.scenes import write_coco
+from tests.robustness.data_cases import png_header
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -55,3 +59,21 @@ def test_the_data_set_names_what_is_no_image(tmp_path, content):
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(DataError, match="x.png is not a readable image"):
         read_rgb(tmp_path / "x.png")
+
+
+def test_boxes_that_are_left_out_are_counted(tmp_path, caplog):
+    folder = write_coco(tmp_path / "coco", 2, seed=5).parent
+    content = json.loads((folder / "instances.json").read_text())
+    content["annotations"][0]["bbox"] = [5, 5, 0, 9]
+    content["annotations"][1]["bbox"] = [-50, 5, 20, 9]
+    (folder / "instances.json").write_text(json.dumps(content))
+    check_coco(str(folder / "instances.json"), str(folder / "images"), masks=False)
+    count = len(content["annotations"])
+    assert f"1 of {count} boxes have no area (first: annotation {content['annotations'][0]['id']})" in caplog.text
+    assert f"1 of {count} boxes lie outside of their image" in caplog.text
+
+
+def test_an_image_whose_header_promises_too_much_is_no_image(tmp_path):
+    png_header(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="x.png is not a readable image"):
+        decode_image((tmp_path / "x.png").read_bytes(), tmp_path / "x.png")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,4 +133,13 @@ def read_detections(path: str | Path) -> list[dict]:
         raise ValueError(
             f"{path} is not in COCO results format: expected a list of objects with {', '.join(sorted(keys))}"
         )
+    for index, row in enumerate(rows):
+        box, score = row["bbox"], row["score"]
+        numbers = [*box, score] if isinstance(box, list) and len(box) == 4 else [None]
+        if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+            raise ValueError(
+                f"{path}: row {index} has the box {box!r:.60} and the score {score!r:.20}, not five numbers"
+            )
+        if not all(isinstance(row[key], (int, str)) for key in ("image_id", "category_id")):
+            raise ValueError(f"{path}: row {index} has an id that is neither a whole number nor a text")
     return rows
