@@ -198,7 +198,9 @@ def cycles(
     passes = shape.planes * d.digits
     right_beats = shape.folds * shape.planes * CHUNKS
     corrections = 0 if product else CHUNKS * (1 + 2 * d.groups)
-    behind = max(d.groups * passes, output.planes, output.gelu_turns)  # turns of the slowest process behind a cell, for a chunk
+    behind = max(
+        d.groups * passes, output.planes, output.gelu_turns
+    )  # turns of the slowest process behind a cell, for a chunk
     limits: Counter[str] = Counter()
     moved = 0.0
 

@@ -26,7 +26,8 @@ from ahcq_plugin.hls.vectors import make_vectors
 from ahcq_plugin.zoo.sam import box_forward
 
 PROCESSES = ("fetch", "request", "distribute", "walk_steps", "walk_passes", "walk_folds", "place_left", "buffer_left")
-PROCESSES += ("buffer_right", "decode", "multiply", "correct", "dequantize", "dequantize_lane", "quantize", "write")
+PROCESSES += ("buffer_right", "decode", "multiply", "correct", "dequantize", "dequantize_lane", "gelu_unit")
+PROCESSES += ("quantize", "write")
 # (kind, family, bits of left and right, k, n, family of the right), rows, products: all families, tails everywhere
 CASES = [
     (("linear", "uniform", 4, 4, 21, 70), 17, 1),
@@ -73,7 +74,8 @@ def different(command, image: Image, wanted: np.ndarray) -> int:
 def test_every_process_is_scheduled_at_a_turn_a_cycle_and_holds_no_cpp() -> None:
     made = rtl.engine_rtl()
     assert set(made.stages) == {f"{name}_process" for name in PROCESSES}
-    assert made.instances == {f"{name}_process": 8 if name == "dequantize_lane" else 1 for name in PROCESSES}
+    copies = dict(multiply=8, dequantize_lane=8, gelu_unit=2)
+    assert made.instances == {f"{name}_process": copies.get(name, 1) for name in PROCESSES}
     assert not any(re.search(r"\bimport\b|DPI", text) for text in made.files.values())
 
 
