@@ -26,6 +26,8 @@ HEADER_BEATS, SCALE_BEATS = 2, 3 * CHUNKS
 LATENCY = 40
 #: Stages of the pipelines from descriptor to response, which the RTL has and the C++ simulation has not.
 STAGES = 40
+#: Passes whose sums can wait behind the cells: what is left to do when the cells have ended.
+WAITING = 3
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,6 @@ def cycles(
     parameter_beats = HEADER_BEATS + -(-d.groups // LANES) + (d.heads if product else d.groups)
     parameter_beats += 0 if product else corrections + SCALE_BEATS
     before = (first + right_beats + parameter_beats) * BEAT
-    limits["start"] = math.ceil(max(first, right_beats, before / ddr.bytes_per_cycle)) + LATENCY + behind * CHUNKS
+    limits["start"] = math.ceil(max(first, right_beats, before / ddr.bytes_per_cycle)) + LATENCY + min(behind, WAITING) * CHUNKS
     limits["start"] += stages + 2 * ddr.latency
     return Cycles(sum(limits.values()), shape.macs, int(moved + before), dict(limits))
