@@ -237,6 +237,8 @@ def cycles(
     parameter_beats = HEADER_BEATS + -(-d.groups // LANES) + (d.heads if product else d.groups)
     parameter_beats += 0 if product else corrections + SCALE_BEATS
     before = (first + right_beats + parameter_beats) * BEAT
-    limits["start"] = math.ceil(max(first, right_beats, before / ddr.bytes_per_cycle)) + LATENCY + min(behind, WAITING) * CHUNKS
+    limits["start"] = (
+        math.ceil(max(first, right_beats, before / ddr.bytes_per_cycle)) + LATENCY + min(behind, WAITING) * CHUNKS
+    )
     limits["start"] += stages + 2 * ddr.latency
     return Cycles(sum(limits.values()), shape.macs, int(moved + before), dict(limits))

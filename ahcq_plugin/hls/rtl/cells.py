@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +19,7 @@ from ahcq_plugin.hls.rtl.netlist import CELLS, Rtl
 from ahcq_plugin.support.files import write_json
 
 FORMAT = "ahcq_plugin.hls.rtl.cells/2"  # of the cache: raise it where the commands change
-_SYNTH = "synth_xilinx -family xcup -flatten -noiopad -noclkbuf{options} -top {top} -run "
+_SYNTH = "synth_xilinx -family xcup -noiopad -noclkbuf{options} -top {top} -run "
 # `synth_xilinx`, whose part `coarse` stands here without `share`: that proves for pairs of shifters that one can do the
 # work of both, and had no end in three minutes on a cell's 512. Counts without it are higher, if anything.
 COMMANDS = (
@@ -66,27 +68,38 @@ def count(
     cache: Path | None = None,
     options: str = "",
     limit: float | None = None,
+    without: Collection[str] = (),
 ) -> Cells:
-    """Cells of the module ``top``, everything in it included.
+    """Cells of the module ``top``, everything in it included but the modules ``without``.
 
     Args:
         files: name -> SystemVerilog, what stands below first.
         cache: folder for results, by content.
+        without: their instances have ports only; then modules stay what they are, each is mapped once.
         options: more ones of ``synth_xilinx``, such as ``-nodsp``.
         limit: seconds that yosys may take; None: any.
     Raises:
         ToolError: pyosys is missing or fails, or takes longer than ``limit``.
     """
     path = None
+    files = {name: _ports_only(text) if name.removesuffix(".sv") in without else text for name, text in files.items()}
     if cache is not None:
-        key = json.dumps([FORMAT, COMMANDS, list(files.items()), top, options])
+        key = json.dumps([FORMAT, COMMANDS, list(files.items()), top, options, bool(without)])
         path = cache / f"cells_{top}_{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
         if path.is_file():
             return Cells(**json.loads(path.read_text(encoding="utf-8")))
-    result = _counted(files, top, options, limit)
+    result = _counted(files, top, options if without else f"-flatten {options}".strip(), limit)
     if path is not None:
         write_json(asdict(result), path)
     return result
+
+
+def _ports_only(text: str) -> str:
+    """A module that has no more than its ports, for yosys."""
+    found = re.search(r"\bmodule\s+\w+\s*\(.*?\);", text, re.DOTALL)
+    if found is None:
+        raise ToolError(f"no module with ports in {text[:80]!r}")
+    return f"(* blackbox *)\n{found[0]}\nendmodule\n"
 
 
 def count_processes(rtl: Rtl, cache: Path | None = None) -> dict[str, Cells]:
