@@ -48,7 +48,7 @@ GAPS = (
 CELL_PROCESSES = ("decode", "multiply", "correct", "dequantize", "dequantize_lane", "gelu_unit", "quantize", "write")
 #: What joins the processes, a row as theirs.
 JOINS = "FIFOs, memories, AXI4 ports"
-#: Seconds that yosys may take for a process.
+#: Seconds of a core that yosys may take for a process.
 LIMIT = 300
 # Products of nibbles in LUTs: a DSP for each, as yosys would have it, is 512 a cell (pe/pack4.sv puts four into one).
 _OPTIONS = {"multiply_process": "-nodsp"}
@@ -61,7 +61,7 @@ def synthesis(
 
     Args:
         workers: how many at a time.
-        limit: seconds for each.
+        limit: seconds of a core for each.
     """
 
     def counted(name: str) -> Cells | str:

@@ -6,19 +6,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
 
 from ahcq_plugin.hls.rtl.errors import ToolError
 from ahcq_plugin.hls.rtl.netlist import CELLS, Rtl
 from ahcq_plugin.support.files import write_json
 
-FORMAT = "ahcq_plugin.hls.rtl.cells/2"  # of the cache: raise it where the commands change
+FORMAT = "ahcq_plugin.hls.rtl.cells/3"  # of the cache: raise it where the commands change
 _SYNTH = "synth_xilinx -family xcup -noiopad -noclkbuf{options} -top {top} -run "
 # `synth_xilinx`, whose part `coarse` stands here without `share`: that proves for pairs of shifters that one can do the
 # work of both, and had no end in three minutes on a cell's 512. Counts without it are higher, if anything.
@@ -33,12 +35,20 @@ COMMANDS = (
     _SYNTH + "map_memory:check",
     "tee -q -o stat.json stat -tech xilinx -json",
 )
+# LUTs of each memory of LUTs (UG974); a cell of another kind would be an error.
+_MEMORY_LUTS = {
+    **dict(RAM32X1S=1, RAM32X1D=2, RAM32M=4, RAM32M16=8, RAM64X1S=1, RAM64X1D=2, RAM64M=4, RAM64M8=8),
+    **dict(RAM128X1S=2, RAM128X1D=4, RAM256X1S=4, RAM256X1D=8, RAM512X1S=8),
+}
 # A process of its own: yosys ends the one that it runs in where it fails.
 _SCRIPT = """
-import sys
+import resource, sys
+limit = int(sys.argv[1])
+if limit:
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
 from pyosys import libyosys
 design = libyosys.Design()
-for command in sys.argv[1:]:
+for command in sys.argv[2:]:
     libyosys.run_pass("tee -q " + command if not command.startswith("tee") else command, design)
 """
 
@@ -77,7 +87,7 @@ def count(
         cache: folder for results, by content.
         without: their instances have ports only; then modules stay what they are, each is mapped once.
         options: more ones of ``synth_xilinx``, such as ``-nodsp``.
-        limit: seconds that yosys may take; None: any.
+        limit: seconds of a core that yosys may take, and each ABC that it starts; None: any.
     Raises:
         ToolError: pyosys is missing or fails, or takes longer than ``limit``.
     """
@@ -133,22 +143,24 @@ def _counted(files: dict[str, str], top: str, options: str, limit: float | None)
         names = " ".join(file for file in files if file not in CELLS or len(files) > 1)
         options = f" {options}" if options else ""
         commands = [command.format(files=names, top=top, options=options) for command in COMMANDS]
-        try:
-            run = subprocess.run(
-                [sys.executable, "-c", _SCRIPT, *commands], cwd=work, capture_output=True, text=True, timeout=limit
-            )
-        except subprocess.TimeoutExpired:
-            raise ToolError(f"yosys had not counted {top} after {limit:g} s") from None
+        command = [sys.executable, "-c", _SCRIPT, str(ceil(limit or 0)), *commands]
+        run = subprocess.run(command, cwd=work, capture_output=True, text=True)
+        if run.returncode == -signal.SIGXCPU:
+            raise ToolError(f"yosys had not counted {top} after {limit:g} s of a core")
         if run.returncode or not (work / "stat.json").is_file():
             raise ToolError(f"yosys failed on {top}:\n{(run.stdout + run.stderr)[-2000:]}")
         statistics = json.loads((work / "stat.json").read_text(encoding="utf-8"))["design"]
     found = statistics["num_cells_by_type"]
 
+    unknown = [kind for kind in found if re.match(r"RAM\d", kind) and kind not in _MEMORY_LUTS]
+    if unknown:
+        raise ToolError(f"yosys made {unknown} of {top}, whose LUTs are not known")
+
     def of(*starts: str) -> int:
         return sum(number for kind, number in found.items() if kind.startswith(starts))
 
     return Cells(
-        lut=of("LUT", "RAM32", "RAM64", "RAM128", "RAM256", "RAM512", "SRL"),
+        lut=of("LUT", "SRL") + sum(luts * found.get(kind, 0) for kind, luts in _MEMORY_LUTS.items()),
         ff=of("FD"),
         dsp=of("DSP48"),
         bram=of("RAMB36") + of("RAMB18") / 2,
