@@ -50,8 +50,6 @@ CELL_PROCESSES = ("decode", "multiply", "correct", "dequantize", "dequantize_lan
 JOINS = "FIFOs, memories, AXI4 ports"
 #: Seconds of a core that yosys may take for a process.
 LIMIT = 300
-# Products of nibbles in LUTs: a DSP for each, as yosys would have it, is 512 a cell (pe/pack4.sv puts four into one).
-_OPTIONS = {"multiply_process": "-nodsp"}
 
 
 def synthesis(
@@ -69,7 +67,7 @@ def synthesis(
             if name == JOINS:
                 return count(rtl.files, TOP, cache, limit=limit, without=rtl.stages)
             text = rtl.files[f"{name}.sv"]
-            return count({f"{name}.sv": text}, name, cache, options=_OPTIONS.get(name, ""), limit=limit)
+            return count({f"{name}.sv": text}, name, cache, limit=limit)
         except ToolError as error:
             return str(error).splitlines()[0]  # the rest is yosys' own
 

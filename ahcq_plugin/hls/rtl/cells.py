@@ -21,7 +21,7 @@ from ahcq_plugin.hls.rtl.netlist import CELLS, Rtl
 from ahcq_plugin.support.files import write_json
 
 FORMAT = "ahcq_plugin.hls.rtl.cells/3"  # of the cache: raise it where the commands change
-_SYNTH = "synth_xilinx -family xcup -noiopad -noclkbuf{options} -top {top} -run "
+_SYNTH = "synth_xilinx -family xcup -noiopad -noclkbuf{flatten} -top {top} -run "
 # `synth_xilinx`, whose part `coarse` stands here without `share`: that proves for pairs of shifters that one can do the
 # work of both, and had no end in three minutes on a cell's 512. Counts without it are higher, if anything.
 COMMANDS = (
@@ -76,7 +76,6 @@ def count(
     files: dict[str, str],
     top: str,
     cache: Path | None = None,
-    options: str = "",
     limit: float | None = None,
     without: Collection[str] = (),
 ) -> Cells:
@@ -86,7 +85,6 @@ def count(
         files: name -> SystemVerilog, what stands below first.
         cache: folder for results, by content.
         without: their instances have ports only; then modules stay what they are, each is mapped once.
-        options: more ones of ``synth_xilinx``, such as ``-nodsp``.
         limit: seconds of a core that yosys may take, and each ABC that it starts; None: any.
     Raises:
         ToolError: pyosys is missing or fails, or takes longer than ``limit``.
@@ -94,11 +92,11 @@ def count(
     path = None
     files = {name: _ports_only(text) if name.removesuffix(".sv") in without else text for name, text in files.items()}
     if cache is not None:
-        key = json.dumps([FORMAT, COMMANDS, list(files.items()), top, options, bool(without)])
+        key = json.dumps([FORMAT, COMMANDS, list(files.items()), top, bool(without)])
         path = cache / f"cells_{top}_{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
         if path.is_file():
             return Cells(**json.loads(path.read_text(encoding="utf-8")))
-    result = _counted(files, top, options if without else f"-flatten {options}".strip(), limit)
+    result = _counted(files, top, not without, limit)
     if path is not None:
         write_json(asdict(result), path)
     return result
@@ -131,7 +129,7 @@ def report(rtl: Rtl, cache: Path | None = None) -> dict[str, object]:
     )
 
 
-def _counted(files: dict[str, str], top: str, options: str, limit: float | None) -> Cells:
+def _counted(files: dict[str, str], top: str, flatten: bool, limit: float | None) -> Cells:
     if find_spec("pyosys") is None:
         raise ToolError(
             "yosys is needed to count cells, which the package `pyosys` holds: `pip install ahcq_plugin[rtl]`"
@@ -141,8 +139,9 @@ def _counted(files: dict[str, str], top: str, options: str, limit: float | None)
         for file, text in files.items():
             (work / file).write_text(text, encoding="utf-8")
         names = " ".join(file for file in files if file not in CELLS or len(files) > 1)
-        options = f" {options}" if options else ""
-        commands = [command.format(files=names, top=top, options=options) for command in COMMANDS]
+        commands = [
+            command.format(files=names, top=top, flatten=" -flatten" if flatten else "") for command in COMMANDS
+        ]
         command = [sys.executable, "-c", _SCRIPT, str(ceil(limit or 0)), *commands]
         run = subprocess.run(command, cwd=work, capture_output=True, text=True)
         if run.returncode == -signal.SIGXCPU:

@@ -12,6 +12,8 @@
 namespace ahcq {
 namespace engine {
 
+constexpr int FIELD = 22;  // bits of a sum of LANES shifted codes
+
 template <class C>
 void decode(
     hls::stream<command>& commands,
@@ -41,10 +43,9 @@ void decode(
         const left_fold fold = in.read();
         operands<C> result;
 #pragma HLS ARRAY_PARTITION variable = result.digit complete
-#pragma HLS ARRAY_PARTITION variable = result.shift complete
+#pragma HLS ARRAY_PARTITION variable = result.power complete
         const uint16_t places = fold.now.places;
         result.begins = at(places, BEGINS);
-        result.shifted = 0;
         acc_t digits = 0, powers = 0;
         for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL
@@ -61,10 +62,9 @@ void decode(
             }
             const uint32_t digit = inside ? (value >> (C::DIGIT * fold.now.digit)) & ((1u << C::DIGIT) - 1) : 0;
             result.digit[i] = digit;
-            result.shift[i] = shift % MAX_LOG_LEVELS;
-            result.shifted |= shifted << i;
+            result.power[i] = shifted ? 1u << (shift % MAX_LOG_LEVELS) : 0;
             digits += digit;
-            powers += shifted ? 1u << (shift % MAX_LOG_LEVELS) : 0;
+            powers += result.power[i];
         }
         row_multiply = ((result.begins ? acc_t(0) : row_multiply) + digits) & C::PRODUCTS;
         row_shift = ((result.begins ? acc_t(0) : row_shift) + powers) & C::SHIFTED;
@@ -85,6 +85,9 @@ void decode(
 }
 
 // LANES of a cell's processing elements. Runs for ever: what it does stands in the operands.
+//
+// The shift lanes of two of them are one multiplication by the power, (w1 << 22 | w0) * 2^s: 26 by 16 bits, a DSP. Eight
+// such products are below 2^22 in the lower part, 8 * 15 * 2^15, so nothing carries into the upper one.
 template <class C>
 void multiply(hls::stream<operands<C> >& left, hls::stream<beat>& right, hls::stream<sums<C> >& out) {
     typedef typename C::acc_t acc_t;
@@ -95,22 +98,32 @@ void multiply(hls::stream<operands<C> >& left, hls::stream<beat>& right, hls::st
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
         const operands<C> u = left.read();
-#pragma HLS ARRAY_PARTITION variable = u.shift complete
+#pragma HLS ARRAY_PARTITION variable = u.power complete
 #pragma HLS ARRAY_PARTITION variable = u.digit complete
         const beat w = right.read();  // a column a word
 #pragma HLS ARRAY_PARTITION variable = w.word complete
         for (int pe = 0; pe < LANES; ++pe) {
 #pragma HLS UNROLL
-            acc_t sum = 0, shift_sum = 0;
+            acc_t sum = 0;
             for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL
                 const uint32_t code = (w.word[pe] >> (4 * i)) & 15;
-                // no wider than a digit and a shift, which the types of the stream may be
+                // no wider than a digit, which the type of the stream may be
                 sum += acc_t(u.digit[i] & ((1u << C::DIGIT) - 1)) * code;
-                shift_sum += (u.shifted >> i & 1) ? code << (u.shift[i] % MAX_LOG_LEVELS) : 0;
             }
             acc.multiply[pe] = ((u.begins ? acc_t(0) : acc.multiply[pe]) + sum) & C::PRODUCTS;
-            acc.shift[pe] = ((u.begins ? acc_t(0) : acc.shift[pe]) + shift_sum) & C::SHIFTED;
+        }
+        for (int pe = 0; pe < LANES; pe += 2) {
+#pragma HLS UNROLL
+            uint64_t both = 0;
+            for (int i = 0; i < LANES; ++i) {
+#pragma HLS UNROLL
+                const uint64_t low = (w.word[pe] >> (4 * i)) & 15, high = (w.word[pe + 1] >> (4 * i)) & 15;
+                both += (high << FIELD | low) * u.power[i];
+            }
+            const acc_t low = both % (uint64_t(1) << FIELD), high = both >> FIELD;
+            acc.shift[pe] = ((u.begins ? acc_t(0) : acc.shift[pe]) + low) & C::SHIFTED;
+            acc.shift[pe + 1] = ((u.begins ? acc_t(0) : acc.shift[pe + 1]) + high) & C::SHIFTED;
         }
         if (u.gives) out.write(acc);
     }

@@ -137,13 +137,11 @@ struct left_fold {
     uint32_t low, high;
 };
 
-// Operands of LANES processing elements: a digit each for the multipliers; for the shifters a shift, and which of them
-// have one.
+// Operands of LANES processing elements: a digit each for the multipliers, a power of two or nothing for the shifters.
 template <class C>
 struct operands {
     typename C::digit_t digit[LANES];
-    uint8_t shift[LANES];
-    uint8_t shifted;  // a bit for each lane
+    uint16_t power[LANES];
     bool begins, gives;  // first fold of a pass; last one, and there are outputs
 };
 
