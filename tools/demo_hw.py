@@ -42,9 +42,7 @@ def main() -> int:
         write_text(text, args.out / "rtl" / name)
     say(f"{len(rtl.stages)} processes scheduled at II = 1; SystemVerilog: {args.out / 'rtl'}")
     with ThreadPoolExecutor(1) as beside:  # yosys, while Verilator compiles and runs
-        counting = beside.submit(
-            lambda: report.process_rows(paper := engine_rtl(PAPER), report.synthesis(paper, cache_folder()))
-        )
+        counting = beside.submit(report.counted, PAPER, cache_folder())
         simulation(SMALLEST)
         say("compiled by Verilator")
         item = next(iter(scene_items(1, seed=7)))
@@ -54,7 +52,7 @@ def main() -> int:
         ran = [row for row in rows if row["cycles"] is not None]
         say(f"{len(rows)} matmuls in C++, {len(ran)} as RTL in {sum(row['cycles'] for row in ran):,} cycles: "
             f"{'DIFFERENT' if failed else 'every float is the golden model’s'}")  # fmt: skip
-        processes = counting.result()
+        processes, elements = counting.result()
     missing = [f"{row['process']}: {row['reason']}" for row in processes if row["reason"]]
     counted = sum(row["lut"] * row["instances"] for row in processes[:-1] if row["lut"] is not None)
     say(f"yosys, {PAPER.cells} cells: {counted:,} LUT; {'; '.join(missing) or 'all counted'}")
@@ -64,6 +62,7 @@ def main() -> int:
         matmuls=rows,
         processes=processes,
         sizes=report.size_rows(processes, PAPER.cells, args.cells),
+        elements=elements,
         **report.model_figures(args.cells),
     )
     say("report: " + ", ".join(map(str, report.write_report(args.out, figures))))

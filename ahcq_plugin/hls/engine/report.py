@@ -15,11 +15,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ahcq_plugin.hls.engine.baseline import element_rows
 from ahcq_plugin.hls.engine.config import LANES, NIBBLE, PAPER, PES, EngineConfig
 from ahcq_plugin.hls.engine.cycles import CLOCK_HZ, DDR
 from ahcq_plugin.hls.engine.launches import Launch
 from ahcq_plugin.hls.engine.performance import by_layer, sam_launches, total
-from ahcq_plugin.hls.engine.rtl import TOP, EngineRtl
+from ahcq_plugin.hls.engine.rtl import TOP, EngineRtl, engine_rtl
 from ahcq_plugin.hls.resources import sources
 from ahcq_plugin.hls.rtl.cells import Cells, count
 from ahcq_plugin.hls.rtl.errors import ToolError
@@ -40,7 +41,7 @@ GAPS = (
     "cells are multiples",
     "clock frequency: 300 MHz is the paper's, nothing here was placed and routed",
     "power, and energy of any kind",
-    "INT8 and FP32 engines of equal shape: not written",
+    "INT8 and FP32 engines: their processing elements alone are counted",
     "what LayerNorm, softmax and positions take on the host, which the frames a second leave out",
     "RTL of more than one cell in a simulation, and RTL of digits of 17 bits: only their C++ has run",
 )
@@ -75,6 +76,12 @@ def synthesis(
     with ThreadPoolExecutor(workers) as pool:  # each is a process of its own
         found = dict(zip(names, pool.map(counted, names), strict=True))
     return {name: found[name] for name in (*rtl.stages, JOINS)}
+
+
+def counted(config: EngineConfig, cache: Path | None = None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """``processes`` of the engine and ``elements`` of the report."""
+    rtl = engine_rtl(config)
+    return process_rows(rtl, synthesis(rtl, cache)), element_rows(BOARD, cache, LIMIT)
 
 
 def process_rows(rtl: EngineRtl, cells: Mapping[str, Cells | str]) -> list[dict[str, Any]]:
@@ -189,7 +196,8 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> list[Path]:
     """``hw_report.json`` and ``hw_report.html`` in ``folder``, atomically; their paths.
 
     Args:
-        report: ``config``, ``counted``, ``matmuls``, ``processes``, ``sizes`` and those of ``model_figures``; the rest
+        report: ``config``, ``counted``, ``matmuls``, ``processes``, ``elements``, ``sizes`` and those of
+            ``model_figures``; the rest
             is added here.
     """
     whole = dict(format=FORMAT, paper=PAPER_TABLE, board=BOARD, buffers=buffer_bytes(PAPER), gaps=list(GAPS), **report)

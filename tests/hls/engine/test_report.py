@@ -85,6 +85,7 @@ def test_the_page_has_the_figures_and_dashes_for_gaps(tmp_path) -> None:
         matmuls=[row],
         counted="ahcq::engine::cells<2, 4>",
         processes=report.process_rows(RTL, {"a_process": A}),
+        elements=[dict(element="INT4", stages=2, lut=123, ff=45, dsp=0, fit=2228, reason=None)],
         sizes=report.size_rows(report.process_rows(RTL, {"a_process": A}), 2, [2, 4]),
         model=report.model_rows(WORKLOADS, [2, 4]),
         layers=report.layer_rows(WORKLOADS["encoder"], PAPER),
@@ -96,7 +97,7 @@ def test_the_page_has_the_figures_and_dashes_for_gaps(tmp_path) -> None:
     assert found["matmuls"][0]["cycles"] is None
     text = page.read_text(encoding="utf-8")
     assert "307.2 GMAC/s; divided by 33.82 frames that is 9.1 GMAC a frame" in text
-    assert "1,234,567" in text and "&lt;unit&gt;" in text and "177,001" in text
+    assert "2,228" in text and "1,234,567" in text and "&lt;unit&gt;" in text and "177,001" in text
     assert text.count("<circle") == len(figures["layers"]) and ">multiply</span>" in text
     assert "<td>–</td>" in text and all(gap.split(",")[0] in text for gap in report.GAPS if "'" not in gap)
     assert "://" not in text  # nothing from outside
