@@ -10,17 +10,19 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 from ahcq_plugin.hls.rtl.errors import ToolError
 from ahcq_plugin.hls.rtl.netlist import CELLS, Rtl
 from ahcq_plugin.support.files import write_json
 
-FORMAT = "ahcq_plugin.hls.rtl.cells/3"  # of the cache: raise it where the commands change
+FORMAT = "ahcq_plugin.hls.rtl.cells/4"  # of the cache: raise it where the commands change
 _SYNTH = "synth_xilinx -family xcup -noiopad -noclkbuf{flatten} -top {top} -run "
 # `synth_xilinx`, whose part `coarse` stands here without `share`: that proves for pairs of shifters that one can do the
 # work of both, and had no end in three minutes on a cell's 512. Counts without it are higher, if anything.
@@ -148,8 +150,8 @@ def _counted(files: dict[str, str], top: str, flatten: bool, limit: float | None
             raise ToolError(f"yosys had not counted {top} after {limit:g} s of a core")
         if run.returncode or not (work / "stat.json").is_file():
             raise ToolError(f"yosys failed on {top}:\n{(run.stdout + run.stderr)[-2000:]}")
-        statistics = json.loads((work / "stat.json").read_text(encoding="utf-8"))["design"]
-    found = statistics["num_cells_by_type"]
+        statistics = json.loads((work / "stat.json").read_text(encoding="utf-8"))
+    found = _totals(statistics["modules"], f"\\{top}")
 
     unknown = [kind for kind in found if re.match(r"RAM\d", kind) and kind not in _MEMORY_LUTS]
     if unknown:
@@ -164,5 +166,15 @@ def _counted(files: dict[str, str], top: str, flatten: bool, limit: float | None
         dsp=of("DSP48"),
         bram=of("RAMB36") + of("RAMB18") / 2,
         carry=of("CARRY"),
-        logic_cells=int(statistics.get("estimated_num_lc", 0)),
+        logic_cells=int(statistics["design"].get("estimated_num_lc", 0)),
     )
+
+
+def _totals(modules: Mapping[str, Any], name: str) -> Counter[str]:
+    """Cells by type in a module and all below it; yosys' own sum of those leaves flip-flops out."""
+    found: Counter[str] = Counter()
+    for kind, number in modules[name]["num_cells_by_type"].items():
+        below = next((one for one in (kind, f"\\{kind}") if one in modules), None)
+        inner = Counter({kind: 1}) if below is None else _totals(modules, below)
+        found.update({one: number * count for one, count in inner.items()})
+    return found

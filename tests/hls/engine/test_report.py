@@ -45,8 +45,9 @@ def test_the_sum_counts_every_instance_and_knows_what_it_does_not_know() -> None
 def test_a_process_that_yosys_does_not_count_has_a_reason_and_the_others_have_counts() -> None:
     text = "module {}_process (input clk, input [7:0] a, output reg [7:0] b); always @(posedge clk) b <= a; endmodule"
     files = {f"{name}_process.sv": text.format(name) for name in ("a", "multiply")}
-    top = f"""module {report.TOP} (input clk, input [7:0] a, output reg [7:0] c); wire [7:0] b;
-    multiply_process p (clk, a, b); always @(posedge clk) c <= b; endmodule"""
+    top = f"""module inner (input clk, input [7:0] b, output reg [7:0] c); always @(posedge clk) c <= b; endmodule
+    module {report.TOP} (input clk, input [7:0] a, output [7:0] c); wire [7:0] b;
+    multiply_process p (clk, a, b); inner q (clk, b, c); endmodule"""
     files |= {"a_process.sv": "module a_process (input clk); assign", f"{report.TOP}.sv": top}
     rtl = replace(RTL, files=files)
     found = report.synthesis(rtl, None)
