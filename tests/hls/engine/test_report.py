@@ -56,10 +56,8 @@ def test_a_process_that_yosys_does_not_count_has_a_reason_and_the_others_have_co
     assert isinstance(found[report.JOINS], Cells) and found[report.JOINS].ff == 8  # without what it joins
     assert found["a_process"] == "yosys failed on a_process:"
     late = report.synthesis(rtl, None, limit=0.01)
-    assert late["a_process"] == "yosys had not counted a_process after 0.01 s of a core"
-    assert set(late.values()) == {
-        f"yosys had not counted {name} after 0.01 s of a core" for name in (*RTL.stages, report.TOP)
-    }
+    for name, module in (("multiply_process", "multiply_process"), (report.JOINS, report.TOP)):
+        assert late[name] == f"yosys had not counted {module} after 0.01 s of a core"
 
 
 def test_buffers_of_the_papers_size() -> None:
