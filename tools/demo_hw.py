@@ -2,6 +2,7 @@
 """One accelerator for a quantized SAM: spec, program, C++ simulation, RTL, synthesis, cycle model, report."""
 
 import argparse
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ahcq_plugin import load_quantized
@@ -9,7 +10,6 @@ from ahcq_plugin.export import export_spec
 from ahcq_plugin.hls.engine import report
 from ahcq_plugin.hls.engine.compare_rtl import compare_rtl
 from ahcq_plugin.hls.engine.config import PAPER
-from ahcq_plugin.hls.engine.performance import sam_launches
 from ahcq_plugin.hls.engine.rtl import SMALLEST, engine_rtl, simulation
 from ahcq_plugin.hls.rtl import cache_folder
 from ahcq_plugin.support.arguments import at_least_one, writable
@@ -20,7 +20,6 @@ from ahcq_plugin.zoo.predict import make_batch
 from ahcq_plugin.zoo.sam import box_forward
 
 UNITS = ("image_encoder.blocks.0", "mask_decoder.transformer.layers.0")
-BOXES = (1, 5, 20, 100)
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,35 +40,30 @@ def main() -> int:
     rtl = engine_rtl(SMALLEST)
     for name, text in rtl.files.items():
         write_text(text, args.out / "rtl" / name)
-    simulation(SMALLEST)
-    say(f"{len(rtl.stages)} processes scheduled at II = 1 and compiled by Verilator; SystemVerilog: {args.out / 'rtl'}")
-
-    item = next(iter(scene_items(1, seed=7)))
-    skipped = () if args.encoder else UNITS[:1]
-    rows = compare_rtl(model, spec, make_batch(model, item.image, item.boxes[:1]), box_forward, UNITS, skipped)
-    failed = any(row["different_cpp"] or row["different_rtl"] for row in rows)
-    ran = [row for row in rows if row["cycles"] is not None]
-    say(f"{len(rows)} matmuls in C++, {len(ran)} as RTL in {sum(row['cycles'] for row in ran):,} cycles: "
-        f"{'DIFFERENT' if failed else 'every float is the golden model’s'}")  # fmt: skip
-
-    cells = report.synthesis(rtl, cache_folder())
-    processes = report.process_rows(rtl, cells)
+    say(f"{len(rtl.stages)} processes scheduled at II = 1; SystemVerilog: {args.out / 'rtl'}")
+    with ThreadPoolExecutor(1) as beside:  # yosys, while Verilator compiles and runs
+        counting = beside.submit(report.counted, PAPER, cache_folder())
+        simulation(SMALLEST)
+        say("compiled by Verilator")
+        item = next(iter(scene_items(1, seed=7)))
+        skipped = () if args.encoder else UNITS[:1]
+        rows = compare_rtl(model, spec, make_batch(model, item.image, item.boxes[:1]), box_forward, UNITS, skipped)
+        failed = any(row["different_cpp"] or row["different_rtl"] for row in rows)
+        ran = [row for row in rows if row["cycles"] is not None]
+        say(f"{len(rows)} matmuls in C++, {len(ran)} as RTL in {sum(row['cycles'] for row in ran):,} cycles: "
+            f"{'DIFFERENT' if failed else 'every float is the golden model’s'}")  # fmt: skip
+        processes, elements = counting.result()
     missing = [f"{row['process']}: {row['reason']}" for row in processes if row["reason"]]
-    counted = sum(row["lut"] * row["instances"] for row in processes[:-2] if row["lut"] is not None)
-    say(f"yosys: {counted:,} LUT in {len(processes) - 2 - len(missing)} processes; {missing or 'all counted'}")
-    workloads = {f"SAM-B {name}": launches for name, launches in sam_launches("vit_b", BOXES).items()}
-    modelled = report.model_rows(workloads, args.cells)
-    encoder, five = (
-        next(row for row in modelled if row["what"] == what and row["cells"] == args.cells[0] and row["digit"] == 17)
-        for what in ("SAM-B encoder", "SAM-B decoder, 5 boxes")
-    )
+    counted = sum(row["lut"] * row["instances"] for row in processes[:-1] if row["lut"] is not None)
+    say(f"yosys, {PAPER.cells} cells: {counted:,} LUT; {'; '.join(missing) or 'all counted'}")
     figures = dict(
         config=SMALLEST.cpp,
+        counted=PAPER.cpp,
         matmuls=rows,
         processes=processes,
-        model=modelled,
-        layers=report.layer_rows(workloads["SAM-B encoder"], PAPER),
-        frames=report.frames_paragraph(encoder["gmacs"], five["gmacs"], PAPER, five["per_second"]),
+        sizes=report.size_rows(processes, PAPER.cells, args.cells),
+        elements=elements,
+        **report.model_figures(args.cells),
     )
     say("report: " + ", ".join(map(str, report.write_report(args.out, figures))))
     return int(failed)

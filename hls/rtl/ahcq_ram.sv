@@ -42,7 +42,9 @@ module ahcq_ram #(
     assign writes = ask_valid && ask_ready && write;
   end
 
+`ifndef SYNTHESIS  // what memories of an FPGA hold anyway; yosys takes minutes for a loop of so many wide words
   initial for (int i = 0; i < DEPTH; i++) memory[i] = '0;
+`endif
 
   always_ff @(posedge clk) begin
     if (reads) answer_data <= memory[read_address];

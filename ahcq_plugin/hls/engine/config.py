@@ -15,6 +15,8 @@ MAX_HEADS = 64
 THRESHOLDS = 1024  # of all quantizers of a command
 MAX_CHUNKS = 1024  # of 8 output columns each, in a command that writes codes
 NIBBLE = 4
+GELUS = 2  # units of a cell
+SUM_BITS = 40  # of sums over all passes
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ahcq_plugin.hls.engine import descriptor as fields
-from ahcq_plugin.hls.engine.config import CHUNKS, LANES, PES, EngineConfig
+from ahcq_plugin.hls.engine.config import CHUNKS, GELUS, LANES, PES, EngineConfig
 from ahcq_plugin.hls.engine.shape import Shape, last_chunks
 
 CLOCK_HZ = 300e6
@@ -26,6 +26,8 @@ HEADER_BEATS, SCALE_BEATS = 2, 3 * CHUNKS
 LATENCY = 40
 #: Stages of the pipelines from descriptor to response, which the RTL has and the C++ simulation has not.
 STAGES = 40
+#: Passes whose sums can wait behind the cells: what is left to do when the cells have ended.
+WAITING = 3
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,23 @@ class Output:
         format: as in the descriptor: floats, codes, shorts.
         bits: of codes.
         scattered: codes go to folds of columns (k of Q.K^T), a granule each, instead of rows.
+        gelu: before it is quantized; a cell has units for ``GELUS`` of a chunk's outputs a turn.
     """
 
     format: int = fields.FLOATS
     bits: int = 0
     scattered: bool = False
+    gelu: bool = False
 
     @property
     def planes(self) -> int:
         """Turns of ``write`` for a chunk."""
         return 2 if self.format == fields.CODES and self.bits > 4 else 1
+
+    @property
+    def gelu_turns(self) -> int:
+        """Turns of a unit for a chunk."""
+        return LANES // GELUS if self.gelu else 0
 
     def row_bytes(self, chunks: int, ddr: DDR) -> float:
         """Bytes that the DDR moves for ``chunks`` chunks of one row, whole granules where they are scattered."""
@@ -120,7 +129,7 @@ def _phases(works: Iterator[tuple[int, int]], interval: int) -> Iterator[int]:
 
 
 def process_turns(shape: Shape, config: EngineConfig, output: Output | None = None) -> dict[str, int]:
-    """Turns of every process for one command; of processes that each cell has, those of one."""
+    """Turns of every process for one command; of processes that each cell has, those of one cell together."""
     output, d = output or Output(), shape.descriptor(config)
     blocks = _blocks(shape, d.block_rows, config.cells)
     product = shape.kind != "linear"
@@ -140,10 +149,11 @@ def process_turns(shape: Shape, config: EngineConfig, output: Output | None = No
         buffer_left=sum(_phases(_left_works(shape, config, blocks), d.left_interval)),
         buffer_right=sum(_phases(_right_works(shape, config, blocks), d.right_interval)),
         decode=turns,
-        multiply=turns,
+        multiply=turns * CHUNKS,
         correct=chunks * d.groups * passes + corrections,
         dequantize=chunks * d.groups + scales,
-        dequantize_lane=chunks * d.groups,
+        dequantize_lane=chunks * d.groups * LANES,
+        gelu_unit=chunks * output.gelu_turns * GELUS,
         quantize=chunks,
         write=chunks * output.planes,
     )
@@ -190,7 +200,9 @@ def cycles(
     passes = shape.planes * d.digits
     right_beats = shape.folds * shape.planes * CHUNKS
     corrections = 0 if product else CHUNKS * (1 + 2 * d.groups)
-    behind = max(d.groups * passes, output.planes)  # turns of the slowest process behind a cell, for a chunk
+    behind = max(
+        d.groups * passes, output.planes, output.gelu_turns
+    )  # turns of the slowest process behind a cell, for a chunk
     limits: Counter[str] = Counter()
     moved = 0.0
 
@@ -225,6 +237,8 @@ def cycles(
     parameter_beats = HEADER_BEATS + -(-d.groups // LANES) + (d.heads if product else d.groups)
     parameter_beats += 0 if product else corrections + SCALE_BEATS
     before = (first + right_beats + parameter_beats) * BEAT
-    limits["start"] = math.ceil(max(first, right_beats, before / ddr.bytes_per_cycle)) + LATENCY + behind * CHUNKS
+    limits["start"] = (
+        math.ceil(max(first, right_beats, before / ddr.bytes_per_cycle)) + LATENCY + min(behind, WAITING) * CHUNKS
+    )
     limits["start"] += stages + 2 * ddr.latency
     return Cycles(sum(limits.values()), shape.macs, int(moved + before), dict(limits))

@@ -132,13 +132,14 @@ def _outputs(unit: fx.GraphModule, sites: dict[fx.Node, Site], bits: int) -> dic
     codes: dict[fx.Node, dict[fx.Node, Output]] = {node: {} for node in sites}
     for site in sites.values():
         for operand in (site.left, site.right):
-            node = None if operand is None else operand.quantizer.all_input_nodes[0]
+            node, gelu = None if operand is None else operand.quantizer.all_input_nodes[0], False
             while node is not None and node not in sites:
                 is_moved = index.shape_source(node)
+                gelu = gelu or _name(index, node) in ("gelu", "GELU")
                 node = is_moved if is_moved is not None else node.all_input_nodes[0] if _is_fused(index, node) else None
             if node is not None:
                 scattered = site.kind == "qk" and operand is site.right
-                codes[node][operand.quantizer] = Output(fields.CODES, bits, scattered)
+                codes[node][operand.quantizer] = Output(fields.CODES, bits, scattered, gelu)
     return {node: list(codes[node].values()) or [_float_output(site)] for node, site in sites.items()}
 
 
@@ -147,5 +148,9 @@ def _float_output(site: Site) -> Output:
 
 
 def _is_fused(index: GraphIndex, node: fx.Node) -> bool:
+    return _name(index, node) in _ACTIVATIONS
+
+
+def _name(index: GraphIndex, node: fx.Node) -> str | None:
     module = index.module(node)
-    return (type(module).__name__ if module is not None else function_name(node)) in _ACTIVATIONS
+    return type(module).__name__ if module is not None else function_name(node)

@@ -15,17 +15,18 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ahcq_plugin.hls.engine.baseline import element_rows
 from ahcq_plugin.hls.engine.config import LANES, NIBBLE, PAPER, PES, EngineConfig
 from ahcq_plugin.hls.engine.cycles import CLOCK_HZ, DDR
 from ahcq_plugin.hls.engine.launches import Launch
-from ahcq_plugin.hls.engine.performance import by_layer, total
-from ahcq_plugin.hls.engine.rtl import EngineRtl
+from ahcq_plugin.hls.engine.performance import by_layer, sam_launches, total
+from ahcq_plugin.hls.engine.rtl import TOP, EngineRtl, engine_rtl
 from ahcq_plugin.hls.resources import sources
 from ahcq_plugin.hls.rtl.cells import Cells, count
 from ahcq_plugin.hls.rtl.errors import ToolError
 from ahcq_plugin.support.files import write_json, write_text
 
-FORMAT = "ahcq_plugin.hls.engine.report/2"
+FORMAT = "ahcq_plugin.hls.engine.report/3"
 #: Table IV of the paper: SAM-B on a ZCU102 at 300 MHz.
 PAPER_TABLE = {
     "FP32": dict(lut=150540, dsp=1886, bram=253, lanes=16, frames=4.75, gops_per_watt=7.21),
@@ -34,68 +35,95 @@ PAPER_TABLE = {
 }
 BOARD = dict(lut=274080, dsp=2520, bram=912)  # ZCU102
 PAPER_FRAMES = 33.82
+BOXES = (1, 5, 20, 100)
 GAPS = (
-    "LUT, DSP and BRAM after placement: the counts below are of mapped processes, one by one, without RAMs, FIFOs and "
-    "AXI ports; those of two cells count the processes of a cell twice",
+    "LUT, DSP and BRAM after placement: the counts are of mapped netlists, process by process; those of more than two "
+    "cells are multiples",
     "clock frequency: 300 MHz is the paper's, nothing here was placed and routed",
     "power, and energy of any kind",
-    "INT8 and FP32 engines of equal shape: not written",
+    "INT8 and FP32 engines: their processing elements alone are counted",
     "what LayerNorm, softmax and positions take on the host, which the frames a second leave out",
-    "RTL of more than one cell, and of digits of 17 bits: only the C++ simulation has run them",
+    "RTL of more than one cell in a simulation, and RTL of digits of 17 bits: only their C++ has run",
 )
 #: Processes that every cell has of its own; the others are there once.
-CELL_PROCESSES = ("decode", "multiply", "correct", "dequantize", "dequantize_lane", "quantize", "write")
-#: Seconds that yosys may take for a process.
-LIMIT = 240
-# Products of nibbles in LUTs: a DSP for each, as yosys would have it, is 512 a cell (pe/pack4.sv puts four into one).
-_OPTIONS = {"multiply_process": "-nodsp"}
+CELL_PROCESSES = ("decode", "multiply", "correct", "dequantize", "dequantize_lane", "gelu_unit", "quantize", "write")
+#: What joins the processes, a row as theirs.
+JOINS = "FIFOs, memories, AXI4 ports"
+#: Seconds of a core that yosys may take for a process.
+LIMIT = 300
 
 
 def synthesis(
     rtl: EngineRtl, cache: Path | None = None, workers: int = 2, limit: float = LIMIT
 ) -> dict[str, Cells | str]:
-    """Of every process, by its name, the cells that yosys counts, or why there is no count; ``workers`` at a time.
+    """Of every process, by its name, and of ``JOINS`` the cells that yosys counts, or why there is no count.
 
     Args:
-        limit: seconds for each process.
+        workers: how many at a time.
+        limit: seconds of a core for each.
     """
 
     def counted(name: str) -> Cells | str:
-        text = rtl.files[f"{name}.sv"]
         try:
-            return count({f"{name}.sv": text}, name, cache, options=_OPTIONS.get(name, ""), limit=limit)
+            if name == JOINS:
+                return count(rtl.files, TOP, cache, limit=limit, without=rtl.stages)
+            text = rtl.files[f"{name}.sv"]
+            return count({f"{name}.sv": text}, name, cache, limit=limit)
         except ToolError as error:
             return str(error).splitlines()[0]  # the rest is yosys' own
 
-    names = sorted(rtl.stages, key=lambda name: -len(rtl.files[f"{name}.sv"]))  # the longest first
+    names = [JOINS, *sorted(rtl.stages, key=lambda name: -len(rtl.files[f"{name}.sv"]))]  # the longest first
     with ThreadPoolExecutor(workers) as pool:  # each is a process of its own
         found = dict(zip(names, pool.map(counted, names), strict=True))
-    return {name: found[name] for name in rtl.stages}
+    return {name: found[name] for name in (*rtl.stages, JOINS)}
+
+
+def counted(config: EngineConfig, cache: Path | None = None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """``processes`` of the engine and ``elements`` of the report."""
+    rtl = engine_rtl(config)
+    return process_rows(rtl, synthesis(rtl, cache)), element_rows(BOARD, cache, LIMIT)
 
 
 def process_rows(rtl: EngineRtl, cells: Mapping[str, Cells | str]) -> list[dict[str, Any]]:
-    """A row for each process: how often it is there, pipeline stages, cells of one or the reason why not; two sums.
+    """A row for each process and for what joins them, with the cells of one or the reason why not; then their sum.
 
-    The first sum is of the RTL as it is, the second of two cells. A sum is None where a part is.
+    Of a row: how often it is there, and pipeline stages. The sum is None where a part is.
     """
     rows: list[dict[str, Any]] = []
-    for name, stages in rtl.stages.items():
+    for name, stages in [*rtl.stages.items(), (JOINS, None)]:
         found = cells.get(name, "not counted")
-        row = dict(process=name.removesuffix("_process"), instances=rtl.instances[name], stages=stages, reason=None)
+        row = dict(process=name.removesuffix("_process"), instances=rtl.instances.get(name, 1), stages=stages)
         if isinstance(found, Cells):
-            rows.append(row | asdict(found))
+            rows.append(row | dict(reason=None) | asdict(found))
         else:
-            rows.append(row | dict.fromkeys(Cells.__dataclass_fields__) | dict(reason=found))
-    return [*rows, _sum("sum", rows, {}), _sum("sum of two cells", rows, dict.fromkeys(CELL_PROCESSES, 2 / rtl.cells))]
+            rows.append(row | dict(reason=found) | dict.fromkeys(Cells.__dataclass_fields__))
+    whole: dict[str, Any] = dict(
+        process="sum", instances=sum(row["instances"] for row in rows), stages=None, reason=None
+    )
+    return [*rows, whole | {field: _sum(rows, field) for field in Cells.__dataclass_fields__}]
 
 
-def _sum(name: str, rows: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> dict[str, Any]:
-    numbers = [round(row["instances"] * times.get(row["process"], 1)) for row in rows]
-    whole: dict[str, Any] = dict(process=name, instances=sum(numbers), stages=None, reason=None)
-    for field in Cells.__dataclass_fields__:
-        parts = [None if row[field] is None else row[field] * n for row, n in zip(rows, numbers, strict=True)]
-        whole[field] = None if None in parts else sum(part for part in parts if part is not None)
-    return whole
+def _sum(rows: Sequence[Mapping[str, Any]], field: str, times: float = 1) -> float | None:
+    """Of all instances; those that every cell has count ``times`` as often. None where a part is."""
+    if any(row[field] is None for row in rows):
+        return None
+    return sum(
+        row[field] * row["instances"] * (times if row["process"] in (*CELL_PROCESSES, JOINS) else 1) for row in rows
+    )
+
+
+def size_rows(rows: Sequence[Mapping[str, Any]], counted: int, cells: Sequence[int]) -> list[dict[str, Any]]:
+    """What engines of other numbers of cells take, by multiples of what every cell has; and whether the board holds it.
+
+    Args:
+        rows: of ``process_rows``, of an engine of ``counted`` cells. What joins them counts as a part of the cells.
+    """
+    found = []
+    for number in cells:
+        row: dict[str, Any] = {key: _sum(rows[:-1], key, number / counted) for key in BOARD}
+        fits = None if None in row.values() else all(row[key] <= most for key, most in BOARD.items())
+        found.append(dict(cells=number, **row, fits=fits))
+    return found
 
 
 def buffer_bytes(config: EngineConfig) -> dict[str, int]:
@@ -131,6 +159,21 @@ def layer_rows(launches: Sequence[Launch], config: EngineConfig, most: int = 12)
     return rows
 
 
+def model_figures(cells: Sequence[int]) -> dict[str, Any]:
+    """``model``, ``layers``, ``frames`` of the report: SAM-B's encoder, and its decoder for some numbers of boxes."""
+    workloads = {f"SAM-B {name}": launches for name, launches in sam_launches("vit_b", BOXES).items()}
+    rows = model_rows(workloads, cells)
+    encoder, five = (
+        next(row for row in rows if row["what"] == what and row["cells"] == cells[0] and row["digit"] == 17)
+        for what in ("SAM-B encoder", "SAM-B decoder, 5 boxes")
+    )
+    return dict(
+        model=rows,
+        layers=layer_rows(workloads["SAM-B encoder"], PAPER),
+        frames=frames_paragraph(encoder["gmacs"], five["gmacs"], PAPER, five["per_second"]),
+    )
+
+
 def frames_paragraph(encoder_gmacs: float, decoder_gmacs: float, config: EngineConfig, per_second: float) -> str:
     """What the paper's 33.82 frames a second can mean.
 
@@ -153,10 +196,12 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> list[Path]:
     """``hw_report.json`` and ``hw_report.html`` in ``folder``, atomically; their paths.
 
     Args:
-        report: ``config``, ``matmuls``, ``processes``, ``model``, ``layers``, ``frames``; the rest is added here.
+        report: ``config``, ``counted``, ``matmuls``, ``processes``, ``elements``, ``sizes`` and those of
+            ``model_figures``; the rest
+            is added here.
     """
     whole = dict(format=FORMAT, paper=PAPER_TABLE, board=BOARD, buffers=buffer_bytes(PAPER), gaps=list(GAPS), **report)
-    names = [row["process"] for row in whole["processes"][:-2]]  # without the sums
+    names = [row["process"] for row in whole["processes"][:-2]]  # without joins and sum
     diagram = {
         "once": [name for name in names if name not in CELL_PROCESSES],
         "in every cell": [name for name in CELL_PROCESSES if name in names],

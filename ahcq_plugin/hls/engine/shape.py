@@ -10,7 +10,7 @@ from ahcq_plugin.export import HLUQOperand, Matmul, SpecError
 from ahcq_plugin.export.matmul import heads_of, lane_tops
 from ahcq_plugin.export.operands import top
 from ahcq_plugin.hls.engine import descriptor as fields
-from ahcq_plugin.hls.engine.config import CHUNKS, LANES, MAX_GROUPS, MAX_HEADS, NIBBLE, PES, EngineConfig
+from ahcq_plugin.hls.engine.config import CHUNKS, LANES, MAX_GROUPS, MAX_HEADS, NIBBLE, PES, SUM_BITS, EngineConfig
 from ahcq_plugin.hls.engine.descriptor import Descriptor
 from ahcq_plugin.hls.engine.layouts import planes_of, row_beats
 from ahcq_plugin.hls.engine.parameters import group_sizes
@@ -101,11 +101,13 @@ class Shape:
         """SpecError where a memory or an accumulator of the engine is too small; ``name`` is the matmul's."""
         nibble = min(top(self.right_bits), top(NIBBLE))
         sums = self.k * nibble * max(min(self.left_top, top(config.digit)), 2**self.log_levels // 2)
+        products = max(self.left_top, 2**self.log_levels // 2) * top(self.right_bits)
         check_limits(
             name,
             ("the left buffer: beats of a row", self.length, config.left_depth),
             ("the right buffer: folds", self.folds * self.planes, config.right_depth),
             ("an accumulator: largest sum", sums, 2 ** (config.accumulator_bits - 1) - 1),
+            ("registers behind the cells: largest sum", self.k * products, 2 ** (SUM_BITS - 2) - 1),
             ("groups", len(self.groups), MAX_GROUPS),
             ("heads", self.heads, MAX_HEADS),
         )

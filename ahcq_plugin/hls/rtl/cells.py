@@ -5,19 +5,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
+from typing import Any
 
 from ahcq_plugin.hls.rtl.errors import ToolError
 from ahcq_plugin.hls.rtl.netlist import CELLS, Rtl
 from ahcq_plugin.support.files import write_json
 
-FORMAT = "ahcq_plugin.hls.rtl.cells/2"  # of the cache: raise it where the commands change
-_SYNTH = "synth_xilinx -family xcup -flatten -noiopad -noclkbuf{options} -top {top} -run "
+FORMAT = "ahcq_plugin.hls.rtl.cells/4"  # of the cache: raise it where the commands change
+_SYNTH = "synth_xilinx -family xcup -noiopad -noclkbuf{flatten} -top {top} -run "
 # `synth_xilinx`, whose part `coarse` stands here without `share`: that proves for pairs of shifters that one can do the
 # work of both, and had no end in three minutes on a cell's 512. Counts without it are higher, if anything.
 COMMANDS = (
@@ -31,12 +37,20 @@ COMMANDS = (
     _SYNTH + "map_memory:check",
     "tee -q -o stat.json stat -tech xilinx -json",
 )
+# LUTs of each memory of LUTs (UG974); a cell of another kind would be an error.
+_MEMORY_LUTS = {
+    **dict(RAM32X1S=1, RAM32X1D=2, RAM32M=4, RAM32M16=8, RAM64X1S=1, RAM64X1D=2, RAM64M=4, RAM64M8=8),
+    **dict(RAM128X1S=2, RAM128X1D=4, RAM256X1S=4, RAM256X1D=8, RAM512X1S=8),
+}
 # A process of its own: yosys ends the one that it runs in where it fails.
 _SCRIPT = """
-import sys
+import resource, sys
+limit = int(sys.argv[1])
+if limit:
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
 from pyosys import libyosys
 design = libyosys.Design()
-for command in sys.argv[1:]:
+for command in sys.argv[2:]:
     libyosys.run_pass("tee -q " + command if not command.startswith("tee") else command, design)
 """
 
@@ -64,29 +78,38 @@ def count(
     files: dict[str, str],
     top: str,
     cache: Path | None = None,
-    options: str = "",
     limit: float | None = None,
+    without: Collection[str] = (),
 ) -> Cells:
-    """Cells of the module ``top``, everything in it included.
+    """Cells of the module ``top``, everything in it included but the modules ``without``.
 
     Args:
         files: name -> SystemVerilog, what stands below first.
         cache: folder for results, by content.
-        options: more ones of ``synth_xilinx``, such as ``-nodsp``.
-        limit: seconds that yosys may take; None: any.
+        without: their instances have ports only; then modules stay what they are, each is mapped once.
+        limit: seconds of a core that yosys may take, and each ABC that it starts; None: any.
     Raises:
         ToolError: pyosys is missing or fails, or takes longer than ``limit``.
     """
     path = None
+    files = {name: _ports_only(text) if name.removesuffix(".sv") in without else text for name, text in files.items()}
     if cache is not None:
-        key = json.dumps([FORMAT, COMMANDS, list(files.items()), top, options])
+        key = json.dumps([FORMAT, COMMANDS, list(files.items()), top, bool(without)])
         path = cache / f"cells_{top}_{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
         if path.is_file():
             return Cells(**json.loads(path.read_text(encoding="utf-8")))
-    result = _counted(files, top, options, limit)
+    result = _counted(files, top, not without, limit)
     if path is not None:
         write_json(asdict(result), path)
     return result
+
+
+def _ports_only(text: str) -> str:
+    """A module that has no more than its ports, for yosys."""
+    found = re.search(r"\bmodule\s+\w+\s*\(.*?\);", text, re.DOTALL)
+    if found is None:
+        raise ToolError(f"no module with ports in {text[:80]!r}")
+    return f"(* blackbox *)\n{found[0]}\nendmodule\n"
 
 
 def count_processes(rtl: Rtl, cache: Path | None = None) -> dict[str, Cells]:
@@ -108,7 +131,7 @@ def report(rtl: Rtl, cache: Path | None = None) -> dict[str, object]:
     )
 
 
-def _counted(files: dict[str, str], top: str, options: str, limit: float | None) -> Cells:
+def _counted(files: dict[str, str], top: str, flatten: bool, limit: float | None) -> Cells:
     if find_spec("pyosys") is None:
         raise ToolError(
             "yosys is needed to count cells, which the package `pyosys` holds: `pip install ahcq_plugin[rtl]`"
@@ -118,27 +141,40 @@ def _counted(files: dict[str, str], top: str, options: str, limit: float | None)
         for file, text in files.items():
             (work / file).write_text(text, encoding="utf-8")
         names = " ".join(file for file in files if file not in CELLS or len(files) > 1)
-        options = f" {options}" if options else ""
-        commands = [command.format(files=names, top=top, options=options) for command in COMMANDS]
-        try:
-            run = subprocess.run(
-                [sys.executable, "-c", _SCRIPT, *commands], cwd=work, capture_output=True, text=True, timeout=limit
-            )
-        except subprocess.TimeoutExpired:
-            raise ToolError(f"yosys had not counted {top} after {limit:g} s") from None
+        commands = [
+            command.format(files=names, top=top, flatten=" -flatten" if flatten else "") for command in COMMANDS
+        ]
+        command = [sys.executable, "-c", _SCRIPT, str(ceil(limit or 0)), *commands]
+        run = subprocess.run(command, cwd=work, capture_output=True, text=True)
+        if run.returncode == -signal.SIGXCPU:
+            raise ToolError(f"yosys had not counted {top} after {limit:g} s of a core")
         if run.returncode or not (work / "stat.json").is_file():
             raise ToolError(f"yosys failed on {top}:\n{(run.stdout + run.stderr)[-2000:]}")
-        statistics = json.loads((work / "stat.json").read_text(encoding="utf-8"))["design"]
-    found = statistics["num_cells_by_type"]
+        statistics = json.loads((work / "stat.json").read_text(encoding="utf-8"))
+    found = _totals(statistics["modules"], f"\\{top}")
+
+    unknown = [kind for kind in found if re.match(r"RAM\d", kind) and kind not in _MEMORY_LUTS]
+    if unknown:
+        raise ToolError(f"yosys made {unknown} of {top}, whose LUTs are not known")
 
     def of(*starts: str) -> int:
         return sum(number for kind, number in found.items() if kind.startswith(starts))
 
     return Cells(
-        lut=of("LUT", "RAM32", "RAM64", "RAM128", "RAM256", "RAM512", "SRL"),
+        lut=of("LUT", "SRL") + sum(luts * found.get(kind, 0) for kind, luts in _MEMORY_LUTS.items()),
         ff=of("FD"),
         dsp=of("DSP48"),
         bram=of("RAMB36") + of("RAMB18") / 2,
         carry=of("CARRY"),
-        logic_cells=int(statistics.get("estimated_num_lc", 0)),
+        logic_cells=int(statistics["design"].get("estimated_num_lc", 0)),
     )
+
+
+def _totals(modules: Mapping[str, Any], name: str) -> Counter[str]:
+    """Cells by type in a module and all below it; yosys' own sum of those leaves flip-flops out."""
+    found: Counter[str] = Counter()
+    for kind, number in modules[name]["num_cells_by_type"].items():
+        below = next((one for one in (kind, f"\\{kind}") if one in modules), None)
+        inner = Counter({kind: 1}) if below is None else _totals(modules, below)
+        found.update({one: number * count for one, count in inner.items()})
+    return found

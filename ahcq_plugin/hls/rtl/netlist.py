@@ -59,7 +59,7 @@ def compile_rtl(
     module = program.module()
     pipelined = [Place(source.name, line) for source in program.files.values() for line in source.pipelined_loops()]
     design = elaborate(module, top, program.pragmas, pipelined)
-    scheduled = {process.name: schedule(process, options, cache) for process in design.processes.values()}
+    scheduled = schedule(list(design.processes.values()), options, cache)
     files = {name: sources("rtl", name).read_text(encoding="utf-8") for name in CELLS}
     files |= {f"{name}.sv": f"// SPDX-License-Identifier: Apache-2.0\n{one.verilog}" for name, one in scheduled.items()}
     files[f"{design.top}.sv"] = top_text(design)

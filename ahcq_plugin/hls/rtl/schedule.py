@@ -7,6 +7,10 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -54,26 +58,37 @@ class Scheduled:
     stages: int
 
 
-def schedule(process: Process, options: ScheduleOptions | None = None, cache: Path | None = None) -> Scheduled:
-    """Schedule ``process`` at one turn a cycle.
+def schedule(
+    processes: Sequence[Process], options: ScheduleOptions | None = None, cache: Path | None = None
+) -> dict[str, Scheduled]:
+    """Schedule every process at one turn a cycle, as many at a time as there are cores.
 
     Args:
         cache: folder for results, by the content of what determines them; None: none.
+    Returns:
+        What XLS made, by name.
     Raises:
         ToolError: XLS is missing.
         RtlError: II = 1 is impossible; the message names the variable that goes round and the lines of its circle.
     """
     options = options or ScheduleOptions()
-    path = None
-    if cache is not None:
-        key = json.dumps([FORMAT, _xls_version(), process.ir, process.constraints, asdict(options)])
-        path = cache / f"{process.name}_{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
-        if path.is_file():
-            return Scheduled(**json.loads(path.read_text(encoding="utf-8")))
-    result = _run(process, options)
-    if path is not None:
-        write_json(asdict(result), path)
-    return result
+    paths: dict[str, Path] = {}
+    found: dict[str, Scheduled] = {}
+    version = _xls_version()
+    for process in processes:
+        if cache is not None:
+            key = json.dumps([FORMAT, version, process.ir, process.constraints, asdict(options)])
+            paths[process.name] = cache / f"{process.name}_{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+            if paths[process.name].is_file():
+                found[process.name] = Scheduled(**json.loads(paths[process.name].read_text(encoding="utf-8")))
+    missing = [process for process in processes if process.name not in found]
+    for process, answer in zip(missing, _run(missing, options), strict=True):
+        if "error" in answer:
+            raise RtlError(_explained(process, answer["error"], options))
+        found[process.name] = Scheduled(answer["verilog"], _stages(answer["verilog"]))
+        if cache is not None:
+            write_json(asdict(found[process.name]), paths[process.name])
+    return {process.name: found[process.name] for process in processes}
 
 
 def cache_folder() -> Path:
@@ -92,35 +107,39 @@ def _xls_version() -> str:
     return str(getattr(_version, "__version__", ""))
 
 
-def _run(process: Process, options: ScheduleOptions) -> Scheduled:
-    _xls_version()
-    from xls import Package, optimize_ir
+def _run(processes: Sequence[Process], options: ScheduleOptions) -> list[dict[str, str]]:
+    """An answer of ``xls_process`` for each: they are shared out to processes, the largest first."""
+    shares: list[list[int]] = [[] for _ in range(min(len(os.sched_getaffinity(0)), len(processes)))]
+    load = [0] * len(shares)
+    for index in sorted(range(len(processes)), key=lambda index: -len(processes[index].ir)):
+        least = load.index(min(load))
+        shares[least].append(index)
+        load[least] += len(processes[index].ir)
+    answers: dict[int, dict[str, str]] = {}
+    with ThreadPoolExecutor(max(1, len(shares))) as pool:
+        for share, made in zip(
+            shares, pool.map(lambda share: _answers(processes, share, options), shares), strict=True
+        ):
+            answers |= zip(share, made, strict=True)
+    return [answers[index] for index in range(len(processes))]
 
-    try:
-        package = Package.parse_ir(optimize_ir(process.ir, process.name))
-        result = package.schedule_and_codegen(
-            generator="pipeline",
-            delay_model=options.delay_model,
-            with_delay_model=True,
-            clock_period_ps=options.clock_ps,
-            worst_case_throughput=1,
-            io_constraints=list(process.constraints),
-            reset="rst",
-            use_system_verilog=True,
-            module_name=process.name,
-            flop_inputs=False,
-            flop_outputs=False,
-            streaming_channel_data_suffix="_data",
-            streaming_channel_valid_suffix="_valid",
-            streaming_channel_ready_suffix="_ready",
-        )
-    except RuntimeError as error:
-        raise RtlError(_explained(process, str(error), options)) from None
-    verilog = result.get_verilog_text() if hasattr(result, "get_verilog_text") else result.verilog_text
-    stages = 1 + max(
-        (int(found) for found in re.findall(r"^  reg .*\bp(\d+)_inputs_valid;", verilog, re.MULTILINE)), default=0
-    )
-    return Scheduled(verilog, stages)
+
+def _answers(processes: Sequence[Process], share: Sequence[int], options: ScheduleOptions) -> list[dict[str, str]]:
+    jobs = [
+        dict(name=one.name, ir=one.ir, constraints=list(one.constraints), **asdict(options))
+        for one in (processes[index] for index in share)
+    ]
+    command = [sys.executable, str(Path(__file__).with_name("xls_process.py"))]
+    run = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True)
+    if run.returncode:
+        names = ", ".join(job["name"] for job in jobs)
+        raise ToolError(f"XLS ended while it made {names}:\n{run.stderr[-2000:]}")
+    return json.loads(run.stdout)
+
+
+def _stages(verilog: str) -> int:
+    found = re.findall(r"^  reg .*\bp(\d+)_inputs_valid;", verilog, re.MULTILINE)
+    return 1 + max(map(int, found), default=0)
 
 
 def _explained(process: Process, said: str, options: ScheduleOptions) -> str:

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from ahcq_plugin.hls.engine import simulate
 from ahcq_plugin.hls.engine.compile import compile_matmul
-from ahcq_plugin.hls.engine.config import LANES, PAPER, WIDE, EngineConfig
+from ahcq_plugin.hls.engine.config import CHUNKS, GELUS, LANES, PAPER, WIDE, EngineConfig
 from ahcq_plugin.hls.engine.cycles import DDR, Output, cycles, process_turns
 from ahcq_plugin.hls.engine.destination import left_rows, shorts
 from ahcq_plugin.hls.engine.image import Image
 from ahcq_plugin.hls.engine.shape import Shape
 
 SMALL = EngineConfig(cells=2, digit=4, left_depth=24, right_depth=48)
-FOR_EACH_CELL = ("decode", "multiply", "correct", "dequantize", "quantize", "write")
-FOR_EVER = ("multiply", "dequantize_lane")
+FOR_EACH_CELL = ("decode", "multiply", "correct", "dequantize", "dequantize_lane", "gelu_unit", "quantize", "write")
+FOR_EVER = {"multiply": CHUNKS, "dequantize_lane": LANES, "gelu_unit": GELUS}  # of a cell
 # (kind, family, bits of left and right, k, n), rows, products: windows, global attention, layers, decoders
 SHAPES = [
     (("linear", "uniform", 4, 4, 768, 128), 196, 1),
@@ -50,8 +50,8 @@ def clocked(cases, shape: tuple, rows: int, batch: int, config: EngineConfig, dd
 
 def check_turns(run: simulate.Run, shape: Shape, config: EngineConfig, output: Output | None = None) -> None:
     for process, turns in process_turns(shape, config, output).items():
-        copies = {"dequantize_lane": LANES * config.cells, **dict.fromkeys(FOR_EACH_CELL, config.cells)}.get(process, 1)
-        waits = copies if process in FOR_EVER else 0  # the turn in which each waits for more
+        copies = config.cells if process in FOR_EACH_CELL else 1
+        waits = copies * FOR_EVER.get(process, 0)  # the turn in which each waits for more
         assert run.turns[process] - waits == turns * copies, process
 
 
@@ -74,10 +74,13 @@ def test_codes_and_scores_of_16_bits(cases) -> None:
     assert abs(model.cycles - run.cycles) <= 0.02 * run.cycles + 60 and "ddr" not in model.limits
     assert cycles(launch, PAPER).limits["ddr"] > 0.9 * cycles(launch, PAPER).cycles  # floats
     operand = cases.specs.make_left("uniform", 6, 4, np.random.default_rng(0))
-    run, launch = clocked(cases, ("linear", "uniform", 4, 4, 64, 64), 300, 1, PAPER, ddr, left_rows(300, 64, operand))
-    check_turns(run, launch, PAPER, Output(1, 6))
-    model = cycles(launch, PAPER, Output(1, 6), stages=0)
-    assert abs(model.cycles - run.cycles) <= 0.03 * run.cycles + 60
+    shape = ("linear", "uniform", 4, 4, 64, 64)
+    for activation, output in (("", Output(1, 6)), ("gelu", Output(1, 6, gelu=True))):
+        run, launch = clocked(cases, shape, 300, 1, PAPER, ddr, left_rows(300, 64, operand, activation=activation))
+        check_turns(run, launch, PAPER, output)
+        model = cycles(launch, PAPER, output, stages=0)
+        assert abs(model.cycles - run.cycles) <= 0.03 * run.cycles + 60
+    assert model.limits["output"] > 0.9 * model.cycles  # 32 turns of two GELUs for 8 of the cells
 
 
 @settings(max_examples=40, suppress_health_check=list(HealthCheck), deadline=None)

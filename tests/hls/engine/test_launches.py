@@ -52,7 +52,8 @@ def test_launches_are_what_runs(runs: list[list[Launch]]) -> None:
 def test_what_only_a_quantizer_reads_is_written_as_codes(runs: list[list[Launch]]) -> None:
     block = [launch for launch in runs[1] if launch.unit == "image_encoder.blocks.0"]
     codes, k = Output(fields.CODES, 4), Output(fields.CODES, 4, scattered=True)
-    outputs = [codes, k, codes, Output(fields.SHORTS), codes, Output(), codes, Output()]
+    gelu = Output(fields.CODES, 4, gelu=True)
+    outputs = [codes, k, codes, Output(fields.SHORTS), codes, Output(), gelu, Output()]
     assert [launch.output for launch in block] == outputs  # q, k, v; Q.K^T; A.V; proj; lin1; lin2
     assert [launch.shape.n for launch in block[:3]] == [192] * 3
     assert block[0].shape.family == "grouped" and len(block[0].shape.groups) == RECIPE.cag_groups

@@ -16,6 +16,7 @@ from ahcq_plugin.hls.engine.compile import compile_matmul
 from ahcq_plugin.hls.engine.config import EngineConfig
 from ahcq_plugin.hls.engine.destination import Segment, head_operands, left_rows
 from ahcq_plugin.hls.engine.image import Image
+from ahcq_plugin.hls.function_tables import gelu
 from ahcq_plugin.hls.resources import sources
 from ahcq_plugin.hls.vectors import make_vectors
 
@@ -23,15 +24,20 @@ SMALL = EngineConfig(cells=2, digit=4, left_depth=24, right_depth=48)
 # (file, text, faulty text)
 MUTANTS = [
     ("correct.h", "- right_zero * row_multiply", "+ right_zero * row_multiply"),
-    ("correct.h", "right_zero - column_sum", "right_zero + column_sum"),
-    ("correct.h", "4 * now.now.plane + C::DIGIT", "3 * now.now.plane + C::DIGIT"),
+    ("correct.h", "both - int64_t(left_zero)", "both + int64_t(left_zero)"),
+    ("correct.h", "4 * (now.plane % 2)", "3 * (now.plane % 2)"),
     ("correct.h", "- right_zero * row_shift", "- right_zero * row_multiply"),
     ("correct.h", "head + 1 == c.heads ? 0 : head + 1", "head + 1 == c.heads ? head : head + 1"),
-    ("cell.h", "inside ? digit : 0", "digit"),
+    ("cell.h", "const uint32_t digit = inside ?", "const uint32_t digit = true ?"),
     ("cell.h", "code - c.log_levels : 0", "code - c.log_levels + 1 : 0"),
-    ("cell.h", "? c.log_levels : c.log_levels - code", "? c.log_levels : c.log_levels - code + 1"),
-    ("dequantize.h", "t = partial[work.chunk % CHUNKS] + t", "t = t + t"),
+    ("cell.h", "c.log_levels - 1 - code;", "c.log_levels - code;"),
+    ("cell.h", "shifted = inside && code", "shifted = code"),
+    ("cell.h", "row_shift) + powers)", "row_shift) + digits)"),
+    ("cell.h", "uint32_t(j) < chunks_of(c, places)", "true"),
+    ("types.h", "SUM_BITS = 40", "SUM_BITS = 14"),
+    ("dequantize.h", "t = other + t", "t = t + t"),
     ("dequantize.h", "const float whole = scaled +", "const float whole = scaled -"),
+    ("dequantize.h", "if (lane == i) value", "if (lane == (i ^ 1)) value"),
     ("quantize.h", "low |= (code & 15)", "low |= (code & 7)"),
     ("buffers.h", "fold == 0 && (chunk == 0 || !transposed)", "fold == 0 && chunk == 0"),
     ("buffers.h", "last_cell ? uint16_t(base + length) : base;\n            cell", "base;\n            cell"),
@@ -67,7 +73,7 @@ def differs(cases, launch) -> bool:
     first, second = (cases.make_matmul("linear", family, 4, 4, *size, rng) for family, size in
                      (("uniform", (24, 48)), ("hluq", (48, 20))))  # fmt: skip
     vectors, image = make_vectors(first, 1, 74, 1), Image()
-    one = launch(first, vectors, SMALL, image, destination=left_rows(74, 48, second.left))
+    one = launch(first, vectors, SMALL, image, destination=left_rows(74, 48, second.left, activation="gelu"))
     two = compile_matmul(second, image, SMALL, rows=74, left=one.descriptor.out)
     product = cases.make_matmul("qk", "uniform", 4, 4, 24, 37, rng)
     parts = [
@@ -78,7 +84,7 @@ def differs(cases, launch) -> bool:
     three = compile_matmul(product, image, SMALL, rows=37, batch=4, left=left, right=right)
     simulate.run(image, [command.descriptor for command in (one, two, *parts, three)], SMALL)
     floats = golden.run(first, vectors.left).output
-    codes = encode(second.left, floats)
+    codes = encode(second.left, gelu(floats))
     heads = floats.reshape(2, 37, 2, 24).swapaxes(1, 2)
     operands = [encode(operand, heads.copy()).reshape(4, 37, 24) for operand in (product.left, product.right)]
     pairs = ((two, golden.run(second, codes).output), (three, golden.run(product, *operands).output))

@@ -26,7 +26,8 @@ from ahcq_plugin.hls.vectors import make_vectors
 from ahcq_plugin.zoo.sam import box_forward
 
 PROCESSES = ("fetch", "request", "distribute", "walk_steps", "walk_passes", "walk_folds", "place_left", "buffer_left")
-PROCESSES += ("buffer_right", "decode", "multiply", "correct", "dequantize", "dequantize_lane", "quantize", "write")
+PROCESSES += ("buffer_right", "decode", "multiply", "correct", "dequantize", "dequantize_lane", "gelu_unit")
+PROCESSES += ("quantize", "write")
 # (kind, family, bits of left and right, k, n, family of the right), rows, products: all families, tails everywhere
 CASES = [
     (("linear", "uniform", 4, 4, 21, 70), 17, 1),
@@ -73,7 +74,8 @@ def different(command, image: Image, wanted: np.ndarray) -> int:
 def test_every_process_is_scheduled_at_a_turn_a_cycle_and_holds_no_cpp() -> None:
     made = rtl.engine_rtl()
     assert set(made.stages) == {f"{name}_process" for name in PROCESSES}
-    assert made.instances == {f"{name}_process": 8 if name == "dequantize_lane" else 1 for name in PROCESSES}
+    copies = dict(multiply=8, dequantize_lane=8, gelu_unit=2)
+    assert made.instances == {f"{name}_process": copies.get(name, 1) for name in PROCESSES}
     assert not any(re.search(r"\bimport\b|DPI", text) for text in made.files.values())
 
 
@@ -143,3 +145,23 @@ def test_rtl_of_any_matmul_is_equal(cases, launch, kind, bits, right_bits, k, n,
     command, image, wanted, _ = launched(cases, launch, shape, rows, 1 if kind[0] == "linear" else batch, seed)
     rtl.run(image, [command.descriptor], stalls=stalls, memory=Memory(latency=seed % 50 + 1))
     assert different(command, image, wanted) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("kind", [("linear", family) for family in ("uniform", "grouped", "hluq", "table")] + [
+    (op, family) for op in ("qk", "av") for family in ("uniform", "per_head" if op == "qk" else "table")
+], ids="-".join)  # fmt: skip
+def test_100_000_dot_products_are_equal(cases, launch, kind: tuple[str, str], bits: int) -> None:
+    """Each output is a dot product; two launches with tails along k, n and the rows, under stalls, one with a reset."""
+    op, family = kind
+    rng, outputs = np.random.default_rng([bits, len(op), len(family)]), 0
+    for stalls in (Stalls(0.1, 0.1, seed=bits), Stalls(reset_at=500)):
+        k, n, batch = int(rng.integers(5, 60)), 8 * int(rng.integers(20, 30)) + 3, 1 if op == "linear" else 2
+        rows = -(-51_000 // (n * batch))
+        right = ("per_head",) if family == "per_head" else ()
+        command, image, wanted, _ = launched(cases, launch, (op, family, bits, bits, k, n, *right), rows, batch, bits)
+        rtl.run(image, [command.descriptor], stalls=stalls, memory=Memory(latency=7))
+        assert different(command, image, wanted) == 0
+        outputs += wanted.size
+    assert outputs >= 100_000

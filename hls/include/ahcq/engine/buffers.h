@@ -106,12 +106,14 @@ void buffer_right(
     hls::stream<command>& commands,
     hls::stream<beat>& in,
     hls::stream<turn>& turns,
-    hls::stream<right_fold> (&out)[C::CELLS],
+    hls::stream<beat> (&out)[C::CELLS][CHUNKS],
     hls::stream<column_sums> (&out_sums)[C::CELLS]) {
     const command c = commands.read();
     right_fold memory[2 * C::RIGHT_DEPTH];
-    int32_t sum[2][PES];
-#pragma HLS ARRAY_PARTITION variable = sum complete dim = 0
+    uint32_t sum[PES];  // of the tile that is loaded
+#pragma HLS ARRAY_PARTITION variable = sum complete
+    column_sums sums;  // of the tile that the cells work on
+#pragma HLS ARRAY_PARTITION variable = sums.value complete
     right_fold loads;  // the fold that is being loaded
 #pragma HLS ARRAY_PARTITION variable = loads.column complete
     const bool transposed = is(c, TRANSPOSED);
@@ -147,15 +149,15 @@ void buffer_right(
                     const uint32_t turned = (chunk == 0 ? 0 : loads.column[column]) | nibble << (4 * chunk);
                     const uint32_t straight = chunk == uint32_t(j) ? now.word[i] : loads.column[column];
                     loads.column[column] = transposed ? turned : straight;
-                    int32_t codes = 0;
+                    uint32_t codes = 0;
                     for (int k = 0; k < LANES; ++k) {
 #pragma HLS UNROLL
                         codes += (now.word[i] >> (4 * k)) & 15;
                     }
                     if (transposed) codes = nibble;
                     const bool starts = fold == 0 && (chunk == 0 || !transposed);
-                    const int32_t before = starts ? 0 : sum[half][column];
-                    if (transposed || chunk == uint32_t(j)) sum[half][column] = before + (codes << shift);
+                    const uint32_t before = starts ? 0 : sum[column];
+                    if (transposed || chunk == uint32_t(j)) sum[column] = (before + (codes << shift)) & C::COLUMN;
                 }
             }
             if (chunk == CHUNKS - 1) memory[half * C::RIGHT_DEPTH + fold] = loads;
@@ -173,16 +175,20 @@ void buffer_right(
         if (computing) {
             const turn now = turns.read();
             const right_fold columns = memory[(1 - half) * C::RIGHT_DEPTH + now.right_address];
-            column_sums sums;
-#pragma HLS ARRAY_PARTITION variable = sums.value complete
-            for (int column = 0; column < PES; ++column) {
-#pragma HLS UNROLL
-                sums.value[column] = sum[1 - half][column];
-            }
+#pragma HLS ARRAY_PARTITION variable = columns.column complete
             const bool first = at(now.places, BEGINS | FIRST_PASS | FIRST_GROUP | FIRST_STEP);
             for (int cell = 0; cell < C::CELLS; ++cell) {
 #pragma HLS UNROLL
-                out[cell].write(columns);
+                for (int j = 0; j < CHUNKS; ++j) {
+#pragma HLS UNROLL
+                    beat part;
+#pragma HLS ARRAY_PARTITION variable = part.word complete
+                    for (int i = 0; i < LANES; ++i) {
+#pragma HLS UNROLL
+                        part.word[i] = columns.column[j * LANES + i];
+                    }
+                    out[cell][j].write(part);
+                }
                 if (is(c, PRODUCT) && first) out_sums[cell].write(sums);
             }
             if (at(now.places, END_OF_TILE) && (tiles != 1 || at(now.places, LAST_BLOCK))) computing = false;
@@ -192,6 +198,10 @@ void buffer_right(
             computing = true;
             loaded = false;
             half = 1 - half;
+            for (int column = 0; column < PES; ++column) {
+#pragma HLS UNROLL
+                sums.value[column] = sum[column];
+            }
         }
     }
 }

@@ -16,7 +16,8 @@ template <class C>
 void correct(
     hls::stream<command>& commands,
     hls::stream<beat>& parameters,
-    hls::stream<sums<C> >& in,
+    hls::stream<sums<C> > (&in)[CHUNKS],
+    hls::stream<row_sums<C> >& rows,
     hls::stream<column_sums>& columns,
     hls::stream<accumulators>& out) {
     const command c = commands.read();
@@ -31,12 +32,11 @@ void correct(
     int64_t multiply[CHUNKS][LANES], shift[CHUNKS][LANES];
 #pragma HLS ARRAY_PARTITION variable = multiply complete dim = 2
 #pragma HLS ARRAY_PARTITION variable = shift complete dim = 2
-    sums<C> now;
-#pragma HLS ARRAY_PARTITION variable = now.multiply complete
-#pragma HLS ARRAY_PARTITION variable = now.shift complete
+    row_sums<C> now;
     column_sums column;
 #pragma HLS ARRAY_PARTITION variable = column.value complete
-    beat head_lane = beat();
+    uint8_t left_zero = 0, head_zero = 0;  // of a head
+    int64_t both = 0;                      // k * left_zero * head_zero
     uint32_t loads = 0, loaded = 0, chunk = 0, group = 0, head = 0;
     int64_t row_multiply = 0, row_shift = 0;
     bool held = false, first = true, more = true;
@@ -44,9 +44,9 @@ void correct(
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
         if (!held) {
-            now = in.read();
+            now = rows.read();
             held = true;
-            const uint16_t places = now.now.places;
+            const uint16_t places = now.places;
             const bool first_pass = at(places, FIRST_PASS);
             if (first_pass) group = at(places, FIRST_GROUP) ? 0 : group + 1;
             if (at(places, FIRST_PASS | FIRST_GROUP | FIRST_STEP)) {
@@ -55,17 +55,19 @@ void correct(
                     if (at(places, FIRST_TILE | FIRST_BLOCK)) {
                         head = first || head + 1 == c.heads ? 0 : head + 1;
                         first = false;
-                        head_lane = lane[head];
+                        const beat zero = lane[head];
+                        left_zero = uint8_t(zero.word[0]);
+                        head_zero = uint8_t(zero.word[1]);
+                        both = int64_t(c.k & 0xfffff) * uint32_t(left_zero * head_zero);
                     }
                 } else {
                     loads = correction_beats(c);
                     loaded = 0;
                 }
             }
-            const int digit_shift = C::DIGIT * now.now.digit;
-            row_multiply = (first_pass ? 0 : row_multiply) +
-                           (now.now.plane == 0 ? int64_t(now.row_multiply) << digit_shift : 0);
-            row_shift = first_pass ? int64_t(now.row_shift) : row_shift;
+            const int64_t row = now.plane == 0 ? int64_t(now.multiply) << (C::DIGIT * (now.digit % MAX_DIGITS)) : 0;
+            row_multiply = narrow((first_pass ? 0 : row_multiply) + row);
+            row_shift = first_pass ? int64_t(now.shift) : row_shift;
         }
         if (loads != 0) {
             const beat value = parameters.read();
@@ -77,9 +79,17 @@ void correct(
             ++loaded;
             --loads;
         } else {
-            const uint16_t places = now.now.places;
+            const uint16_t places = now.places;
             const bool first_pass = at(places, FIRST_PASS);
-            const int pass_shift = 4 * now.now.plane + C::DIGIT * now.now.digit;
+            const int plane_shift = 4 * (now.plane % 2);
+            const int pass_shift = plane_shift + C::DIGIT * (now.digit % MAX_DIGITS);
+            sums<C> sum;
+#pragma HLS ARRAY_PARTITION variable = sum.multiply complete
+#pragma HLS ARRAY_PARTITION variable = sum.shift complete
+            for (int j = 0; j < CHUNKS; ++j) {
+#pragma HLS UNROLL
+                if (chunk == uint32_t(j)) sum = in[j].read();
+            }
             const beat zero = zeros[chunk], start_low = low[group * CHUNKS + chunk];
 #pragma HLS ARRAY_PARTITION variable = zero.word complete
 #pragma HLS ARRAY_PARTITION variable = start_low.word complete
@@ -91,28 +101,23 @@ void correct(
             result.places = places;
             for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL
-                int64_t sum = 0, shift_sum = 0;
                 int32_t column_sum = 0;
                 for (int j = 0; j < CHUNKS; ++j) {  // registers behind a multiplexer
 #pragma HLS UNROLL
-                    if (chunk == uint32_t(j)) {
-                        sum = now.multiply[j * LANES + i];
-                        shift_sum = now.shift[j * LANES + i];
-                        column_sum = column.value[j * LANES + i];
-                    }
+                    if (chunk == uint32_t(j)) column_sum = column.value[j * LANES + i] & C::COLUMN;
                 }
-                const int64_t total = (first_pass ? 0 : multiply[chunk][i]) + (sum << pass_shift);
+                const int64_t of_pass = int64_t(uint64_t(sum.multiply[i]) << pass_shift);
+                const int64_t total = narrow((first_pass ? 0 : multiply[chunk][i]) + of_pass);
                 // the shift lane takes no digits of the left operand: only its first pass counts
-                const int64_t shift_total = (first_pass ? 0 : shift[chunk][i]) +
-                                            (now.now.digit == 0 ? shift_sum << (4 * now.now.plane) : 0);
+                const int64_t shift_of_pass = now.digit == 0 ? int64_t(uint64_t(sum.shift[i]) << plane_shift) : 0;
+                const int64_t shift_total = narrow((first_pass ? 0 : shift[chunk][i]) + shift_of_pass);
                 multiply[chunk][i] = total;
                 shift[chunk][i] = shift_total;
-                const int64_t left_zero = int32_t(head_lane.word[0]);
-                const int64_t right_zero = product ? int32_t(head_lane.word[1]) : int32_t(zero.word[i]);
+                const int64_t right_zero = product ? head_zero : uint8_t(zero.word[i]);
                 const int64_t constant = int64_t(uint64_t(start_high.word[i]) << 32 | start_low.word[i]);
-                const int64_t by_left = left_zero * (int64_t(c.k) * right_zero - column_sum);
-                result.multiply[i] = total - right_zero * row_multiply + (product ? by_left : constant);
-                result.shift[i] = shift_total - right_zero * row_shift;
+                const int64_t start = product ? both - int64_t(left_zero) * column_sum : constant;
+                result.multiply[i] = narrow(total - right_zero * row_multiply + start);
+                result.shift[i] = narrow(shift_total - right_zero * row_shift);
             }
             if (at(places, LAST_PASS)) out.write(result);
             if (++chunk == chunks_of(c, places)) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Accumulators to float32 in the golden model's order; every operation rounds by itself (half to even). `dequantize` keeps
-// the parameters and shares a chunk out to LANES times `dequantize_lane`, which has the arithmetic, and GELU.
+// the parameters and shares a chunk out to LANES times `dequantize_lane`, which has the arithmetic; `gelu_unit` is there GELUS
+// times.
 //
 //   t = f(multiply) * s_g, of hluq t = f(multiply) * s_u + f(shift) * s_l; group after group t = t_before + t
 //   constant weights: t = t + offset_n (hluq, table), then y = t * weight_scale_n, then y = y + bias_n
@@ -92,23 +93,46 @@ void dequantize(
 }
 
 // Runs for ever: what it does stands in the work.
-inline void dequantize_lane(hls::stream<lane_work>& in, hls::stream<float>& out) {
+inline void dequantize_lane(hls::stream<lane_work>& in, hls::stream<float>& out, hls::stream<float>& out_curved) {
     float partial[CHUNKS];  // sums of the groups so far
     while (true) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS DEPENDENCE variable = partial inter distance = 8 true
         AHCQ_TURN;
         const lane_work work = in.read();
-        float t = float(work.multiply) * bits_float(work.scale);
-        const float shifted = float(work.shift) * bits_float(work.shift_scale);
-        if ((work.flags & LANE_SHIFTS) != 0) t = t + shifted;
-        if ((work.flags & LANE_FIRST) == 0) t = partial[work.chunk % CHUNKS] + t;
+        float t = float(narrow(work.multiply)) * bits_float(work.scale);
+        const float shifted = float(narrow(work.shift)) * bits_float(work.shift_scale);
+        // only one of the two is added: what has a shift lane has no groups
+        const float other = (work.flags & LANE_SHIFTS) != 0 ? shifted : partial[work.chunk % CHUNKS];
+        if ((work.flags & LANE_SHIFTS) != 0 || (work.flags & LANE_FIRST) == 0) t = other + t;
         partial[work.chunk % CHUNKS] = t;
         if ((work.flags & LANE_OFFSET) != 0) t = t + bits_float(work.offset);
         const float scaled = t * bits_float(work.weight);
         const float whole = scaled + bits_float(work.bias);
         const float value = (work.flags & LANE_PRODUCT) != 0 ? t : whole;
-        if ((work.flags & LANE_LAST) != 0) out.write((work.flags & LANE_GELU) != 0 ? gelu(value) : value);
+        const bool curved = (work.flags & LANE_GELU) != 0, last = (work.flags & LANE_LAST) != 0;
+        if (last && !curved) out.write(value);
+        if (last && curved) out_curved.write(value);
+    }
+}
+
+// GELU of LANES / GELUS lanes, one after the other. Runs for ever.
+inline void gelu_unit(hls::stream<float> (&in)[LANES / GELUS], hls::stream<float> (&out)[LANES / GELUS]) {
+    uint8_t lane = 0;
+    while (true) {
+#pragma HLS PIPELINE II = 1
+        AHCQ_TURN;
+        float value = 0;
+        for (int i = 0; i < LANES / GELUS; ++i) {
+#pragma HLS UNROLL
+            if (lane == i) value = in[i].read();
+        }
+        const float curve = gelu(value);
+        for (int i = 0; i < LANES / GELUS; ++i) {
+#pragma HLS UNROLL
+            if (lane == i) out[i].write(curve);
+        }
+        lane = (lane + 1) % (LANES / GELUS);
     }
 }
 

@@ -54,13 +54,15 @@ void run(
     hls::stream<turn> left_turns("left_turns"), right_turns("right_turns");
 #pragma HLS STREAM variable = right_turns depth = 16
     hls::stream<left_fold> left_folds[C::CELLS];
-    hls::stream<right_fold> right_folds[C::CELLS];
+    hls::stream<beat> right_folds[C::CELLS][CHUNKS];
     hls::stream<column_sums> columns[C::CELLS];
-    hls::stream<operands<C> > decoded[C::CELLS];
-    hls::stream<sums<C> > passes[C::CELLS];
+    hls::stream<operands<C> > decoded[C::CELLS][CHUNKS];
+    hls::stream<sums<C> > passes[C::CELLS][CHUNKS];
+    hls::stream<row_sums<C> > rows[C::CELLS];
     hls::stream<accumulators> corrected[C::CELLS];
     hls::stream<lane_work> works[C::CELLS][LANES];
     hls::stream<float> floats[C::CELLS][LANES];
+    hls::stream<float> to_gelu[C::CELLS][GELUS][LANES / GELUS], from_gelu[C::CELLS][GELUS][LANES / GELUS];
     hls::stream<uint16_t> places[C::CELLS];  // deeper than a lane has stages
 #pragma HLS STREAM variable = places depth = 64
     hls::stream<outcome> outcomes[C::CELLS];
@@ -80,15 +82,27 @@ void run(
     AHCQ_PROCESS(buffer_right<C>, to_right, right_beats, right_turns, right_folds, columns);
     for (int cell = 0; cell < C::CELLS; ++cell) {
 #pragma HLS UNROLL
-        AHCQ_PROCESS(decode<C>, to_decode[cell], tables[cell], left_folds[cell], decoded[cell]);
-        AHCQ_PROCESS(multiply<C>, decoded[cell], right_folds[cell], passes[cell]);
-        AHCQ_PROCESS(correct<C>, to_correct[cell], corrections[cell], passes[cell], columns[cell], corrected[cell]);
+        AHCQ_PROCESS(decode<C>, to_decode[cell], tables[cell], left_folds[cell], decoded[cell], rows[cell]);
+        for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+#pragma HLS UNROLL
+            AHCQ_PROCESS(multiply<C>, decoded[cell][chunk], right_folds[cell][chunk], passes[cell][chunk]);
+        }
+        AHCQ_PROCESS(
+            correct<C>, to_correct[cell], corrections[cell], passes[cell], rows[cell], columns[cell], corrected[cell]);
         AHCQ_PROCESS(dequantize<C>, to_dequantize[cell], scales[cell], corrected[cell], works[cell], places[cell]);
         for (int lane = 0; lane < LANES; ++lane) {
 #pragma HLS UNROLL
-            AHCQ_PROCESS(dequantize_lane, works[cell][lane], floats[cell][lane]);
+            AHCQ_PROCESS(
+                dequantize_lane, works[cell][lane], floats[cell][lane],
+                to_gelu[cell][lane / (LANES / GELUS)][lane % (LANES / GELUS)]);
         }
-        AHCQ_PROCESS(quantize<C>, to_quantize[cell], quantizers[cell], floats[cell], places[cell], outcomes[cell]);
+        for (int unit = 0; unit < GELUS; ++unit) {
+#pragma HLS UNROLL
+            AHCQ_PROCESS(gelu_unit, to_gelu[cell][unit], from_gelu[cell][unit]);
+        }
+        AHCQ_PROCESS(
+            quantize<C>, to_quantize[cell], quantizers[cell], floats[cell], from_gelu[cell], places[cell],
+            outcomes[cell]);
         AHCQ_PROCESS(write<C>, to_write[cell], headers[cell], outcomes[cell], results_out[cell], written[cell], done[cell]);
     }
 #ifdef AHCQ_WAIT

@@ -30,6 +30,7 @@ void quantize(
     hls::stream<command>& commands,
     hls::stream<beat>& parameters,
     hls::stream<float> (&in)[LANES],
+    hls::stream<float> (&in_curved)[GELUS][LANES / GELUS],
     hls::stream<uint16_t>& in_places,
     hls::stream<outcome>& out) {
     const command c = commands.read();
@@ -75,7 +76,7 @@ void quantize(
 #pragma HLS ARRAY_PARTITION variable = shorts complete
         for (int lane = 0; lane < LANES; ++lane) {
 #pragma HLS UNROLL
-            const float x = in[lane].read();
+            const float x = is(c, GELU) ? in_curved[lane / (LANES / GELUS)][lane % (LANES / GELUS)].read() : in[lane].read();
             const int32_t key = float_key(x);
             uint32_t rank = 0;
             for (int level = MAX_BITS - 1; level >= 0; --level) {

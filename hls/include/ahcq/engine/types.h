@@ -24,6 +24,17 @@ constexpr int CHUNKS = PES / LANES;
 constexpr int MAX_GROUPS = 64;  // of channels, and of heads with parameters of their own
 constexpr int MAX_QUANTIZERS = 64;
 constexpr int MAX_LOG_LEVELS = 16;  // L of hluq: a shift is below it
+constexpr int SUM_BITS = 40;        // of sums over all passes, signed; the compiler checks their range
+constexpr int MAX_DIGITS = 8;          // passes over the left operand
+constexpr int GELUS = 2;            // GELUs of a cell: a chunk takes LANES / GELUS turns
+
+constexpr int log2_ceil(int value) { return value <= 1 ? 0 : 1 + log2_ceil((value + 1) / 2); }
+
+// The same number, which has SUM_BITS bits: what tools do not know.
+inline int64_t narrow(int64_t value) {
+#pragma HLS INLINE
+    return int64_t(uint64_t(value) << (64 - SUM_BITS)) >> (64 - SUM_BITS);
+}
 
 // How large an engine is. A cell is PES processing elements with LANES inputs each and takes DIGIT bits of a left operand a
 // turn; wider operands come in several passes. Cells work on different rows and the same columns.
@@ -34,7 +45,12 @@ struct cells {
     static constexpr int LEFT_DEPTH = LEFT_DEPTH_;    // beats of each half of a cell's left buffer
     static constexpr int RIGHT_DEPTH = RIGHT_DEPTH_;  // folds of PES columns of each half of the right buffer
     typedef typename std::conditional<(DIGIT <= 8), uint8_t, uint32_t>::type digit_t;
-    typedef typename std::conditional<(DIGIT <= 8), int32_t, int64_t>::type acc_t;  // the compiler checks its range
+    typedef typename std::conditional<(DIGIT <= 8), uint32_t, uint64_t>::type acc_t;
+    // Largest sums of a pass, of as many folds as the right buffer holds; 31 bits of shifts are what the compiler allows.
+    static constexpr acc_t PRODUCTS = (acc_t(1) << (DIGIT + 4 + 3 + log2_ceil(RIGHT_DEPTH))) - 1;
+    static constexpr int SHIFTED_BITS = MAX_LOG_LEVELS - 1 + 4 + 3 + log2_ceil(RIGHT_DEPTH);
+    static constexpr acc_t SHIFTED = (acc_t(1) << (DIGIT <= 8 && SHIFTED_BITS > 31 ? 31 : SHIFTED_BITS)) - 1;
+    static constexpr uint32_t COLUMN = (1u << (8 + 3 + log2_ceil(RIGHT_DEPTH))) - 1;  // sum of a column's codes
 };
 
 enum family_t { UNIFORM = 0, HLUQ = 1, TABLE = 2 };
@@ -121,13 +137,12 @@ struct left_fold {
     uint32_t low, high;
 };
 
-// Operands of a cell: a digit each for the multipliers; for the shifters 1 + the shift, 0 for nothing.
+// Operands of LANES processing elements: a digit each for the multipliers, a power of two or nothing for the shifters.
 template <class C>
 struct operands {
-    turn now;
     typename C::digit_t digit[LANES];
-    uint8_t shift[LANES];
-    bool shifts;  // whether the family has a shift lane
+    uint16_t power[LANES];
+    bool begins, gives;  // first fold of a pass; last one, and there are outputs
 };
 
 struct right_fold {
@@ -139,12 +154,18 @@ struct column_sums {
     int32_t value[PES];
 };
 
-// Sums of one pass of one row: sum of u * code for each column, and of u alone.
+// Sums of one pass of one row over u * code, for LANES columns.
 template <class C>
 struct sums {
-    turn now;
-    typename C::acc_t multiply[PES], shift[PES];
-    typename C::acc_t row_multiply, row_shift;
+    typename C::acc_t multiply[LANES], shift[LANES];
+};
+
+// The same over u alone, and which pass that was.
+template <class C>
+struct row_sums {
+    uint16_t places;
+    uint8_t digit, plane;
+    typename C::acc_t multiply, shift;
 };
 
 // Accumulators of LANES outputs of one group, zero points taken off.
