@@ -12,7 +12,7 @@ from segment_anything import SamPredictor
 from ahcq_plugin.studies.inference.artefacts import Subject, make
 from ahcq_plugin.studies.inference.bench import Part, Row, measure
 from ahcq_plugin.studies.inference.bench import _overlap as overlap
-from ahcq_plugin.studies.inference.page import BEGIN, END, keep_row, read_rows, table, write_page
+from ahcq_plugin.studies.inference.page import BEGIN, END, draw, keep_row, read_rows, table, write_page
 from ahcq_plugin.studies.inference.runners import TorchSam, TorchSam2
 from ahcq_plugin.studies.inference.variants import BASE, VARIANTS
 from ahcq_plugin.studies.inference.workers import Worker, WorkerError
@@ -70,6 +70,16 @@ def test_a_table_has_every_way_that_runs_and_says_why_another_does_not() -> None
     assert lines[3].startswith("| **OpenVINO** | **our deploy W8A8** |")
     assert "- onnxruntime, static INT8: Fail: no kernel" in lines
     assert len({line.count("|") for line in lines[:4]}) == 1
+
+
+def test_rows_asked_with_other_numbers_of_boxes_have_gaps_and_peaks_that_compare(tmp_path: Path) -> None:
+    more = Row("ahcq_plugin", "integers W4A4", (*PARTS, Part(64, 30.0, 31.0, 2.5, 900_000_000)), 4_000_000, 0.9, 8)
+    text = table([ROWS[0], more])
+    assert "| decoder, 16 boxes, ms | decoder, 64 boxes, ms |" in text
+    assert "| 9.0 / 9.5 (0.50×) | – | 300 / 400 | 12.0 |" in text
+    assert "| **9.0 / 9.5 (0.50×)** | **30.0 / 31.0 (2.50×)** | **300 / 400** | **4.0** |" in text
+    draw({"sam": [ROWS[0], more]}, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").stat().st_size > 1000
 
 
 def test_a_page_keeps_its_text_and_gets_the_tables_of_all_models(tmp_path: Path) -> None:

@@ -55,31 +55,39 @@ def write_page(tables: Mapping[str, Sequence[Row]], page: Path) -> None:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: a row for each way, a column for each part, ms least / median and ratio to FP32 PyTorch."""
-    parts = next(row.parts for row in rows if row.parts)
+    """Markdown: a row for each way, a column for each part, ms least / median and ratio to FP32 PyTorch.
+
+    Rows of several runs may have been asked with other numbers of boxes; the peak is of the most that all have.
+    """
+    measured, shared = {part.boxes for row in rows for part in row.parts}, _shared(rows)
     shown = any(row.iou is not None for row in rows)
-    heads = ["runtime", "computes", *(f"{title(part)}, ms" for part in parts), "peak MB", "file MB"]
+    heads = ["runtime", "computes", *(f"{title(boxes)}, ms" for boxes in sorted(measured)), "peak MB", "file MB"]
     heads += ["IoU to FP32"] if shown else []
     lines = [_line(heads), _line(["---"] * len(heads))]
     for row in rows:
         if row.error:
             continue
-        cells = [row.runtime, row.computes, *(_time(part) for part in row.parts)]
-        cells += [
-            " / ".join(f"{part.peak / 1e6:.0f}" for part in (row.parts[0], row.parts[-1])),
-            f"{row.bytes / 1e6:.1f}",
-        ]
+        parts = {part.boxes: part for part in row.parts}
+        cells = [row.runtime, row.computes]
+        cells += [_time(parts[boxes]) if boxes in parts else "–" for boxes in sorted(measured)]
+        cells += [" / ".join(f"{parts[boxes].peak / 1e6:.0f}" for boxes in (shared[0], shared[-1]))]
+        cells += [f"{row.bytes / 1e6:.1f}"]
         cells += [f"{row.iou:.3f}"] if shown and row.iou is not None else []
         lines.append(_line([f"**{cell}**" for cell in cells] if is_ours(row) else cells))
     notes = [f"- {row.runtime}, {row.computes}: {row.error}" for row in rows if row.error]
     return "\n".join([*lines, *(["", "Does not run:", "", *notes] if notes else [])])
 
 
-def title(part: Part) -> str:
+def _shared(rows: Sequence[Row]) -> list[int]:
+    """Numbers of boxes that all rows have; 0 is the encoder."""
+    return sorted(set.intersection(*({part.boxes for part in row.parts} for row in rows if row.parts)))
+
+
+def title(boxes: int) -> str:
     """Of a column."""
-    if not part.boxes:
+    if not boxes:
         return "encoder"
-    return f"decoder, {part.boxes} box{'es' if part.boxes > 1 else ''}"
+    return f"decoder, {boxes} box{'es' if boxes > 1 else ''}"
 
 
 def is_ours(row: Row) -> bool:
@@ -92,10 +100,10 @@ def draw(tables: Mapping[str, Sequence[Row]], path: Path) -> None:
     figure = Figure(figsize=(5.2 * len(tables), 5.4), layout="constrained")
     for axes, (name, rows) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
         rows = [row for row in rows if not row.error][::-1]
-        for index, marker in enumerate("os^D"[: len(rows[0].parts)]):
-            values = [row.parts[index].ratio for row in rows]
+        for boxes, marker in zip(_shared(rows), "os^D", strict=False):
+            values = [part.ratio for row in rows for part in row.parts if part.boxes == boxes]
             colours = ["tab:red" if is_ours(row) else "tab:gray" for row in rows]
-            axes.scatter(values, range(len(rows)), c=colours, marker=marker, label=title(rows[0].parts[index]))
+            axes.scatter(values, range(len(rows)), c=colours, marker=marker, label=title(boxes))
         axes.set_yticks(range(len(rows)), [f"{row.runtime}\n{row.computes}" for row in rows], fontsize=8)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}×")
@@ -103,7 +111,7 @@ def draw(tables: Mapping[str, Sequence[Row]], path: Path) -> None:
         axes.grid(axis="x", alpha=0.3)
         axes.set_title(name)
         axes.set_xlabel("times as fast as FP32 PyTorch (more is better)")
-    axes.legend(fontsize=8)
+    max(figure.axes, key=lambda axes: len(axes.get_legend_handles_labels()[1])).legend(fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
