@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ahcq_plugin.graph import placements, prepared_units
 from ahcq_plugin.ptq.prepared import watched, weight_layers
-from ahcq_plugin.quantizers import FakeQuantize
+from ahcq_plugin.quantizers import FakeQuantize, UniformFakeQuantize
+from ahcq_plugin.quantizers.head_axis import HeadAxis
 from ahcq_plugin.quantizers.layers import held_weight
 from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
 
@@ -191,6 +192,10 @@ class Meter:
     def _along_channels(self, values: Tensor, x: Tensor) -> Tensor:
         if len(values) == 1:
             return values
+        heads = _heads(self.quantizer)
+        if heads is not None:
+            index = torch.arange(x.shape[-heads.from_end], device=x.device) // heads.inner % heads.count
+            return values[index].view(-1, *[1] * (heads.from_end - 1))
         return values.view([-1 if axis == self.quantizer.channel_axis(x.ndim) else 1 for axis in range(x.ndim)])
 
     def _position(self, x: Tensor) -> Tensor:
@@ -208,9 +213,21 @@ class Meter:
         return grid[0].cpu().numpy()
 
 
+def _heads(quantizer: FakeQuantize) -> HeadAxis | None:
+    """Where a quantizer has a grid for each head."""
+    axis = quantizer.head_axis if isinstance(quantizer, UniformFakeQuantize) else HeadAxis()
+    return axis if axis.count > 1 else None
+
+
 def _grid(quantizer: FakeQuantize, x: Tensor) -> Tensor:
-    """float32 (channels, 2^bits) ascending values of all codes; one row for a quantizer per tensor."""
+    """float32 (channels or heads, 2^bits) ascending values of all codes; one row for a quantizer per tensor."""
     codes = torch.arange(2**quantizer.bits, device=x.device)
+    heads = _heads(quantizer)
+    if heads is not None:
+        place = codes.view(-1, *[1] * heads.from_end).expand(
+            -1, heads.count * heads.inner, *[-1] * (heads.from_end - 1)
+        )
+        return quantizer.decode(place).flatten(1)[:, :: heads.inner].t().sort(1).values
     axis = quantizer.channel_axis(x.ndim)
     if axis is None:
         return quantizer.decode(codes)[None].sort(1).values

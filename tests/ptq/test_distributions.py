@@ -10,6 +10,7 @@ from ahcq_plugin.ptq import Recipe, calibrate, freeze, prepare, quantizers
 from ahcq_plugin.ptq.distributions import Meter, collect_distributions
 from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.quantizers import AdaRoundFakeQuantize, UniformFakeQuantize
+from ahcq_plugin.quantizers.head_axis import HeadAxis
 from ahcq_plugin.zoo.sam import box_forward
 from tests.conftest import make_tiny_items, make_tiny_sam
 
@@ -71,6 +72,22 @@ def test_channels_are_seen_in_units_of_their_own_range(ch_axis):
     one = measured(uniform([0.2], [0]), x)
     many = measured(uniform((0.2 * factors).tolist(), [0] * channels, ch_axis=ch_axis), x * factors.view(view))
     assert many.histogram.per_channel
+    assert np.allclose(many.histogram.grid, np.arange(16) / 15, atol=1e-6)
+    assert np.array_equal(many.histogram.counts, one.histogram.counts)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((2, 5, 6), HeadAxis(1, 3, 2)), ((6, 5, 4), HeadAxis(3, 3, 1))])
+def test_heads_are_seen_in_units_of_their_own_range(shape, axis):
+    """Three heads share an axis, with their channels or with windows; each has ten times the range of the last."""
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 3
+    quantizer = UniformFakeQuantize(quant_max=15, per_head=True)
+    quantizer.lay_out(axis)
+    quantizer.scale.data, quantizer.zero_point = torch.tensor([0.2, 2.0, 20.0]), torch.zeros(3, dtype=torch.int32)
+    quantizer.enable_fake_quant()
+    quantizer.requires_grad_(False)
+    many = measured(quantizer, quantizer.grids(shape).scale / 0.2 * x)
+    one = measured(uniform([0.2], [0]), x)
+    assert many.histogram.per_channel and many.saturated == one.saturated
     assert np.allclose(many.histogram.grid, np.arange(16) / 15, atol=1e-6)
     assert np.array_equal(many.histogram.counts, one.histogram.counts)
 
@@ -164,4 +181,14 @@ def test_grouped_channels_have_a_grid_each(tiny_sam, tiny_items):
     grouped = [row for row in rows if row.role in ("qkv_in", "mlp_in")]
     assert grouped and all(row.sqnr_db > 5 and row.saturated < 0.2 for row in grouped)
     shown = [row.histogram for row in grouped if row.histogram is not None]
+    assert shown and all(histogram.per_channel for histogram in shown)
+
+
+def test_a_recipe_with_a_scale_for_each_head_has_its_report(tiny_sam, tiny_items):
+    prepare(tiny_sam, Recipe.from_config("rtn", per_head=True))
+    calibrate(tiny_sam, tiny_items, box_forward, progress=False)
+    freeze(tiny_sam)
+    rows = [row for row in collect_distributions(tiny_sam, tiny_items[0], box_forward) if row.role in ("q", "k", "v")]
+    assert rows and all(row.sqnr_db > 5 and row.saturated < 0.2 for row in rows)
+    shown = [row.histogram for row in rows if row.histogram is not None]
     assert shown and all(histogram.per_channel for histogram in shown)
