@@ -35,7 +35,7 @@ from ahcq_plugin.support.checked import check_plain, save_checked
 from ahcq_plugin.support.files import check_work_dir, given_path
 from ahcq_plugin.support.given import check_flag, check_function, check_mapping, check_model, check_usable
 from ahcq_plugin.support.safe_load import safe_load
-from ahcq_plugin.support.state import check_changeable, check_finite, copied
+from ahcq_plugin.support.state import check_changeable, check_finite, check_valued, copied
 from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.workers import ALONE, Workers
 
@@ -157,11 +157,12 @@ def quantize(
             raise ValueError(f"`checkpoint` must be the name of a file in `work_dir`, got {checkpoint!r:.60}")
     elif resume:
         raise ValueError("`resume=True` needs `work_dir`, the folder of the interrupted run")
-    check_changeable(model)
+    check_valued(model)
     model = model if inplace else copied(model)
     if device is not None:
         model.to(check_usable(device))
     device, stages = model_device(model), Stopwatch()
+    check_changeable(model)
     check_finite(model)
     forward, progress = forward or default_forward, progress and workers.is_first
     with stages("prepare", device):

@@ -23,7 +23,7 @@ from ahcq_plugin.support.checked import save_checked
 from ahcq_plugin.support.files import given_path
 from ahcq_plugin.support.given import check_model
 from ahcq_plugin.support.safe_load import safe_load
-from ahcq_plugin.support.state import check_changeable, check_finite, check_state
+from ahcq_plugin.support.state import check_changeable, check_finite, check_state, check_valued
 
 FORMAT = "ahcq_plugin.checkpoint/1"
 QUANTIZED_FILE = "quantized.pth"  # in a run's work dir: the result
@@ -113,6 +113,7 @@ class Checkpoint:
         Raises:
             ValueError: made for another model, or ``model`` is prepared already.
         """
+        check_valued(model)
         check_changeable(model)
         prepare(model, self.recipe, self.units, leave=self.leave, calls=self.calls)
         state = {**calibration_state(model), **self.state} if self.packed else self.state

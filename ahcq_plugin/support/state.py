@@ -93,14 +93,17 @@ def copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def check_changeable(model: nn.Module) -> None:
-    """Raise ValueError if a parameter has no value yet, or was made in inference mode: nothing can change it in place
-    or learn by it."""
+def check_valued(model: nn.Module) -> None:
+    """Raise ValueError if a parameter has no value yet: nothing can copy it."""
     empty = [name for name, parameter in model.named_parameters() if parameter.is_meta or is_lazy(parameter)]
     if empty:
         raise ValueError(
             f"{len(empty)} parameters have no values, first {empty[0]}: load them, or run a lazy module once on an item"
         )
+
+
+def check_changeable(model: nn.Module) -> None:
+    """Raise ValueError if a parameter was made in inference mode: nothing can change it in place or learn by it."""
     frozen = [name for name, parameter in model.named_parameters() if parameter.is_inference()]
     if frozen:
         raise ValueError(

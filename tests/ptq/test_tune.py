@@ -101,6 +101,9 @@ def small_model():
         return model.eval(), [(torch.randn(2, 5, width),) for _ in range(4)]
 
 
+TRIED = 1  # calls of a loss before all work, to see that it is one
+
+
 class Killed(Exception):
     pass
 
@@ -113,7 +116,7 @@ def test_a_killed_run_goes_on_to_equal_bits(tmp_path, monkeypatch):
 
     def dying(out, target):
         calls.append(1)
-        if len(calls) == len(items) + 8:
+        if len(calls) == TRIED + len(items) + 8:
             raise Killed
         return model_error(out, target)
 
@@ -126,7 +129,7 @@ def test_a_killed_run_goes_on_to_equal_bits(tmp_path, monkeypatch):
     calls.clear()
     counted = lambda out, target: calls.append(1) or model_error(out, target)  # noqa: E731
     resumed, again = run(tmp_path / "broken", counted, resume=True)
-    assert len(calls) == 2 * len(items) + TUNED["tune_steps"] - 6
+    assert len(calls) == TRIED + 2 * len(items) + TUNED["tune_steps"] - 6
     state, expected = resumed.state_dict(), whole.state_dict()
     assert state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in state)
     assert (again.tuning.loss_before, again.tuning.loss_after) == (report.tuning.loss_before, report.tuning.loss_after)
@@ -140,9 +143,13 @@ def test_a_killed_run_goes_on_to_equal_bits(tmp_path, monkeypatch):
 
 def test_a_fresh_run_forgets_the_state_of_an_earlier_one(tmp_path):
     model, items = small_model()
+    calls = []
 
     def dying(out, target):
-        raise Killed
+        calls.append(1)
+        if len(calls) > TRIED:
+            raise Killed
+        return model_error(out, target)
 
     def run(seed, **options):
         config = {**TUNED, "tune_steps": 1, "seed": seed}
