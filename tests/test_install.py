@@ -20,6 +20,7 @@ EXTRAS = {
     "studies": ("mm", "studies"),
     "zoo/sam2": ("sam2",),
     "hls/hls4ml": ("hls",),
+    "hls/rtl/xls_process": ("rtl",),
 }
 BUILT_FROM = ("ahcq_plugin", "hls", "setup.py", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
 # run in an installation: what it reads besides Python files is there
