@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.robustness import kinds
 from tests.robustness.calls import calls
 from tests.robustness.case import DEMO, Case, config_with
 from tests.robustness.config_cases import benches, further_configs
-from tests.robustness.data_cases import further_data
+from tests.robustness.data_cases import further_data, run_with_damaged_image, with_damaged_image
 from tests.robustness.file_cases import lying_files
 from tests.robustness.materials import Materials, config_text
 from tests.robustness.tool_cases import folders, options, videos
@@ -281,19 +282,9 @@ def images(good: Materials) -> Iterator[Case]:
     for kind, damage in kinds.FILES.items():
         if kind == "all but its end":  # a PNG without its last bytes is whole
             continue
-
-        def one(folder: Path, damage: Callable[[Path], None] = damage) -> list[str]:
-            path = kinds.damaged(good.image(), folder, damage)
-            return [str(path), str(good.quantized[0]), "--box", "9,9,50,50"]
-
-        def run(folder: Path, damage: Callable[[Path], None] = damage) -> list[str]:
-            shutil.copytree(good.coco, folder / "coco")
-            damage(folder / "coco" / "images" / good.image().name)
-            (folder / "config.py").write_text(config_text(folder / "coco"))
-            return [str(folder / "config.py"), "--work-dir", str(folder / "run")]
-
+        one = partial(with_damaged_image, good=good, damage=damage, box="9,9,50,50")
         yield Case("image", kind, "compare.py", one)
-        yield Case("image", kind, "ptq.py", run)
+        yield Case("image", kind, "ptq.py", partial(run_with_damaged_image, good=good, damage=damage))
     for box in ("1,2,3", "a,b,c,d", "nan,0,5,5", "5,5,1,1", "", "-9,-9,-5,-5", "1e9,1e9,2e9,2e9"):
         argv = [str(good.image()), str(good.quantized[0]), f"--box={box}"]
         yield Case("image", f"box {box}", "compare.py", lambda folder, argv=argv: argv)

@@ -10,6 +10,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,18 +182,11 @@ DETECTIONS: dict[str, Any] = {
 def further_data(good: Materials) -> Iterator[Case]:
     """Images, annotations, detections."""
     for kind, damage in (IMAGES | SIZES).items():
+        one = partial(with_damaged_image, good=good, damage=damage, box="0,0,1,1")
+        run = partial(run_with_damaged_image, good=good, damage=damage)
 
-        def one(folder: Path, damage: Callable[[Path], object] = damage) -> list[str]:
-            path = kinds.damaged(good.image(), folder, damage)
-            return [str(path), str(good.quantized[0]), "--box", "0,0,1,1"]
-
-        def run(folder: Path, damage: Callable[[Path], object] = damage) -> list[str]:
-            shutil.copytree(good.coco, folder / "coco")
-            damage(folder / "coco" / "images" / good.image().name)
-            return _run(folder, folder / "coco")
-
-        def folder_of_coco(folder: Path, damage: Callable[[Path], object] = damage) -> list[str]:
-            run(folder, damage)
+        def folder_of_coco(folder: Path, run: Callable[[Path], list[str]] = run) -> list[str]:
+            run(folder)
             return ["--coco", "coco", "--images", "1", "--out", "out"]
 
         if kind != "1 x 1":  # one pixel is an image
@@ -232,6 +226,19 @@ def further_data(good: Materials) -> Iterator[Case]:
 
         if kind != "all but its end":
             yield Case("data", f"detections: {kind}", "ptq.py", damaged)
+
+
+def with_damaged_image(folder: Path, good: Materials, damage: Callable[[Path], object], box: str) -> list[str]:
+    """Arguments of ``compare.py``."""
+    path = kinds.damaged(good.image(), folder, damage)
+    return [str(path), str(good.quantized[0]), "--box", box]
+
+
+def run_with_damaged_image(folder: Path, good: Materials, damage: Callable[[Path], object]) -> list[str]:
+    """Arguments of ``ptq.py``, on a copy of the images with one of them damaged."""
+    shutil.copytree(good.coco, folder / "coco")
+    damage(folder / "coco" / "images" / good.image().name)
+    return _run(folder, folder / "coco")
 
 
 def _run(folder: Path, coco: Path) -> list[str]:
