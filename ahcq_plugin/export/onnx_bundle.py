@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ahcq_plugin.support.files import given_path, write_json
+from ahcq_plugin.support.files import given_path, json_checksum, sha256_of, write_json
 
 if TYPE_CHECKING:
     from torch import nn  # who runs graphs needs no PyTorch
@@ -55,25 +54,19 @@ def keep_bundle(content: Mapping[str, Any], path: str | Path) -> None:
     """Write ``bundle.json`` with the SHA-256 of the files that its ``bytes`` name, and of its own content."""
     digests = {name: file_digest(Path(path) / name) for name in content["bytes"]}
     sealed = {**content, "sha256": digests}
-    write_json({**sealed, "checksum": _checksum(sealed)}, Path(path) / BUNDLE_FILE)
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in content.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    write_json({**sealed, "checksum": json_checksum(sealed)}, Path(path) / BUNDLE_FILE)
 
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file. FileNotFoundError: no such file."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}, which {BUNDLE_FILE} names; export the model again")
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def _check_content(content: Mapping[str, Any], file: Path) -> None:
     """ValueError for damage: a digest that does not match (files of before have none), or values of another kind."""
-    if content.get("checksum", _checksum(content)) != _checksum(content):
+    if content.get("checksum", json_checksum(content)) != json_checksum(content):
         raise ValueError(f"{file} does not match its checksum: it is damaged, or was changed; export the model again")
     for name, digest in content.get("sha256", {}).items():
         if file_digest(file.with_name(name)) != digest:

@@ -32,15 +32,12 @@ class ConstantRotation(nn.Module):
         return torch.stack((even * self.cosines - odd * self.sines, even * self.sines + odd * self.cosines), -1)
 
 
-def turn_by_real_numbers(unit: fx.GraphModule) -> bool:
-    """Replace every product of a tensor, seen as complex, with a constant, in place; sizes are asked of real parts.
-    Whether there was any."""
-    found = False
+def turn_by_real_numbers(unit: fx.GraphModule) -> None:
+    """Replace every product of a tensor, seen as complex, with a constant, in place; sizes are asked of real parts."""
     for node in list(unit.graph.nodes):
         parts = _parts(unit, node)
         if parts is None:
             continue
-        found = True
         pairs, factors = parts
         name = f"{node.name}_by_reals"
         unit.add_submodule(name, ConstantRotation(factors))
@@ -55,7 +52,6 @@ def turn_by_real_numbers(unit: fx.GraphModule) -> bool:
                 pairs.replace_all_uses_with(unit.graph.call_function(torch.select, (pairs.args[0], -1, 0)))
             unit.graph.erase_node(pairs)
     unit.recompile()
-    return found
 
 
 def _parts(unit: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, Tensor] | None:

@@ -101,15 +101,13 @@ def _attend(
     return attention.out_proj(attention._recombine_heads(F.scaled_dot_product_attention(q, k, v)))
 
 
-def without_complex_numbers(model: nn.Module) -> bool:
+def without_complex_numbers(model: nn.Module) -> None:
     """Rotations of traced layers, and of layers as they were, by sines and cosines, in place; their tables are made in
-    the next call. Whether there was any."""
-    found = False
+    the next call."""
     for module in list(model.modules()):
         if type(module).__name__ == "RoPEAttention":
             rotation = SineCosineRotation(float(module.compute_cis.keywords["theta"]), bool(module.rope_k_repeat))
             module.forward = partial(_attend, module, rotation)
-            found = True
         elif isinstance(module, fx.GraphModule):
             for node in [n for n in module.graph.nodes if n.target is rotate]:
                 name = f"{node.name}_by_sines"
@@ -117,9 +115,7 @@ def without_complex_numbers(model: nn.Module) -> bool:
                 with module.graph.inserting_before(node):
                     node.replace_all_uses_with(module.graph.call_module(name, node.args))
                 module.graph.erase_node(node)
-                found = True
-            found |= turn_by_real_numbers(module)
-    return found
+            turn_by_real_numbers(module)
 
 
 class _ImageEncoder(nn.Module):

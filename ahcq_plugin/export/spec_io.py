@@ -26,7 +26,7 @@ from ahcq_plugin.export.matmul import Matmul, Patches
 from ahcq_plugin.export.operands import OPERANDS, SpecError, WeightOperand
 from ahcq_plugin.export.packing import pack, unpack
 from ahcq_plugin.export.spec import Spec, Step, UnitSpec
-from ahcq_plugin.support.files import given_path, replacing
+from ahcq_plugin.support.files import given_path, json_checksum, replacing
 
 FORMAT = "ahcq_plugin.spec/2"
 FORMER_FORMAT = "ahcq_plugin.spec/1"  # no operands per head, no groups of convolutions; still read
@@ -51,7 +51,7 @@ def save_spec(spec: Spec, path: str | Path) -> Path:
     sha256 = hashlib.sha256(data).hexdigest()
     name = _TENSOR_FILES.replace("*", sha256[:12])
     content = {"format": FORMAT, "tensors": name, "sha256": sha256, "units": units, "left_out": list(spec.left_out)}
-    content["checksum"] = checksum(content)
+    content["checksum"] = json_checksum(content)
     with replacing(folder / name) as temporary:
         temporary.write_bytes(data)
     with replacing(folder / SPEC_FILE) as temporary:
@@ -86,7 +86,7 @@ def load_spec(path: str | Path) -> Spec:
         )
     try:
         _check_keys("spec", content, _HEAD, ("checksum",))
-        if content.get("checksum", checksum(content)) != checksum(content):
+        if content.get("checksum", json_checksum(content)) != json_checksum(content):
             raise SpecError("it does not match its checksum: it is damaged, or was changed; export the model again")
         tensors = _read_tensors(file.parent, content["tensors"], content["sha256"])
         units = tuple(_unit(plain, tensors) for plain in _expect("units", content["units"], list))
@@ -96,12 +96,6 @@ def load_spec(path: str | Path) -> Spec:
         return Spec(units, left_out)
     except SpecError as error:
         raise SpecError(f"{file}: {error}") from None
-
-
-def checksum(content: Mapping[str, Any]) -> str:
-    """SHA-256 of all of ``spec.json`` but the checksum itself, whatever the spaces between."""
-    rest = {key: value for key, value in content.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _read_tensors(folder: Path, name: Any, sha256: Any) -> Tensors:

@@ -12,8 +12,8 @@ from pathlib import Path
 from mmengine.config import Config
 from tqdm import tqdm
 
-from ahcq_plugin.support.files import write_text
-from ahcq_plugin.zoo.published import PUBLISHED_FILES, PublishedFile, damage, of_model, of_path, record_of, sha256_of
+from ahcq_plugin.support.files import sha256_of, write_text
+from ahcq_plugin.zoo.published import PUBLISHED_FILES, PublishedFile, damage, of_model, of_path, record_of
 
 CHUNK = 2**20
 

@@ -23,7 +23,7 @@ from ahcq_plugin.support.checked import save_checked
 from ahcq_plugin.support.files import given_path
 from ahcq_plugin.support.given import check_model
 from ahcq_plugin.support.safe_load import safe_load
-from ahcq_plugin.support.state import check_changeable, check_finite, check_state, check_valued
+from ahcq_plugin.support.state import check_changeable, check_finite, check_valued, load_state
 
 FORMAT = "ahcq_plugin.checkpoint/1"
 QUANTIZED_FILE = "quantized.pth"  # in a run's work dir: the result
@@ -117,13 +117,7 @@ class Checkpoint:
         check_changeable(model)
         prepare(model, self.recipe, self.units, leave=self.leave, calls=self.calls)
         state = {**calibration_state(model), **self.state} if self.packed else self.state
-        check_state(model.state_dict(), state, str(self.path), "this model", _resizing(model))
-        for name, value in model.state_dict().items():
-            if value.dtype != state[name].dtype:
-                raise ValueError(
-                    f"{self.path} has {name} in {state[name].dtype}, this model in {value.dtype}: build it so"
-                )
-        model.load_state_dict(state)
+        load_state(model, state, str(self.path), "this model", _resizing(model), same_types=True)
         check_finite(model, str(self.path))
         for name, quantizer in quantizers(model):
             if not quantizer.scale.numel() or not bool((quantizer.scale > 0).all()):

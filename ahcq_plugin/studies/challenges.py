@@ -8,7 +8,6 @@ the twin or of a method make them invalid, and the next fill makes them again.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,7 +24,7 @@ from ahcq_plugin.export.compare import mask_overlap
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.studies.equalization import equalize
 from ahcq_plugin.support.digest import digest
-from ahcq_plugin.support.files import write_json
+from ahcq_plugin.support.files import sha256_of, write_json
 from ahcq_plugin.zoo.checkpoints import default_checkpoint
 from ahcq_plugin.zoo.hard import SAM_TINY_HARD, Hardness, harden, knobs
 from ahcq_plugin.zoo.items import scene_items
@@ -106,7 +105,7 @@ class Cell:
 
 @functools.cache
 def _weights(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256_of(path)
 
 
 def cells(methods: Iterable[Method] = CALIBRATED) -> list[Cell]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from typing import Any
 from ahcq_plugin.mm.launch import launch, read_config
 from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.support.digest import digest
-from ahcq_plugin.support.files import write_json
+from ahcq_plugin.support.files import sha256_of, write_json
 from ahcq_plugin.zoo.checkpoints import default_checkpoint
 from ahcq_plugin.zoo.hard import SAM_TINY_HARD
 
@@ -60,7 +59,7 @@ def cell_key(config: str, cell: Cell) -> str:
         {k: v for k, v in recipe.to_hash().items() if k not in unused},
         loop,
         dict(cfg.sam),
-        hashlib.sha256(weights.read_bytes()).hexdigest(),
+        sha256_of(weights),
     ]
     if cfg.sam["name"] == "sam_tiny_hard":
         content.append(asdict(SAM_TINY_HARD))

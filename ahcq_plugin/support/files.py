@@ -6,13 +6,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import glob
+import hashlib
 import json
 import os
 import shutil
 import socket
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,18 @@ def given_path(path: Any, name: str = "path") -> Path:
     if not str(path) or "\0" in str(path):
         raise ValueError(f"`{name}` must be the path of a file or folder, got {str(path)!r}")
     return Path(path)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, read piece by piece."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def json_checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256 of what a JSON file holds but its own ``checksum``, whatever the spaces between."""
+    rest = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def write_text(text: str, path: str | Path) -> None:

@@ -64,9 +64,24 @@ def load_state(
     what: str,
     whose: str = "the model",
     any_shape: Collection[str] = (),
+    same_types: bool = False,
 ) -> None:
-    """``model.load_state_dict(state)``, strictly; a state that does not fit changes nothing. As :func:`check_state`."""
-    check_state(model.state_dict(), state, what, whose, any_shape)
+    """``model.load_state_dict(state)``, strictly; a state that does not fit changes nothing.
+
+    Args:
+        same_types: every tensor must have the model's dtype; else only no whole or complex numbers may stand for
+            floating-point ones.
+    Raises:
+        ValueError: as of :func:`check_state`; a tensor of another dtype.
+    """
+    own = model.state_dict()
+    check_state(own, state, what, whose, any_shape)
+    for name, value in own.items():
+        found = state[name]
+        if same_types and found.dtype != value.dtype:
+            raise ValueError(f"{what} has {name} in {found.dtype}, {whose} in {value.dtype}: build it so")
+        if value.is_floating_point() and not found.is_floating_point():
+            raise ValueError(f"{what} has {name} in {found.dtype}, expected floating-point numbers")
     model.load_state_dict(state)
 
 

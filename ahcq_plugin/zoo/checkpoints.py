@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ahcq_plugin.support.files import given_path
 from ahcq_plugin.support.safe_load import safe_load
-from ahcq_plugin.support.state import check_state
+from ahcq_plugin.support.state import load_state
 from ahcq_plugin.zoo.published import PUBLISHED_FILES, PublishedFile, damage, of_model
 
 WEIGHTS_DIR = Path(__file__).resolve().parent / "weights"
@@ -73,8 +73,4 @@ def load_weights(model: nn.Module, path: str | Path, source: PublishedFile | Non
         state = state["model"]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} holds {type(state).__name__}, expected a state_dict (names to tensors)")
-    check_state(model.state_dict(), state, str(path))
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not state[name].is_floating_point():
-            raise ValueError(f"{path} has {name} in {state[name].dtype}, expected floating-point numbers")
-    model.load_state_dict(state)
+    load_state(model, state, str(path))

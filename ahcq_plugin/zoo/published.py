@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+
+from ahcq_plugin.support.files import sha256_of
 
 _META = "https://dl.fbaipublicfiles.com"
 _MMDET = "https://download.openmmlab.com/mmdetection"
@@ -148,12 +149,6 @@ def of_model(model: str) -> PublishedFile | None:
 def of_path(path: str | Path) -> PublishedFile | None:
     """What a file that a config names is or is made from, by its file name; None: nothing known here."""
     return next((entry for entry in _ALL if entry.file == Path(path).name), None)
-
-
-def sha256_of(path: Path) -> str:
-    """64 hexadecimal digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def record_of(path: Path) -> Path:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ahcq_plugin.export import Patches, Spec, SpecError, Step, UnitSpec, load_spec, save_spec, spec_io
+from ahcq_plugin.support.files import json_checksum
 from tests.export import specs
 
 
@@ -109,7 +110,7 @@ def test_a_spec_of_the_former_format_still_reads(tmp_path):
 def edit(folder: Path, change) -> None:
     content = json.loads((folder / "spec.json").read_text())
     change(content)
-    content["checksum"] = spec_io.checksum(content)
+    content["checksum"] = json_checksum(content)
     (folder / "spec.json").write_text(json.dumps(content))
 
 

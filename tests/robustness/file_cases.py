@@ -16,6 +16,7 @@ import torch
 
 from ahcq_plugin.export import spec_io
 from ahcq_plugin.support.checked import save_checked
+from ahcq_plugin.support.files import json_checksum
 from ahcq_plugin.support.safe_load import safe_load
 from tests.robustness.case import Case
 from tests.robustness.materials import Materials
@@ -215,7 +216,7 @@ def lying_files(good: Materials) -> Iterator[Case]:
             content = json.loads(path.read_text())
             change(content)
             if "checksum" not in kind:
-                content["checksum"] = spec_io.checksum(content)
+                content["checksum"] = json_checksum(content)
             path.write_text(json.dumps(content))
             return [str(folder / "spec"), "-o", str(folder / "cpp"), "--layers", "image_encoder.blocks.0*"]
 

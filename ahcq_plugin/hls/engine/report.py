@@ -197,8 +197,7 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> list[Path]:
 
     Args:
         report: ``config``, ``counted``, ``matmuls``, ``processes``, ``elements``, ``sizes`` and those of
-            ``model_figures``; the rest
-            is added here.
+            ``model_figures``; the rest is added here.
     """
     whole = dict(format=FORMAT, paper=PAPER_TABLE, board=BOARD, buffers=buffer_bytes(PAPER), gaps=list(GAPS), **report)
     names = [row["process"] for row in whole["processes"][:-2]]  # without joins and sum
