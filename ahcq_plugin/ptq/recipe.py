@@ -50,7 +50,7 @@ _EXCLUSIVE = (
 #: Keys that came later: at these values they do nothing, and hashes leave them out, so that earlier results stay valid.
 _LATER = {
     **{"rotate": False, "refit": 0.0, "tune_steps": 0, "tune_lr": 1e-3, "tune_scale_lr": 1e-3},
-    **{"quantize_positions": False, "pcc": False, "par": False, "per_head": False},
+    **{"quantize_positions": False, "pcc": False, "par": False, "per_head": False, "center": False},
 }
 
 #: Keys that have another name now, old -> new. Hashes are made with the old ones: earlier results stay valid.
@@ -121,6 +121,8 @@ class Recipe:
         per_head: queries, keys and values have a scale and a zero point for each head, where they are uniform.
         rotate: rotate attention heads in the projections of queries and keys, and of values and outputs, where nothing
             that a rotation does not pass through stands between (``ptq/rotate.py``; QuaRot).
+        center: the mean of keys and values over all tokens goes into biases, where they are a Linear's output
+            (``ptq/center.py``).
         range_by_output_error: uniform and HLUQ activation quantizers search their range by the error of the product
             behind the tensor, instead of taking the mean minimum and maximum of the published methods.
         refit: 0, or how strongly a layer's new weight and bias are held to the old ones, as a share of the mean square
@@ -173,6 +175,7 @@ class Recipe:
     par: bool = False
     per_head: bool = False
     rotate: bool = False
+    center: bool = False
     refit: float = 0.0
     tune_steps: int = 0
     tune_lr: float = 1e-3
