@@ -105,6 +105,7 @@ def quantize(
     leave: Sequence[str] = (),
     checkpoint: str = QUANTIZED_FILE,
     loss: Loss | None = None,
+    tune_batches: Sequence[Any] | None = None,
 ) -> tuple[nn.Module, QuantReport]:
     """Quantize a model after training: prepare, precondition, calibrate, reconstruct, freeze, tune, audit.
 
@@ -127,6 +128,7 @@ def quantize(
         prepare_unit: gives a traced unit its quantizers; ``ahcq_plugin.mqbench.prepare_unit`` has MQBench do it.
         loss: ``loss(output, floating-point output)`` of an item, what a recipe with ``tune_steps`` minimises; default
             :func:`ahcq_plugin.ptq.loss.model_error`, of masks where the model returns a SAM's.
+        tune_batches: the items of a recipe with ``tune_steps``; default: ``batches``.
     Returns:
         (the quantized model, QuantReport)
     Raises:
@@ -139,6 +141,9 @@ def quantize(
     check_model(model)
     recipe = Recipe.from_config(recipe, **{key: value for key, value in given.items() if value is not None})
     check_batches(batches)
+    if tune_batches is not None:
+        check_batches(tune_batches, "tune_batches")
+    tune_batches = batches if tune_batches is None else tune_batches
     check_mapping(notes or {}, "notes")
     check_plain(notes or {}, "notes")
     recipe.check_machine()
@@ -173,7 +178,7 @@ def quantize(
     targets: list[Any] = []
     if recipe.tune_steps:
         with stages("targets", device):
-            targets = floating_outputs(model, batches, forward, progress)
+            targets = floating_outputs(model, tune_batches, forward, progress)
             if loss is not None:
                 check_loss(loss, targets[0])
     conditions = run.calibrate(resume)
@@ -185,7 +190,7 @@ def quantize(
     tuning = None
     if recipe.tune_steps:
         with stages("tune", device):
-            tuning = tune(model, batches, targets, recipe, forward, loss, work_dir, resume, progress, workers)
+            tuning = tune(model, tune_batches, targets, recipe, forward, loss, work_dir, resume, progress, workers)
     with stages("audit", device):
         outcome = audit(model, batches[0], forward, recipe)
     if not outcome.passed:

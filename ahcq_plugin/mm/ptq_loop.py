@@ -43,6 +43,7 @@ class Calibration(CalibrationOptions):
     Args:
         dataset: config of a data set; default: the config's training data set, under the pipeline of the test data set.
         num_images, max_boxes: images, and boxes sampled per image.
+        tune_images: images that a recipe with ``tune_steps`` learns from in the end; default: ``num_images``.
         seed: of the choice of images, boxes and other prompts.
         prompts: where boxes come from, as for the run; default: the run's, and ground truth when those come from a file
             (of the test images). Or a dict that mixes kinds of prompts, one kind an image: shares of the images by kind
@@ -54,10 +55,14 @@ class Calibration(CalibrationOptions):
 
     num_images: int = 32
     max_boxes: int = 16
+    tune_images: int | None = None
     prompts: str | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        wanted = self.tune_images
+        if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1):
+            raise ValueError(f"calib: `tune_images` must be None or an integer of at least 1, got {wanted!r:.60}")
         if not isinstance(self.prompts, (str, Mapping, type(None))):
             raise ValueError(f"calib: `prompts` must be a name, a path or a dict of shares, got {self.prompts!r}")
         if not isinstance(self.source, (str, type(None))):
@@ -213,13 +218,21 @@ class PTQLoop(QuantizationLoop):
 
     def calibration(self, model: BoxPromptedSAM) -> CalibrationBatches:
         """Images with sampled boxes, or other prompts."""
+        return self._images(model, self.calib.num_images)
+
+    def tuning(self, model: BoxPromptedSAM) -> CalibrationBatches | None:
+        """The calibration's images and more of them, or fewer."""
+        count = self.calib.tune_images
+        return None if count in (None, self.calib.num_images) else self._images(model, count)
+
+    def _images(self, model: BoxPromptedSAM, count: int) -> CalibrationBatches:
         calib, cfg = self.calib, self.runner.cfg
         prompts = calib.source or ("gt" if model.detections is not None else model.prompts)
         if prompts != model.prompts:
             model = BoxPromptedSAM(model.sam, model.detector, prompts, cat_ids=self._cat_ids(), **self.box_options)
         pipeline = innermost(cfg.test_dataloader.dataset)["pipeline"]
         dataset = calibration_dataset(_calibration_data(cfg, calib), pipeline)
-        records = self.workers.first(calibration_records(dataset, model, calib.num_images, calib.seed))
+        records = self.workers.first(calibration_records(dataset, model, count, calib.seed))
         kinds = None if calib.shares is None else assign_kinds(calib.shares, len(records), calib.seed)
         return CalibrationBatches(model, records, calib.max_boxes, calib.seed, kinds, self.workers)
 

@@ -184,6 +184,10 @@ class QuantizationLoop(BaseLoop):
     def calibration(self, model: nn.Module) -> Sequence[Any]:
         """Calibration items, for ``forward``."""
 
+    def tuning(self, model: nn.Module) -> Sequence[Any] | None:
+        """Items that a recipe with ``tune_steps`` learns from in the end; None: those of the calibration."""
+        return None
+
     @abstractmethod
     def evaluate(self, model: nn.Module, records: Sequence[Any], reference: Measured | None, desc: str) -> Measured:
         """Measure; with ``reference`` also the distance to its masks."""
@@ -229,6 +233,7 @@ class QuantizationLoop(BaseLoop):
         with stages("detect", model.device):
             records = self.read(model)
             batches = self.calibration(model)
+            tune_batches = self.tuning(model) if self.recipe.tune_steps else None
         notes, self.computing = self.notes(batches), True
         with stages("fp_eval", model.device):
             floating = self._floating_point(model, records)
@@ -247,6 +252,7 @@ class QuantizationLoop(BaseLoop):
             leave=self.leave,
             checkpoint=fresh(QUANTIZED_FILE).name,
             loss=type(self).loss,
+            tune_batches=tune_batches,
         )
         stages.records.update(report.stages)
         with stages("quantized_eval", model.device):

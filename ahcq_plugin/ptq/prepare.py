@@ -122,7 +122,7 @@ def prepare(
     if run is not None:
         check_traced(model, traced, run)
     _check_leave(traced, leave)
-    _check_without(recipe, names)
+    _check_globs(recipe, names)
     if recipe.quantize_positions:
         layer_positions(traced)
     devices = {name: _device(unit, model) for name, unit in traced.items()}
@@ -214,13 +214,14 @@ def _check_leave(units: Mapping[str, fx.GraphModule], leave: Sequence[str]) -> N
             raise ValueError(f"`leave` entry {entry!r} matches nothing in the units {', '.join(list(units)[:4])}")
 
 
-def _check_without(recipe: Recipe, units: Sequence[str]) -> None:
+def _check_globs(recipe: Recipe, units: Sequence[str]) -> None:
     """Globs of a preset may be of another model's parts; those of a user should match something in this one."""
-    usual = Recipe.from_config(recipe.name).without
-    for component, globs in recipe.without.items():
+    usual = Recipe.from_config(recipe.name)
+    given = {f"without.{part}": (globs, usual.without.get(part, ())) for part, globs in recipe.without.items()}
+    given["tune_units"] = recipe.tune_units, usual.tune_units
+    for key, (globs, preset) in given.items():
         for glob in globs:
-            if glob not in usual.get(component, ()) and not fnmatch.filter(units, glob):
+            if glob not in preset and not fnmatch.filter(units, glob):
                 raise ValueError(
-                    f"recipe: `without.{component}` has {glob!r}, which matches none of the {len(units)} units, as "
-                    f"{units[0]!r}"
+                    f"recipe: `{key}` has {glob!r}, which matches none of the {len(units)} units, as {units[0]!r}"
                 )

@@ -50,7 +50,7 @@ _EXCLUSIVE = (
 #: Keys that came later: at these values they do nothing, and hashes leave them out, so that earlier results stay valid.
 _LATER = {
     **{"rotate": False, "refit": 0.0, "tune_steps": 0, "tune_lr": 1e-3, "tune_scale_lr": 1e-3},
-    **{"quantize_positions": False, "pcc": False, "par": False, "per_head": False, "center": False},
+    **{"quantize_positions": False, "pcc": False, "par": False, "per_head": False, "center": False, "tune_units": []},
 }
 
 #: Keys that have another name now, old -> new. Hashes are made with the old ones: earlier results stay valid.
@@ -130,6 +130,7 @@ class Recipe:
             (``ptq/refit.py``; in place of acnr; ERQ).
         tune_steps: 0, or optimizer steps in which activation scales, biases and norms of the frozen model learn by the
             error of the model's output (``ptq/tune.py``).
+        tune_units: globs of the units that learn then; none: all. Units that these do not act on run once for an item.
         tune_lr, tune_scale_lr: Adam learning rates of biases and norms, and of activation scales, in these steps; both
             follow a cosine to 0, and a scale moves by at most 2 % of itself.
         without: one of ``cag``, ``hluq``, ``lnq``, ``agq`` -> globs of the units that do without it.
@@ -180,6 +181,7 @@ class Recipe:
     tune_steps: int = 0
     tune_lr: float = 1e-3
     tune_scale_lr: float = 1e-3
+    tune_units: Sequence[str] = ()
     without: Mapping[str, Sequence[str]] = field(default_factory=dict)
     families: Mapping[str, str] = field(default_factory=dict)
     quantize_positions: bool = False
@@ -236,6 +238,10 @@ class Recipe:
         if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
             object.__setattr__(self, key, float(value))
             return
+        if kind == "Sequence[str]":
+            _check_globs(key, value)
+            object.__setattr__(self, key, tuple(value))
+            return
         expected = {"int": int, "float": float, "bool": bool, "str": str}.get(kind, Mapping)
         if not isinstance(value, expected) or (kind == "int" and isinstance(value, bool)):
             raise ValueError(f"recipe: `{key}` must be of type {kind}, got {value!r}")
@@ -246,8 +252,7 @@ class Recipe:
         for component, globs in self.without.items():
             if component not in _COMPONENTS:
                 raise ValueError(f"recipe: `without` has {component!r}; allowed: {', '.join(_COMPONENTS)}")
-            if not isinstance(globs, (list, tuple)) or not all(isinstance(glob, str) for glob in globs):
-                raise ValueError(f"recipe: `without.{component}` must be a list of globs of units, got {globs!r}")
+            _check_globs(f"without.{component}", globs)
         object.__setattr__(self, "without", {component: list(globs) for component, globs in self.without.items()})
 
     def check_machine(self) -> None:
@@ -332,6 +337,7 @@ class Recipe:
             **{item.name: getattr(self, item.name) for item in dataclasses.fields(self)},
             "without": {component: list(globs) for component, globs in self.without.items()},
             "families": dict(self.families),
+            "tune_units": list(self.tune_units),
         }
 
     def to_hash(self) -> dict[str, Any]:
@@ -340,6 +346,11 @@ class Recipe:
         first_names = {new: old for old, new in _RENAMED.items()}
         values = {key: value for key, value in self.to_dict().items() if key not in _LATER or value != _LATER[key]}
         return {first_names.get(key, key): value for key, value in values.items()}
+
+
+def _check_globs(key: str, globs: Any) -> None:
+    if not isinstance(globs, (list, tuple)) or not all(isinstance(glob, str) for glob in globs):
+        raise ValueError(f"recipe: `{key}` must be a list of globs of units, got {globs!r}")
 
 
 def check_recipe(recipe: Any) -> None:

@@ -119,7 +119,7 @@ class UnitStream:
             call = calls[unit_name]
             calls[unit_name] += 1
             if unit_name == name:
-                self._inputs[stream, item, call] = _own((args, kwargs)) if self._calls else (args, kwargs)
+                self._inputs[stream, item, call] = owned((args, kwargs)) if self._calls else (args, kwargs)
                 self.samples.append((item, call))
                 if calls[name] == last:
                     raise _Stop
@@ -150,13 +150,9 @@ class UnitStream:
         if key in self._outputs:
             out = self._outputs.get(key, self.device)
         else:
-            out = pytree.tree_map(self._zeros, self._shapes[key[0], key[2], key[3]])
-        return _own(out) if self._calls else out
-
-    def _zeros(self, like: Any) -> Any:
-        if not isinstance(like, Tensor):
-            return like
-        return torch.zeros(1, dtype=like.dtype, device=self.device).expand(like.shape)
+            shapes = self._shapes[key[0], key[2], key[3]]
+            out = pytree.tree_map_only(Tensor, lambda like: zeros_like(like, self.device), shapes)
+        return owned(out) if self._calls else out
 
     def _store_output(self, key: Key, out: Any) -> None:
         self._outputs[key] = out
@@ -205,7 +201,12 @@ class UnitStream:
         self._outputs.clear()
 
 
-def _own(tree: Any) -> Any:
+def zeros_like(like: Tensor, device: torch.device) -> Tensor:
+    """Zeros of shape and dtype of ``like``, one number in memory: not to be written to."""
+    return torch.zeros(1, dtype=like.dtype, device=device).expand(like.shape)
+
+
+def owned(tree: Any) -> Any:
     """Copies of all tensors: the model may write to what it has, and it may run in inference mode."""
     with torch.inference_mode(False):
         return pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, tree)

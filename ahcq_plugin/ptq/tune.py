@@ -3,15 +3,15 @@
 
 Reconstruction looks at one unit at a time; what it leaves adds up, and not all of it matters to a mask. Here the whole
 quantized model runs, its weights stay on their grids, and activation scales, biases and the scales and shifts of norms
-learn by the error of what the model returns. Hardware has all of them already.
+learn by the error of what the model returns. Hardware has all of them already. Where a recipe names the units that
+learn (a decoder, say), what does not depend on them runs once for an item.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq.loss import model_error
 from ahcq_plugin.ptq.optimise import gradients, seeded, small_steps
 from ahcq_plugin.ptq.prepared import (
     activation_quantizers,
-    intercepted,
     original_weights,
     set_quantization,
     training_only,
 )
 from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.ptq.replay import Replay, chosen_units
 from ahcq_plugin.ptq.resume import ResumeError, fingerprint
 from ahcq_plugin.quantizers.layers import read_parameters
 from ahcq_plugin.support.batches import (
@@ -89,7 +87,7 @@ def floating_outputs(
     forward, device = forward or default_forward, model_device(model)
     set_quantization(model, False)
     with original_weights(model):
-        _check_gradients(model, forward, to_device(batches[0], device))
+        _check_gradients(model, lambda item: forward(model, to_device(batches[item], device)), device)
         items = tqdm(batches, desc="floating-point outputs", unit="item", disable=not progress)
         targets = []
         for index, batch in enumerate(items):
@@ -126,9 +124,10 @@ def tune(
 ) -> TuneReport:
     """Tune a frozen model for ``recipe.tune_steps`` steps, in place; it stays frozen, and no code of a weight changes.
 
-    Tuned are the learned scales of activation quantizers, and of the units what has one dimension: biases and the
-    scales and shifts of norms. With ``work_dir`` the state is kept every ``KEPT_EVERY`` steps in ``work_dir/tuned.pt``;
-    with ``resume`` it goes on from there, and the result equals that of an uninterrupted run.
+    Tuned are, of the units that ``recipe.tune_units`` names, the learned scales of activation quantizers and what has
+    one dimension: biases and the scales and shifts of norms. With ``work_dir`` the state is kept every ``KEPT_EVERY``
+    steps in ``work_dir/tuned.pt``; with ``resume`` it goes on from there, and the result equals that of an
+    uninterrupted run.
 
     Args:
         targets: ``floating_outputs`` of the same items.
@@ -143,51 +142,54 @@ def tune(
     if resume and work_dir is None:
         raise ValueError("`resume=True` needs `work_dir`, the folder of the interrupted run")
     forward, device = forward or default_forward, model_device(model)
-    error = _ItemError(model, batches, targets, forward, loss or model_error, device)
     path = None if work_dir is None else Path(work_dir) / TUNED_FILE
     mark = "" if path is None else fingerprint(model, batches, recipe)
+    caches = None if path is None else path.parent / "unit_caches"
+    tuned = set(chosen_units(model, recipe.tune_units))
+    run = Replay(
+        model, tuned, lambda i: forward(model, to_device(batches[i], device)), device, recipe.cache_device, caches
+    )
+    error = _ItemError(run, targets, loss or model_error, device)
     tuner = Tuner(model, recipe, error, workers)
-    seconds, before = 0.0, error.mean()
-    if path is not None and workers.first(resume and path.exists()):
-        seconds = tuner.load(path, mark)
-    elif path is not None and workers.is_first:
-        path.unlink(missing_ok=True)
-    start = time.perf_counter() - seconds
-    steps = tqdm(range(tuner.done, recipe.tune_steps), desc="tune", unit="it", disable=not progress)
-    with _recomputed(model), training_only(model, tuner.parameters), torch.enable_grad():
-        for number in steps:
-            value = tuner.step()
-            if number % 10 == 0:
-                steps.set_postfix(loss=f"{float(value):.4g}", refresh=False)
-            if path is not None and workers.is_first and tuner.done % KEPT_EVERY == 0:
-                tuner.save(path, mark, time.perf_counter() - start)
-    seconds = time.perf_counter() - start
-    workers.copy(tuner.parameters)
-    if path is not None and workers.is_first:
-        tuner.save(path, mark, seconds)
-    values = sum(parameter.numel() for parameter in tuner.parameters)
-    return TuneReport(recipe.tune_steps, before, error.mean(), values, seconds)
+    with run.running():
+        seconds, before = 0.0, error.mean()
+        if path is not None and workers.first(resume and path.exists()):
+            seconds = tuner.load(path, mark)
+        elif path is not None and workers.is_first:
+            path.unlink(missing_ok=True)
+        start = time.perf_counter() - seconds
+        steps = tqdm(range(tuner.done, recipe.tune_steps), desc="tune", unit="it", disable=not progress)
+        with training_only(model, tuner.parameters), torch.enable_grad():
+            for number in steps:
+                value = tuner.step()
+                if number % 10 == 0:
+                    steps.set_postfix(loss=f"{float(value):.4g}", refresh=False)
+                if path is not None and workers.is_first and tuner.done % KEPT_EVERY == 0:
+                    tuner.save(path, mark, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        workers.copy(tuner.parameters)
+        if path is not None and workers.is_first:
+            tuner.save(path, mark, seconds)
+        values = sum(parameter.numel() for parameter in tuner.parameters)
+        return TuneReport(recipe.tune_steps, before, error.mean(), values, seconds)
 
 
 @dataclass(frozen=True)
 class _ItemError:
     """The loss of the model's output on an item."""
 
-    model: nn.Module
-    batches: Sequence[Any]
+    run: Callable[[int], Any]
     targets: Sequence[Any]
-    forward: Forward
     loss: Loss
     device: torch.device
 
     def __call__(self, item: int) -> Tensor:
-        out = self.forward(self.model, to_device(self.batches[item], self.device))
-        return self.loss(out, to_device(self.targets[item], self.device))
+        return self.loss(self.run(item), to_device(self.targets[item], self.device))
 
     @torch.no_grad()
     def mean(self) -> float:
         """Over all items."""
-        return float(torch.stack([self(item) for item in range(len(self.batches))]).double().mean())
+        return float(torch.stack([self(item) for item in range(len(self.targets))]).double().mean())
 
 
 class Tuner:
@@ -200,10 +202,12 @@ class Tuner:
 
     def __init__(self, model: nn.Module, recipe: Recipe, error: _ItemError, workers: Workers):
         self._recipe, self._error, self._workers = recipe, error, workers
-        self._quantizers = [q for _, q in activation_quantizers(model) if q.learnable_scales()]
+        units = chosen_units(model, recipe.tune_units)
+        learned = [q for unit in units.values() for _, q in activation_quantizers(unit) if q.learnable_scales()]
+        self._quantizers = list(dict.fromkeys(learned))
         self._scales = [scale for q in self._quantizers for scale in q.learnable_scales()]
         scales = set(self._scales)
-        others = [parameter for parameter in _vectors(model) if parameter not in scales]
+        others = [parameter for parameter in _vectors(units) if parameter not in scales]
         self.parameters, self.done = [*self._scales, *others], 0
         rates = ((self._scales, recipe.tune_scale_lr), (others, recipe.tune_lr))
         self._rates = [rate for group, rate in rates if group]
@@ -231,7 +235,7 @@ class Tuner:
 
     def _item(self, number: int) -> int:
         """The ``number``-th item to learn from: all in random order, then all in another one."""
-        count = len(self._error.batches)
+        count = len(self._error.targets)
         with seeded(self._recipe.seed, f"tune/{number // count}", torch.device("cpu")):
             return int(torch.randperm(count)[number % count])
 
@@ -262,30 +266,19 @@ class Tuner:
         return saved["seconds"]
 
 
-def _vectors(model: nn.Module) -> list[nn.Parameter]:
+def _vectors(units: Mapping[str, nn.Module]) -> list[nn.Parameter]:
     """What units read that has one dimension, each once."""
-    read = dict.fromkeys(p for unit in prepared_units(model).values() for p in read_parameters(unit))
+    read = dict.fromkeys(p for unit in units.values() for p in read_parameters(unit))
     return [parameter for parameter in read if parameter.ndim == 1]
 
 
-def _check_gradients(model: nn.Module, forward: Forward, item: Any) -> None:
-    with _recomputed(model), training_only(model, _vectors(model)), torch.enable_grad():
-        leaves = pytree.tree_leaves(forward(model, item))
+def _check_gradients(model: nn.Module, run: Callable[[int], Any], device: torch.device) -> None:
+    units = chosen_units(model, ())
+    replay, learning = Replay(model, set(units), run, device), _vectors(units)
+    with replay.running(), training_only(model, learning), torch.enable_grad():
+        leaves = pytree.tree_leaves(replay(0))
     if not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves):
         raise ValueError(
             "tuning needs gradients, and none come through the model's forward: it runs under `torch.no_grad` or "
             "detaches its output; give a `forward` that does not, or set the recipe's `tune_steps` to 0"
         )
-
-
-@contextmanager
-def _recomputed(model: nn.Module) -> Iterator[None]:
-    """Within the context, backward computes a unit anew instead of keeping all of its tensors: at SAM-B's size those
-    of one block's attention take gigabytes."""
-    units = prepared_units(model)
-
-    def handler(_: str, forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-    with intercepted(units, handler):
-        yield

@@ -43,16 +43,16 @@ def model_device(model: nn.Module) -> torch.device:
     return parameter.device
 
 
-def check_batches(batches: Any) -> None:
-    """Raise unless ``batches`` can be gone through more than once and holds something."""
+def check_batches(batches: Any, name: str = "batches") -> None:
+    """Raise unless ``batches``, the argument ``name``, can be gone through more than once and holds something."""
     is_sequence = hasattr(batches, "__len__") and hasattr(batches, "__getitem__")
     if not is_sequence or isinstance(batches, (Mapping, str, bytes)):
         raise TypeError(
-            "`batches` must be a sequence (len() and indexing), since several stages go through it; "
+            f"`{name}` must be a sequence (len() and indexing), since several stages go through it; "
             f"got {type(batches).__name__}: wrap it in list(...)"
         )
     if len(batches) == 0:
-        raise ValueError("`batches` is empty: calibration needs at least one item")
+        raise ValueError(f"`{name}` is empty: calibration needs at least one item")
 
 
 def run_first(model: nn.Module, batches: Sequence[Any], forward: Forward) -> Any:

@@ -36,7 +36,7 @@ def test_the_mask_error_is_its_formula():
     z, t = logits.double().numpy(), 1 / (1 + np.exp(-wanted.double().numpy()))
     p = 1 / (1 + np.exp(-z))
     cross = -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean()
-    dice = 1 - (2 * (p * t).sum((2, 3)) + 1) / ((p + t).sum((2, 3)) + 1)
+    dice = 1 - (2 * (p * t).sum((2, 3)) + 1) / ((p**2 + t**2).sum((2, 3)) + 1)
     expected = cross + dice.mean() + ((quality - aim).double().numpy() ** 2).mean()
     assert float(model_error((logits, quality), (wanted, aim))) == pytest.approx(expected, rel=1e-5)
     assert float(mask_error(logits, wanted)) == pytest.approx(cross + dice.mean(), rel=1e-5)
