@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tuning through the output: what a frozen model has in floating point anyway learns to give the model's own output.
+"""Tuning through the output: a frozen model learns to give what it gave in floating point.
 
 Reconstruction looks at one unit at a time; what it leaves adds up, and not all of it matters to a mask. Here the whole
-quantized model runs, its weights stay on their grids, and activation scales, biases and the scales and shifts of norms
-learn by the error of what the model returns. Hardware has all of them already. Where a recipe names the units that
+quantized model runs, and activation scales, biases and the scales and shifts of norms learn by the error of what the
+model returns. Hardware has all of them already. Weights stay on their grids; where a recipe says so they learn as well,
+by straight-through rounding, and end on the same grids with other codes. Where a recipe names the units that
 learn (a decoder, say), what does not depend on them runs once for an item.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ from ahcq_plugin.ptq.prepared import (
     original_weights,
     set_quantization,
     training_only,
+    weight_layers,
 )
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.replay import Replay, chosen_units
@@ -122,10 +125,11 @@ def tune(
     progress: bool = True,
     workers: Workers = ALONE,
 ) -> TuneReport:
-    """Tune a frozen model for ``recipe.tune_steps`` steps, in place; it stays frozen, and no code of a weight changes.
+    """Tune a frozen model for ``recipe.tune_steps`` steps, in place; it stays frozen.
 
     Tuned are, of the units that ``recipe.tune_units`` names, the learned scales of activation quantizers and what has
-    one dimension: biases and the scales and shifts of norms. With ``work_dir`` the state is kept every ``KEPT_EVERY``
+    one dimension: biases and the scales and shifts of norms; with ``recipe.tune_weight_lr`` codes of weights too, on
+    the scales that they have. With ``work_dir`` the state is kept every ``KEPT_EVERY``
     steps in ``work_dir/tuned.pt``; with ``resume`` it goes on from there, and the result equals that of an
     uninterrupted run.
 
@@ -170,6 +174,7 @@ def tune(
         workers.copy(tuner.parameters)
         if path is not None and workers.is_first:
             tuner.save(path, mark, seconds)
+        tuner.round_weights()
         values = sum(parameter.numel() for parameter in tuner.parameters)
         return TuneReport(recipe.tune_steps, before, error.mean(), values, seconds)
 
@@ -208,10 +213,17 @@ class Tuner:
         self._scales = [scale for q in self._quantizers for scale in q.learnable_scales()]
         scales = set(self._scales)
         others = [parameter for parameter in _vectors(units) if parameter not in scales]
-        self.parameters, self.done = [*self._scales, *others], 0
-        rates = ((self._scales, recipe.tune_scale_lr), (others, recipe.tune_lr))
+        rates = [(self._scales, recipe.tune_scale_lr), (others, recipe.tune_lr)]
+        self._layers = [layer for unit in units.values() for layer in weight_layers(unit).values()]
+        if recipe.tune_weight_lr:
+            steps: dict[nn.Parameter, list[Tensor]] = defaultdict(list)
+            for layer in self._layers:
+                steps[read_parameters(layer)[0]].append(layer.weight_fake_quant.scale.mean())
+            rates += [([w], recipe.tune_weight_lr * float(torch.stack(parts).mean())) for w, parts in steps.items()]
+        self.parameters, self.done = [parameter for group, _ in rates for parameter in group], 0
         self._rates = [rate for group, rate in rates if group]
-        self._optimizer = torch.optim.Adam([{"params": group, "lr": rate} for group, rate in rates if group])
+        groups = [{"params": group, "lr": rate} for group, rate in rates if group]
+        self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
 
     def step(self) -> Tensor:
         """One step on ``recipe.batch_size`` items; returns their mean loss, a scalar."""
@@ -232,6 +244,12 @@ class Tuner:
             quantizer.keep_valid()
         self.done += 1
         return total
+
+    @torch.no_grad()
+    def round_weights(self) -> None:
+        """Put the weights back on their grids."""
+        for layer in self._layers if self._recipe.tune_weight_lr else ():
+            layer.weight.copy_(layer.weight_fake_quant.get_hard_value(layer.weight))
 
     def _item(self, number: int) -> int:
         """The ``number``-th item to learn from: all in random order, then all in another one."""

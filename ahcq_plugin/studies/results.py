@@ -21,7 +21,8 @@ from ahcq_plugin.zoo.hard import SAM_TINY_HARD
 class Cell:
     """One run: a recipe at equal bits of weights and activations, further keys of it, a seed.
 
-    ``options``: ((key, value), ...) below ``recipe``, as ``("families.softmax", "agq")``.
+    ``options``: ((key, value), ...) below ``recipe``, as ``("families.softmax", "agq")``, or of the whole config, as
+    ``("test_cfg.calib.tune_images", 256)``.
     """
 
     recipe: str
@@ -34,14 +35,16 @@ class Cell:
         """As in ``qdrop_w4a4-hluq-s1``: file and folder name of its figures."""
         parts = [f"{self.recipe}_w{self.bits}a{self.bits}"]
         for key, value in self.options:
-            flag = {True: key, False: f"no_{key}"}.get(value) if isinstance(value, bool) else f"{key}_{value}"
-            parts.append(flag.replace(".", "_"))
+            key, text = key.removeprefix("test_cfg.calib."), "_".join(value) if isinstance(value, tuple) else value
+            flag = {True: key, False: f"no_{key}"}.get(value) if isinstance(value, bool) else f"{key}_{text}"
+            parts.append(flag.replace(".", "_").replace("*", "").strip("_"))
         return "-".join([*parts, *([f"s{self.seed}"] if self.seed else [])])
 
     def overrides(self) -> dict[str, Any]:
         """Overrides of the config."""
         common = {"recipe.name": self.recipe, "recipe.w_bits": self.bits, "recipe.a_bits": self.bits}
-        return common | {"recipe.seed": self.seed} | {f"recipe.{key}": value for key, value in self.options}
+        own = {key if key.startswith("test_cfg.") else f"recipe.{key}": value for key, value in self.options}
+        return common | {"recipe.seed": self.seed} | own
 
 
 def cell_key(config: str, cell: Cell) -> str:

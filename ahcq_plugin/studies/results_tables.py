@@ -58,12 +58,26 @@ class Table:
         return sorted((cell for row in self.rows for cell in row.cells()), key=lambda cell: cell.seed)
 
 
+#: The decoder of SAM learns from its masks, on more images than calibrate.
+TUNED_DECODER = (
+    ("tune_steps", 1500),
+    ("tune_weight_lr", 0.005),
+    ("tune_units", ("mask_decoder.*",)),
+    ("test_cfg.calib.tune_images", 256),
+)
+
+
 def _recipes(bits: int, seeds: int) -> tuple[Row, ...]:
     names = ("adaround", "brecq", "qdrop", "ptq4sam", "saqsam", "ahcq", "ahcq_plus")
     rows = [Row("rtn", Cell("rtn", bits)), *(Row(name, Cell(name, bits), seeds) for name in names)]
     extras = (("ahcq", "BIG", "big"), ("ahcq", "searched ranges", "range_by_output_error"))
-    extras += (("ahcq_plus", "one scale a head", "per_head"),)
+    extras += (("ahcq_plus", "one scale a head", "per_head"), ("ahcq_plus", "centred heads", "center"))
     more = [Row(f"{name} + {label}", Cell(name, bits, ((key, True),)), seeds) for name, label, key in extras]
+    tuned = (("ahcq", Cell("ahcq", bits)), ("ahcq_plus + centred heads", Cell("ahcq_plus", bits, (("center", True),))))
+    more += [
+        Row(f"{label} + decoder tuned", replace(cell, options=cell.options + TUNED_DECODER), seeds)
+        for label, cell in tuned
+    ]
     return (*rows, *more)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from ahcq_plugin import quantize
 from ahcq_plugin.ptq import Recipe, audit, prepare, tune
+from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.ptq.replay import Replay
 from ahcq_plugin.support.batches import model_device
 from ahcq_plugin.zoo.sam import box_forward
@@ -101,3 +102,22 @@ def test_more_items_tune_than_calibrate(tiny_sam, tiny_items):
     )
     _, fewer = quantize(tiny_sam, tiny_items[:1], DECODER, forward=box_forward, progress=False)
     assert report.tuning.loss_before != fewer.tuning.loss_before and report.audit.passed
+
+
+def test_weights_learn_on_the_grids_that_they_have(tiny_sam, tiny_items):
+    """Codes change, scales and zero points of weights do not; the audit, which decodes codes, passes."""
+    recipe = Recipe.from_config(DECODER, tune_weight_lr=0.2)
+    model, targets = frozen(tiny_sam, tiny_items, recipe)
+    layers = weight_layers(model)
+    before = {name: layer.weight_fake_quant.encode(layer.weight) for name, layer in layers.items()}
+    grids = {name: copy.deepcopy(layer.weight_fake_quant.state_dict()) for name, layer in layers.items()}
+    report = tune(model, tiny_items, targets, recipe, box_forward, progress=False)
+    assert report.loss_after < report.loss_before and audit(model, tiny_items[0], box_forward, recipe).passed
+    moved = set()
+    for name, layer in layers.items():
+        quantizer, weight = layer.weight_fake_quant, layer.weight.detach()
+        codes = quantizer.encode(weight)
+        assert torch.equal(quantizer.decode(codes), weight)
+        assert all(torch.equal(value, grids[name][key]) for key, value in quantizer.state_dict().items())
+        moved |= {name} if bool((codes != before[name]).any()) else set()
+    assert moved and all(name.startswith("mask_decoder.transformer.") for name in moved)
