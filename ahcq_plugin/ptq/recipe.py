@@ -122,7 +122,7 @@ class Recipe:
         per_head: queries, keys and values have a scale and a zero point for each head, where they are uniform.
         rotate: rotate attention heads in the projections of queries and keys, and of values and outputs, where nothing
             that a rotation does not pass through stands between (``ptq/rotate.py``; QuaRot).
-        center: the mean of keys and values over all tokens goes into biases, where they are a Linear's output
+        center: what all tokens' keys and values share goes into biases, where they are a Linear's output
             (``ptq/center.py``).
         range_by_output_error: uniform and HLUQ activation quantizers search their range by the error of the product
             behind the tensor, instead of taking the mean minimum and maximum of the published methods.
