@@ -2,9 +2,9 @@
 """Takes from keys and values what all tokens share, where biases can; the model's function stays.
 
 A constant added to all keys adds the same to all scores of a query, which softmax does not see; one added to all values
-comes out as it is, since attention weights sum to 1, and goes into the bias of the output projection. With the middle of
-each channel's range at 0 the range of all channels together is that of the widest, never wider than before. Quantized
-attention weights do not sum to 1 exactly, and of values near 0 that costs less.
+comes out as it is, since attention weights sum to 1, and goes into the bias of the output projection. With the middle
+of each channel's range at 0 the range of all channels together is that of the widest, never wider than before.
+Quantized attention weights do not sum to 1 exactly, and of values near 0 that costs less.
 """
 
 from __future__ import annotations

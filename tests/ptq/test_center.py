@@ -45,11 +45,9 @@ def test_the_function_of_a_sam_stays_in_float64(tiny_sam, tiny_items):
     for found, target in zip(outputs(model, items, forward), wanted, strict=True):
         for value, goal in zip(found, target, strict=True):
             assert float((value - goal).abs().max()) < 1e-9 * float(goal.abs().max())
-    found_middles = middles(
-        model, items, forward, ["image_encoder.blocks.0.attn.qkv", f"{CROSS}.k_proj", f"{CROSS}.v_proj"]
-    )
-    queries, others = found_middles.pop("image_encoder.blocks.0.attn.qkv").split([32, 64])
-    assert float(torch.cat([others, *found_middles.values()]).abs().max()) < 1e-12 < 1e-3 < float(queries.abs().max())
+    found = middles(model, items, forward, ["image_encoder.blocks.0.attn.qkv", f"{CROSS}.k_proj", f"{CROSS}.v_proj"])
+    queries, others = found.pop("image_encoder.blocks.0.attn.qkv").split([32, 64])
+    assert float(torch.cat([others, *found.values()]).abs().max()) < 1e-12 < 1e-3 < float(queries.abs().max())
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     parts = ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token")
     attentions = [f"layers.{layer}.{part}" for layer in (0, 1) for part in parts] + ["final_attn_token_to_image"]
