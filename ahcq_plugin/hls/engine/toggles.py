@@ -8,6 +8,8 @@ memory and clock are left out.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,13 @@ from ahcq_plugin.export.operands import top
 from ahcq_plugin.hls.engine.baseline import element_rtl
 from ahcq_plugin.hls.engine.config import LANES
 from ahcq_plugin.hls.rtl.errors import ToolError
-from ahcq_plugin.hls.rtl.gates import STREAMS, gates, of_streams, to_streams
+from ahcq_plugin.hls.rtl.gates import COMMANDS, STREAMS, gates, of_streams, to_streams
+from ahcq_plugin.support.files import write_json
 from ahcq_plugin.zoo.items import scene_items
 from ahcq_plugin.zoo.predict import make_batch
 from ahcq_plugin.zoo.sam import box_forward, build_sam
 
+FORMAT = "ahcq_plugin.hls.engine.toggles/1"  # of the cache: raise it where the simulation changes
 ROWS = 8  # that the element of float32 has in work
 #: Number format -> bits of its codes; None: floats.
 FORMATS: dict[str, int | None] = {"INT4": 4, "INT8": 8, "FP32": None}
@@ -128,13 +132,28 @@ def toggle_rows(
 
     Args:
         x, weight: of ``layer_operands``; codes are uniform, one scale for x, one for each column of the weight.
+        cache: folder for RTL and results, by content.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, bits in FORMATS.items():
         left = x if bits is None else codes(x, bits)
         right = weight if bits is None else np.stack([codes(column, bits) for column in weight])
-        rows.append(element_run(number, left, right, cache, limit)[1])
+        rows.append(_kept_row(number, left, right, cache, limit))
     return [row | dict(ratio=row["changes"] / rows[0]["changes"]) for row in rows]
+
+
+def _kept_row(
+    number: str, left: np.ndarray, right: np.ndarray, cache: Path | None, limit: float | None
+) -> dict[str, Any]:
+    """The row of ``element_run``, from ``cache`` where it is there."""
+    if cache is None:
+        return element_run(number, left, right, None, limit)[1]
+    content = hashlib.sha256(json.dumps([FORMAT, COMMANDS, element_rtl(number, cache).files]).encode())
+    content.update(left.tobytes() + right.tobytes())
+    path = cache / f"toggles_{number}_{content.hexdigest()[:24]}.json"
+    if not path.is_file():
+        write_json(element_run(number, left, right, cache, limit)[1], path)
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def packaged_rows(cache: Path | None = None, limit: float | None = None) -> list[dict[str, Any]]:

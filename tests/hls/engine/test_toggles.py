@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from ahcq_plugin.hls.engine import toggles
 from ahcq_plugin.hls.engine.toggles import FORMATS, codes, element_run, packaged_rows
 from ahcq_plugin.hls.rtl import cache_folder
 from ahcq_plugin.hls.rtl.gates import STREAMS, gates, of_streams, to_streams
@@ -47,6 +50,23 @@ def test_changes_are_those_of_every_net_after_the_warm_cycles() -> None:
 def test_codes_keep_zero_and_both_ends() -> None:
     x = np.array([[-1.0, 0.0, 3.0]], np.float32)
     assert codes(x, 4).tolist() == [[0, 4, 15]] and codes(x, 8).tolist() == [[0, 64, 255]]
+
+
+def test_rows_are_kept_by_what_determines_them(tmp_path, monkeypatch) -> None:
+    rng, asked = np.random.default_rng(3), []
+
+    def run(number, left, right, cache, limit):
+        asked.append(number)
+        return None, dict(element=number, gates=1, flops=1, changes=2.0 * len(asked))
+
+    monkeypatch.setattr(toggles, "element_run", run)
+    monkeypatch.setattr(toggles, "element_rtl", lambda number, cache: SimpleNamespace(files={"element.sv": number}))
+    x, weight = (rng.standard_normal(shape).astype(np.float32) for shape in ((16, 24), (STREAMS, 24)))
+    rows = toggles.toggle_rows(x, weight, tmp_path)
+    assert [row["ratio"] for row in rows] == [1, 2, 3] and asked == list(FORMATS)
+    assert toggles.toggle_rows(x, weight, tmp_path) == rows and len(asked) == 3
+    toggles.toggle_rows(2 * x, weight, tmp_path)  # the same codes, other floats
+    assert asked == [*FORMATS, "FP32"]
 
 
 @pytest.mark.slow
