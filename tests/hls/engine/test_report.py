@@ -90,7 +90,10 @@ def test_the_page_has_the_figures_and_dashes_for_gaps(tmp_path) -> None:
         counted="ahcq::engine::cells<2, 4>",
         processes=counts.process_rows(RTL, {"a_process": A}),
         elements=[dict(element="INT4", stages=2, lut=123, ff=45, dsp=0, fit=2228, reason=None)],
-        sizes=counts.size_rows(counts.process_rows(RTL, {"a_process": A})[:-1], 2, [2, 4], 4),
+        sizes=[
+            *counts.size_rows(counts.process_rows(RTL, {"a_process": A})[:-1], 2, [2, 4], 4),
+            dict(cells=2, digit=17, lut=345678, dsp=2345, bram=245.0, fits=False, how="counted"),
+        ],
         engines=[dict(format="FP32", how="put together", lut=901234, dsp=2100, bram=240.0, elements=25)],
         toggles=[dict(element="FP32", gates=43210, flops=1234, changes=987.6, ratio=54.3)],
         model=report.model_rows(WORKLOADS, [2, 4]),
@@ -103,7 +106,7 @@ def test_the_page_has_the_figures_and_dashes_for_gaps(tmp_path) -> None:
     assert found["matmuls"][0]["cycles"] is None
     text = page.read_text(encoding="utf-8")
     assert "307.2 GMAC/s; divided by 33.82 frames that is 9.1 GMAC a frame" in text
-    assert "901,234" in text and "987.6" in text and "54.3" in text
+    assert text.count("345,678") == 2 and "901,234" in text and "987.6" in text and "54.3" in text
     assert "2,228" in text and "1,234,567" in text and "&lt;unit&gt;" in text and "177,001" in text
     assert text.count("<circle") == len(figures["layers"]) and ">multiply</span>" in text
     assert "<td>–</td>" in text and all(gap.split(",")[0] in text for gap in report.GAPS if "'" not in gap)
