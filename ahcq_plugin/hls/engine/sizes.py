@@ -29,8 +29,8 @@ def size_figures(
         paper: ``counted_parts`` of ``PAPER``.
         elements: rows of ``baseline.element_rows``.
         cells: numbers of them.
-        count_all: count engines of each number of cells, with digits of 4 and of 17 bits, and INT8's (an hour of a
-            core); else there are multiples of ``paper`` and no ``engines``.
+        count_all: count engines of each number of cells, with digits of 4 and of 17 bits, and INT8's; else
+            there are multiples of ``paper`` and no ``engines``.
     """
     if not count_all:
         return dict(sizes=size_rows(paper, PAPER.cells, cells, PAPER.digit), engines=[])
