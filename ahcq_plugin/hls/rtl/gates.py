@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ahcq_plugin.hls.rtl.errors import ToolError
 from ahcq_plugin.hls.rtl.yosys import run_yosys
 
 STREAMS = 64
 COMMANDS = (
     "read_verilog -sv {file}",
     "synth -flatten -noabc -top {top}",
-    "dfflegalize -cell $_DFF_P_ 01",
+    "dfflegalize -cell $_DFF_P_ 0",
     "abc -g AND,OR,XOR",
     "opt_clean -purge",
     "write_json gates.json",
@@ -88,7 +89,7 @@ def gates(text: str, top: str, limit: float | None = None) -> Gates:
     Args:
         limit: seconds of a core for yosys.
     Raises:
-        ToolError: pyosys is missing or fails, or takes longer.
+        ToolError: pyosys is missing or fails, or takes longer; or the module has latches, or a circle of gates.
     """
     commands = [command.format(file="module.sv", top=top) for command in COMMANDS]
     module = run_yosys({"module.sv": text}, commands, "gates.json", top, limit)["modules"][top]
@@ -101,6 +102,8 @@ def gates(text: str, top: str, limit: float | None = None) -> Gates:
     flops, waiting = [], []
     for cell in module["cells"].values():
         pins = {name: net(bits[0]) for name, bits in cell["connections"].items()}
+        if cell["type"] not in (_FLOP, *_GATES):
+            raise ToolError(f"{top} has a cell {cell['type']}, allowed are {', '.join((_FLOP, *_GATES))}")
         if cell["type"] == _FLOP:
             flops.append((pins["D"], pins["Q"]))
         else:  # not a is a xor 1
@@ -112,6 +115,8 @@ def gates(text: str, top: str, limit: float | None = None) -> Gates:
     while waiting:
         ready = [gate for gate in waiting if gate[1] in known and gate[2] in known]
         waiting = [gate for gate in waiting if gate[1] not in known or gate[2] not in known]
+        if not ready:
+            raise ToolError(f"{top} has a circle of {len(waiting)} gates without a flip-flop in it")
         for operation in dict.fromkeys(_GATES.values()):
             a, b, out = np.array([gate[1:] for gate in ready if _GATES[gate[0]] is operation], int).reshape(-1, 3).T
             levels.append((operation, a, b, out))

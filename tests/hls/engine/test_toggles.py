@@ -10,7 +10,7 @@ import pytest
 
 from ahcq_plugin.hls.engine import toggles
 from ahcq_plugin.hls.engine.toggles import FORMATS, codes, element_run, packaged_rows
-from ahcq_plugin.hls.rtl import cache_folder
+from ahcq_plugin.hls.rtl import ToolError, cache_folder
 from ahcq_plugin.hls.rtl.gates import STREAMS, gates, of_streams, to_streams
 
 COUNTER = """module counter (input clk, input rst, input [3:0] a, output reg [7:0] sum, output [7:0] square);
@@ -45,6 +45,24 @@ def test_changes_are_those_of_every_net_after_the_warm_cycles() -> None:
     assert (of_streams(found["q"])[:, 1:, 0] == a[:, :-1]).all()
     flips = np.abs(np.diff(a, axis=1))  # the net a in cycle i + 1, q a cycle later
     assert changes == flips[:, 9:].sum() + flips[:, 8:-1].sum()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [("assign q = a & ~q;", "a circle of"), ("always @* if (a) q = b;", "yosys failed on odd")],
+    ids=["circle", "latch"],
+)
+def test_what_is_no_synchronous_module_is_refused(body: str, words: str) -> None:
+    kind = "reg" if "always" in body else "wire"
+    with pytest.raises(ToolError, match=words):
+        gates(f"module odd (input a, input b, output {kind} q); {body} endmodule", "odd")
+
+
+def test_flip_flops_that_begin_with_1_do_so() -> None:
+    text = "module one (input clk, input a, output reg q = 1); always @(posedge clk) q <= a; endmodule"
+    never = np.zeros((3, 1), np.uint64)
+    found, _ = gates(text, "one").run(dict(a=never, clk=never), ("q",), 1)
+    assert (found["q"][:, 0] == np.array([2**64 - 1, 0, 0], np.uint64)).all()
 
 
 def test_codes_keep_zero_and_both_ends() -> None:
