@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ahcq_plugin import load_quantized
 from ahcq_plugin.export import export_spec
-from ahcq_plugin.hls.engine import report
+from ahcq_plugin.hls.engine import counts, report, sizes, toggles
 from ahcq_plugin.hls.engine.compare_rtl import compare_rtl
 from ahcq_plugin.hls.engine.config import PAPER
 from ahcq_plugin.hls.engine.rtl import SMALLEST, engine_rtl, simulation
@@ -27,6 +27,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoint", type=Path, help="quantized.pth of `make demo`")
     parser.add_argument("-o", "--out", type=writable, required=True, help="folder of the spec, the RTL and the report")
     parser.add_argument("--encoder", action="store_true", help="also the encoder unit as RTL (minutes more)")
+    parser.add_argument(
+        "--sizes", action="store_true", help="also count engines of all --cells, digits of 17 bits, INT8"
+    )
     parser.add_argument("--cells", type=at_least_one, nargs="+", default=[2, 4, 8, 16], help="of the cycle model")
     return parser.parse_args()
 
@@ -42,7 +45,8 @@ def main() -> int:
         write_text(text, args.out / "rtl" / name)
     say(f"{len(rtl.stages)} processes scheduled at II = 1; SystemVerilog: {args.out / 'rtl'}")
     with ThreadPoolExecutor(1) as beside:  # yosys, while Verilator compiles and runs
-        counting = beside.submit(report.counted, PAPER, cache_folder())
+        counting = beside.submit(counts.counted, PAPER, cache_folder())
+        toggling = beside.submit(toggles.packaged_rows, cache_folder(), counts.LIMIT)
         simulation(SMALLEST)
         say("compiled by Verilator")
         item = next(iter(scene_items(1, seed=7)))
@@ -53,6 +57,7 @@ def main() -> int:
         say(f"{len(rows)} matmuls in C++, {len(ran)} as RTL in {sum(row['cycles'] for row in ran):,} cycles: "
             f"{'DIFFERENT' if failed else 'every float is the golden model’s'}")  # fmt: skip
         processes, elements = counting.result()
+        changes = toggling.result()
     missing = [f"{row['process']}: {row['reason']}" for row in processes if row["reason"]]
     counted = sum(row["lut"] * row["instances"] for row in processes[:-1] if row["lut"] is not None)
     say(f"yosys, {PAPER.cells} cells: {counted:,} LUT; {'; '.join(missing) or 'all counted'}")
@@ -61,8 +66,9 @@ def main() -> int:
         counted=PAPER.cpp,
         matmuls=rows,
         processes=processes,
-        sizes=report.size_rows(processes, PAPER.cells, args.cells),
         elements=elements,
+        toggles=changes,
+        **sizes.size_figures(processes[:-1], elements, args.cells, args.sizes, cache_folder()),
         **report.model_figures(args.cells),
     )
     say("report: " + ", ".join(map(str, report.write_report(args.out, figures))))

@@ -3,8 +3,9 @@
 
 Each process makes one turn a cycle at most. ``process_turns`` counts what the C++ simulation counts. ``cycles`` adds,
 for each tile, the largest of what the cells, the buffers, the processes behind the cells and the DDR need for it, and
-what no tile hides: the first block and tile, the last results, the pipelines' latency. Nothing of a command is left
-out; of two commands the second waits for the first (as with BARRIER).
+what no tile hides: the first block and tile, the last results, the pipelines' latency; of the RTL, whose FIFOs hold two
+words, also what cells wait for while `correct` and then `dequantize` load the parameters of a tile. Nothing of a
+command is left out; of two commands the second waits for the first (as with BARRIER).
 """
 
 from __future__ import annotations
@@ -206,19 +207,22 @@ def cycles(
     limits: Counter[str] = Counter()
     moved = 0.0
 
-    def tile_cycles(block: int, tile: int, is_last: bool, times: int) -> None:
+    def tile_cycles(block: int, tile: int, is_last: bool, times: int) -> str:
         nonlocal moved
         rows, steps = blocks[block]
         left = 0 if is_last else rows * shape.length  # of the next block, which is about as large
-        right = 0 if is_last or (shape.tiles == 1 and block > 0) else right_beats
+        right = 0 if is_last else -(-right_beats // len(blocks)) if shape.tiles == 1 else right_beats
         chunks = min(CHUNKS, -(-(shape.n - tile * PES) // LANES))
         handled = last_chunks(shape.n, d.groups) if tile == shape.tiles - 1 else CHUNKS
         of_tile = 0 if product or is_last else corrections + SCALE_BEATS
         amount = rows * output.row_bytes(chunks, ddr) + BEAT * (left / shape.tiles + right + of_tile)
+        follows = stages and not product and (block, tile) != (0, 0)
+        loads = corrections + SCALE_BEATS + 2 * handled + 3 if follows else 0
         needs = dict(
-            cells=steps * shape.folds * passes,
+            cells=steps * shape.folds * passes + max(0, loads - WAITING * shape.folds // d.groups),
             output=max(
-                steps * handled * behind + corrections, steps * handled * d.groups + (0 if product else SCALE_BEATS)
+                steps * handled * behind + corrections + (SCALE_BEATS - 4 if follows else 0),
+                steps * handled * d.groups + (0 if product else SCALE_BEATS),
             ),
             left=-(-left // shape.tiles),
             right=right,
@@ -227,18 +231,19 @@ def cycles(
         slowest = max(needs, key=lambda name: needs[name])
         limits[slowest] += needs[slowest] * times
         moved += amount * times
+        return slowest
 
     for block in range(len(blocks)):
         for tile in range(shape.tiles):
             is_last = block == len(blocks) - 1 and tile == shape.tiles - 1
             tile_cycles(block, tile, False, shape.batch - is_last)
-    tile_cycles(len(blocks) - 1, shape.tiles - 1, True, 1)
+    end = tile_cycles(len(blocks) - 1, shape.tiles - 1, True, 1)
     first = blocks[0][0] * shape.length
     parameter_beats = HEADER_BEATS + -(-d.groups // LANES) + (d.heads if product else d.groups)
     parameter_beats += 0 if product else corrections + SCALE_BEATS
     before = (first + right_beats + parameter_beats) * BEAT
-    limits["start"] = (
-        math.ceil(max(first, right_beats, before / ddr.bytes_per_cycle)) + LATENCY + min(behind, WAITING) * CHUNKS
-    )
-    limits["start"] += stages + 2 * ddr.latency
+    table = 2**shape.left_bits if stages and shape.family == "table" else 0  # an entry a turn
+    filled = math.ceil(max(first, right_beats, table, before / ddr.bytes_per_cycle))
+    last_sums = 0 if end == "output" else min(behind, WAITING) * CHUNKS
+    limits["start"] = filled + LATENCY + last_sums + stages + 2 * ddr.latency
     return Cycles(sum(limits.values()), shape.macs, int(moved + before), dict(limits))

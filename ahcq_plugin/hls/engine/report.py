@@ -8,122 +8,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ahcq_plugin.hls.engine.baseline import element_rows
 from ahcq_plugin.hls.engine.config import LANES, NIBBLE, PAPER, PES, EngineConfig
+from ahcq_plugin.hls.engine.counts import BOARD, CELL_PROCESSES
 from ahcq_plugin.hls.engine.cycles import CLOCK_HZ, DDR
 from ahcq_plugin.hls.engine.launches import Launch
 from ahcq_plugin.hls.engine.performance import by_layer, sam_launches, total
-from ahcq_plugin.hls.engine.rtl import TOP, EngineRtl, engine_rtl
 from ahcq_plugin.hls.resources import sources
-from ahcq_plugin.hls.rtl.cells import Cells, count
-from ahcq_plugin.hls.rtl.errors import ToolError
 from ahcq_plugin.support.files import write_json, write_text
 
-FORMAT = "ahcq_plugin.hls.engine.report/3"
+FORMAT = "ahcq_plugin.hls.engine.report/4"
 #: Table IV of the paper: SAM-B on a ZCU102 at 300 MHz.
 PAPER_TABLE = {
     "FP32": dict(lut=150540, dsp=1886, bram=253, lanes=16, frames=4.75, gops_per_watt=7.21),
     "INT8": dict(lut=183505, dsp=453, bram=146, lanes=64, frames=16.34, gops_per_watt=25.11),
     "INT4": dict(lut=177001, dsp=474, bram=243, lanes=128, frames=33.82, gops_per_watt=47.73),
 }
-BOARD = dict(lut=274080, dsp=2520, bram=912)  # ZCU102
 PAPER_FRAMES = 33.82
 BOXES = (1, 5, 20, 100)
 GAPS = (
-    "LUT, DSP and BRAM after placement: the counts are of mapped netlists, process by process; those of more than two "
-    "cells are multiples",
+    "LUT, DSP and BRAM after placement: the counts are of mapped netlists, process by process",
     "clock frequency: 300 MHz is the paper's, nothing here was placed and routed",
-    "power, and energy of any kind",
-    "INT8 and FP32 engines: their processing elements alone are counted",
+    "power; of energy there is an estimate of ratios between processing elements",
+    "INT8 and FP32 engines: they are put together from counted parts, no such RTL was made",
     "what LayerNorm, softmax and positions take on the host, which the frames a second leave out",
-    "RTL of more than one cell in a simulation, and RTL of digits of 17 bits: only their C++ has run",
+    "RTL of more than two cells in a simulation: only their C++ has run",
 )
-#: Processes that every cell has of its own; the others are there once.
-CELL_PROCESSES = ("decode", "multiply", "correct", "dequantize", "dequantize_lane", "gelu_unit", "quantize", "write")
-#: What joins the processes, a row as theirs.
-JOINS = "FIFOs, memories, AXI4 ports"
-#: Seconds of a core that yosys may take for a process.
-LIMIT = 300
-
-
-def synthesis(
-    rtl: EngineRtl, cache: Path | None = None, workers: int = 2, limit: float = LIMIT
-) -> dict[str, Cells | str]:
-    """Of every process, by its name, and of ``JOINS`` the cells that yosys counts, or why there is no count.
-
-    Args:
-        workers: how many at a time.
-        limit: seconds of a core for each.
-    """
-
-    def counted(name: str) -> Cells | str:
-        try:
-            if name == JOINS:
-                return count(rtl.files, TOP, cache, limit=limit, without=rtl.stages)
-            text = rtl.files[f"{name}.sv"]
-            return count({f"{name}.sv": text}, name, cache, limit=limit)
-        except ToolError as error:
-            return str(error).splitlines()[0]  # the rest is yosys' own
-
-    names = [JOINS, *sorted(rtl.stages, key=lambda name: -len(rtl.files[f"{name}.sv"]))]  # the longest first
-    with ThreadPoolExecutor(workers) as pool:  # each is a process of its own
-        found = dict(zip(names, pool.map(counted, names), strict=True))
-    return {name: found[name] for name in (*rtl.stages, JOINS)}
-
-
-def counted(config: EngineConfig, cache: Path | None = None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """``processes`` of the engine and ``elements`` of the report."""
-    rtl = engine_rtl(config)
-    return process_rows(rtl, synthesis(rtl, cache)), element_rows(BOARD, cache, LIMIT)
-
-
-def process_rows(rtl: EngineRtl, cells: Mapping[str, Cells | str]) -> list[dict[str, Any]]:
-    """A row for each process and for what joins them, with the cells of one or the reason why not; then their sum.
-
-    Of a row: how often it is there, and pipeline stages. The sum is None where a part is.
-    """
-    rows: list[dict[str, Any]] = []
-    for name, stages in [*rtl.stages.items(), (JOINS, None)]:
-        found = cells.get(name, "not counted")
-        row = dict(process=name.removesuffix("_process"), instances=rtl.instances.get(name, 1), stages=stages)
-        if isinstance(found, Cells):
-            rows.append(row | dict(reason=None) | asdict(found))
-        else:
-            rows.append(row | dict(reason=found) | dict.fromkeys(Cells.__dataclass_fields__))
-    whole: dict[str, Any] = dict(
-        process="sum", instances=sum(row["instances"] for row in rows), stages=None, reason=None
-    )
-    return [*rows, whole | {field: _sum(rows, field) for field in Cells.__dataclass_fields__}]
-
-
-def _sum(rows: Sequence[Mapping[str, Any]], field: str, times: float = 1) -> float | None:
-    """Of all instances; those that every cell has count ``times`` as often. None where a part is."""
-    if any(row[field] is None for row in rows):
-        return None
-    return sum(
-        row[field] * row["instances"] * (times if row["process"] in (*CELL_PROCESSES, JOINS) else 1) for row in rows
-    )
-
-
-def size_rows(rows: Sequence[Mapping[str, Any]], counted: int, cells: Sequence[int]) -> list[dict[str, Any]]:
-    """What engines of other numbers of cells take, by multiples of what every cell has; and whether the board holds it.
-
-    Args:
-        rows: of ``process_rows``, of an engine of ``counted`` cells. What joins them counts as a part of the cells.
-    """
-    found = []
-    for number in cells:
-        row: dict[str, Any] = {key: _sum(rows[:-1], key, number / counted) for key in BOARD}
-        fits = None if None in row.values() else all(row[key] <= most for key, most in BOARD.items())
-        found.append(dict(cells=number, **row, fits=fits))
-    return found
 
 
 def buffer_bytes(config: EngineConfig) -> dict[str, int]:
@@ -196,8 +110,8 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> list[Path]:
     """``hw_report.json`` and ``hw_report.html`` in ``folder``, atomically; their paths.
 
     Args:
-        report: ``config``, ``counted``, ``matmuls``, ``processes``, ``elements``, ``sizes`` and those of
-            ``model_figures``; the rest is added here.
+        report: ``config``, ``counted``, ``matmuls``, ``processes``, ``elements``, ``sizes``, ``engines``, ``toggles``,
+            and those of ``model_figures``; the rest is added here.
     """
     whole = dict(format=FORMAT, paper=PAPER_TABLE, board=BOARD, buffers=buffer_bytes(PAPER), gaps=list(GAPS), **report)
     names = [row["process"] for row in whole["processes"][:-2]]  # without joins and sum

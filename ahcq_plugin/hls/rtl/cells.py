@@ -6,20 +6,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import signal
-import subprocess
-import sys
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
-from math import ceil
 from pathlib import Path
 from typing import Any
 
 from ahcq_plugin.hls.rtl.errors import ToolError
 from ahcq_plugin.hls.rtl.netlist import CELLS, Rtl
+from ahcq_plugin.hls.rtl.yosys import run_yosys
 from ahcq_plugin.support.files import write_json
 
 FORMAT = "ahcq_plugin.hls.rtl.cells/4"  # of the cache: raise it where the commands change
@@ -42,17 +37,6 @@ _MEMORY_LUTS = {
     **dict(RAM32X1S=1, RAM32X1D=2, RAM32M=4, RAM32M16=8, RAM64X1S=1, RAM64X1D=2, RAM64M=4, RAM64M8=8),
     **dict(RAM128X1S=2, RAM128X1D=4, RAM256X1S=4, RAM256X1D=8, RAM512X1S=8),
 }
-# A process of its own: yosys ends the one that it runs in where it fails.
-_SCRIPT = """
-import resource, sys
-limit = int(sys.argv[1])
-if limit:
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
-from pyosys import libyosys
-design = libyosys.Design()
-for command in sys.argv[2:]:
-    libyosys.run_pass("tee -q " + command if not command.startswith("tee") else command, design)
-"""
 
 
 @dataclass(frozen=True)
@@ -132,27 +116,11 @@ def report(rtl: Rtl, cache: Path | None = None) -> dict[str, object]:
 
 
 def _counted(files: dict[str, str], top: str, flatten: bool, limit: float | None) -> Cells:
-    if find_spec("pyosys") is None:
-        raise ToolError(
-            "yosys is needed to count cells, which the package `pyosys` holds: `pip install ahcq_plugin[rtl]`"
-        )
-    with tempfile.TemporaryDirectory(prefix="ahcq_cells_") as name:
-        work = Path(name)
-        for file, text in files.items():
-            (work / file).write_text(text, encoding="utf-8")
-        names = " ".join(file for file in files if file not in CELLS or len(files) > 1)
-        commands = [
-            command.format(files=names, top=top, flatten=" -flatten" if flatten else "") for command in COMMANDS
-        ]
-        command = [sys.executable, "-c", _SCRIPT, str(ceil(limit or 0)), *commands]
-        run = subprocess.run(command, cwd=work, capture_output=True, text=True)
-        if run.returncode == -signal.SIGXCPU:
-            raise ToolError(f"yosys had not counted {top} after {limit:g} s of a core")
-        if run.returncode or not (work / "stat.json").is_file():
-            raise ToolError(f"yosys failed on {top}:\n{(run.stdout + run.stderr)[-2000:]}")
-        statistics = json.loads((work / "stat.json").read_text(encoding="utf-8"))
+    names = " ".join(file for file in files if file not in CELLS or len(files) > 1)
+    flattened = " -flatten" if flatten else ""
+    commands = [command.format(files=names, top=top, flatten=flattened) for command in COMMANDS]
+    statistics = run_yosys(files, commands, "stat.json", top, limit)
     found = _totals(statistics["modules"], f"\\{top}")
-
     unknown = [kind for kind in found if re.match(r"RAM\d", kind) and kind not in _MEMORY_LUTS]
     if unknown:
         raise ToolError(f"yosys made {unknown} of {top}, whose LUTs are not known")

@@ -132,10 +132,10 @@ class Memories(Pointers):
         parts = []
         if kind.kind == "struct" and kind.fields:
             parts = list(zip(kind.offsets, kind.fields, strict=True))
-        elif kind.kind == "array" and kind.element.size and kind.element.kind in ("array", "struct"):
-            strides = [abs(stride) for use in uses for _, stride in use.pointer.terms]
-            if all(stride < kind.element.size for stride in strides):
-                parts = [(index * kind.element.size, kind.element) for index in range(kind.count)]
+        elif kind.kind == "array" and kind.element.kind in ("array", "struct"):
+            size = kind.element.size
+            if size and all(use.pointer.stays_within(size) for use in uses):
+                parts = [(index * size, kind.element) for index in range(kind.count)]
         chosen: dict[int, list[_Use]] = {}
         for use in uses if parts else ():
             index = max((i for i, (at, _) in enumerate(parts) if at <= use.fixed), default=0)

@@ -26,6 +26,7 @@ class Pointer:
         fixed: bytes before the first variable index, which choose a member or an element of outer dimensions.
         rest: constant bytes after it.
         terms: variable parts: (value, bytes that it is multiplied by).
+        reach: bytes of the largest array that a variable index is an index of; None where a pointer itself was moved.
     """
 
     base: str
@@ -33,23 +34,29 @@ class Pointer:
     fixed: int = 0
     rest: int = 0
     terms: tuple[tuple[Value, int], ...] = ()
+    reach: int | None = 0
 
     def moved(self, kind: Type, indices: list[tuple[Type, Value]], linear: Linear) -> Pointer:
         """The address after a ``getelementptr``; ``linear`` takes its indices apart."""
-        fixed, rest, terms = self.fixed, self.rest, list(self.terms)
+        fixed, rest, terms, reach = self.fixed, self.rest, list(self.terms), self.reach
         for position, (index_type, index) in enumerate(indices):
             if position and kind.kind == "struct":
                 step, kind = kind.offsets[index.value], kind.fields[index.value]
             else:
-                kind = kind.element if position else kind
+                whole, kind = kind, kind.element if position else kind
                 if not isinstance(index, Number):
+                    reach = None if reach is None or not position else max(reach, whole.size)
                     constant, parts = linear(index, index_type.bits)
                     terms += [(value, factor * kind.size) for value, factor in parts]
                     rest += constant * kind.size
                     continue
                 step = signed(index.value, index_type.bits) * kind.size
             fixed, rest = (fixed, rest + step) if terms else (fixed + step, rest)
-        return replace(self, fixed=fixed, rest=rest, terms=tuple(terms))
+        return replace(self, fixed=fixed, rest=rest, terms=tuple(terms), reach=reach)
+
+    def stays_within(self, size: int) -> bool:
+        """Whether the variable parts choose none of several elements of ``size`` bytes: by their strides or arrays."""
+        return self.reach is not None and self.reach <= size or all(abs(stride) < size for _, stride in self.terms)
 
 
 class Pointers:

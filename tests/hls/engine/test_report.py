@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from ahcq_plugin.hls.engine import report
+from ahcq_plugin.hls.engine import counts, report
 from ahcq_plugin.hls.engine.config import PAPER, EngineConfig
 from ahcq_plugin.hls.engine.cycles import Output, cycles
 from ahcq_plugin.hls.engine.launches import Launch
@@ -25,20 +25,25 @@ WORKLOADS = {"encoder": [Launch("u", "fc", LAYER, Output()), Launch("u", "matmul
 
 def test_the_sum_counts_every_instance_and_knows_what_it_does_not_know() -> None:
     joins = Cells(10, 5, 0, 7.5, 0, 10)
-    rows = report.process_rows(RTL, {"a_process": A, "multiply_process": B, report.JOINS: joins})
+    rows = counts.process_rows(RTL, {"a_process": A, "multiply_process": B, counts.JOINS: joins})
     whole = rows[-1]
     assert (whole["lut"], whole["ff"], whole["dsp"], whole["bram"], whole["instances"]) == (350, 215, 17, 11.5, 10)
-    one, four = report.size_rows(rows, 1, [1, 4])  # what is in a cell is there four times, and so is what joins it
-    assert one == dict(cells=1, lut=350, dsp=17, bram=11.5, fits=True)
-    assert four == dict(cells=4, lut=100 + 4 * 250, dsp=1 + 4 * 16, bram=46.0, fits=True)
-    assert not report.size_rows(rows, 1, [640])[0]["fits"]  # 10,241 DSP
-    first, second, third, whole = report.process_rows(RTL, {"a_process": A, "multiply_process": "too long"})
+    one, four = counts.size_rows(
+        rows[:-1], 1, [1, 4], 4
+    )  # what is in a cell is there four times, and so is what joins it
+    assert one == dict(cells=1, digit=4, lut=350, dsp=17, bram=11.5, fits=True, how="counted")
+    assert four | dict(how="") == dict(
+        cells=4, digit=4, lut=100 + 4 * 250, dsp=1 + 4 * 16, bram=46.0, fits=True, how=""
+    )
+    assert four["how"] == "multiple of 1 cells"
+    assert not counts.size_rows(rows[:-1], 1, [640], 4)[0]["fits"]  # 10,241 DSP
+    first, second, third, whole = counts.process_rows(RTL, {"a_process": A, "multiply_process": "too long"})
     assert first["lut"] == 100 and first["reason"] is None
     assert second["lut"] is None and second["stages"] == 35 and second["reason"] == "too long"
-    assert third["process"] == report.JOINS and third["reason"] == "not counted"
+    assert third["process"] == counts.JOINS and third["reason"] == "not counted"
     assert whole["lut"] is None
-    assert report.size_rows([first, second, third, whole], 1, [2]) == [
-        dict(cells=2, lut=None, dsp=None, bram=None, fits=None)
+    assert counts.size_rows([first, second, third], 1, [2], 4) == [
+        dict(cells=2, digit=4, lut=None, dsp=None, bram=None, fits=None, how="multiple of 1 cells")
     ]
 
 
@@ -46,17 +51,17 @@ def test_a_process_that_yosys_does_not_count_has_a_reason_and_the_others_have_co
     text = "module {}_process (input clk, input [7:0] a, output reg [7:0] b); always @(posedge clk) b <= a; endmodule"
     files = {f"{name}_process.sv": text.format(name) for name in ("a", "multiply")}
     top = f"""module inner (input clk, input [7:0] b, output reg [7:0] c); always @(posedge clk) c <= b; endmodule
-    module {report.TOP} (input clk, input [7:0] a, output [7:0] c); wire [7:0] b;
+    module {counts.TOP} (input clk, input [7:0] a, output [7:0] c); wire [7:0] b;
     multiply_process p (clk, a, b); inner q (clk, b, c); endmodule"""
-    files |= {"a_process.sv": "module a_process (input clk); assign", f"{report.TOP}.sv": top}
+    files |= {"a_process.sv": "module a_process (input clk); assign", f"{counts.TOP}.sv": top}
     rtl = replace(RTL, files=files)
-    found = report.synthesis(rtl, None)
-    assert list(found) == [*rtl.stages, report.JOINS]
+    found = counts.synthesis(rtl, None)
+    assert list(found) == [*rtl.stages, counts.JOINS]
     assert isinstance(found["multiply_process"], Cells) and found["multiply_process"].ff == 8
-    assert isinstance(found[report.JOINS], Cells) and found[report.JOINS].ff == 8  # without what it joins
+    assert isinstance(found[counts.JOINS], Cells) and found[counts.JOINS].ff == 8  # without what it joins
     assert found["a_process"] == "yosys failed on a_process:"
-    late = report.synthesis(rtl, None, limit=0.01)
-    for name, module in (("multiply_process", "multiply_process"), (report.JOINS, report.TOP)):
+    late = counts.synthesis(rtl, None, limit=0.01)
+    for name, module in (("multiply_process", "multiply_process"), (counts.JOINS, counts.TOP)):
         assert late[name] == f"yosys had not counted {module} after 0.01 s of a core"
 
 
@@ -83,9 +88,14 @@ def test_the_page_has_the_figures_and_dashes_for_gaps(tmp_path) -> None:
         config="ahcq::engine::cells<1, 4>",
         matmuls=[row],
         counted="ahcq::engine::cells<2, 4>",
-        processes=report.process_rows(RTL, {"a_process": A}),
+        processes=counts.process_rows(RTL, {"a_process": A}),
         elements=[dict(element="INT4", stages=2, lut=123, ff=45, dsp=0, fit=2228, reason=None)],
-        sizes=report.size_rows(report.process_rows(RTL, {"a_process": A}), 2, [2, 4]),
+        sizes=[
+            *counts.size_rows(counts.process_rows(RTL, {"a_process": A})[:-1], 2, [2, 4], 4),
+            dict(cells=2, digit=17, lut=345678, dsp=2345, bram=245.0, fits=False, how="counted"),
+        ],
+        engines=[dict(format="FP32", how="put together", lut=901234, dsp=2100, bram=240.0, elements=25)],
+        toggles=[dict(element="FP32", gates=43210, flops=1234, changes=987.6, ratio=54.3)],
         model=report.model_rows(WORKLOADS, [2, 4]),
         layers=report.layer_rows(WORKLOADS["encoder"], PAPER),
         frames=report.frames_paragraph(481.2, 7.0, PAPER, 32.0),
@@ -96,6 +106,7 @@ def test_the_page_has_the_figures_and_dashes_for_gaps(tmp_path) -> None:
     assert found["matmuls"][0]["cycles"] is None
     text = page.read_text(encoding="utf-8")
     assert "307.2 GMAC/s; divided by 33.82 frames that is 9.1 GMAC a frame" in text
+    assert text.count("345,678") == 2 and "901,234" in text and "987.6" in text and "54.3" in text
     assert "2,228" in text and "1,234,567" in text and "&lt;unit&gt;" in text and "177,001" in text
     assert text.count("<circle") == len(figures["layers"]) and ">multiply</span>" in text
     assert "<td>–</td>" in text and all(gap.split(",")[0] in text for gap in report.GAPS if "'" not in gap)

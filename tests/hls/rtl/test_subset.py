@@ -132,3 +132,29 @@ def test_a_comment_after_a_pragma_is_none_of_its_options(tmp_path) -> None:
         "#pragma HLS STREAM variable = middle depth = 5 // as deep as needed\n    one(in, middle);\n    one(middle, out);\n}"
     )
     assert [fifo.depth for fifo in compile_rtl(source(tmp_path, body), "top").design.fifos] == [5]
+
+
+def test_an_index_that_is_put_together_of_bytes_stays_within_its_part_of_an_array(tmp_path) -> None:
+    """The high byte of `place` has a stride of 8192 bytes, more than a part of `memory` has."""
+    body = """struct beat { unsigned word[8]; };
+struct load { beat data; unsigned short place; unsigned char part; bool last, final; };
+struct turn { unsigned short places, left, right; unsigned char word, lanes; };
+void top(hls::stream<load>& in, hls::stream<turn>& ask, hls::stream<unsigned> (&out)[2]) {
+    beat memory[2][40];
+#pragma HLS ARRAY_PARTITION variable = memory complete dim = 1
+    bool more = true;
+    while (more) {
+#pragma HLS PIPELINE II = 1
+        const load now = in.read();
+        const turn then = ask.read();
+        for (int i = 0; i < 2; ++i) {
+#pragma HLS UNROLL
+            if (now.part == i) memory[i][(now.last ? 20 : 0) + now.place] = now.data;
+            const beat found = memory[i][(now.last ? 0 : 20) + then.left];
+            out[i].write(found.word[then.word]);
+        }
+        more = !now.final;
+    }
+}"""
+    (process,) = compile_rtl(source(tmp_path, body), "top", faults=True).design.processes.values()
+    assert [(ram.depth, ram.bits) for ram in process.rams] == [(40, 256), (40, 256)]

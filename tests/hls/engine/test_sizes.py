@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines of other sizes and number formats, put together from counts of their parts."""
+
+from __future__ import annotations
+
+import pytest
+
+from ahcq_plugin.hls.engine import counts, sizes
+from ahcq_plugin.hls.engine.config import PAPER, EngineConfig
+from ahcq_plugin.hls.rtl.errors import ToolError
+
+
+def part(process: str, lut: int | None, dsp: int | None = 0, bram: float | None = 0, instances: int = 1) -> dict:
+    reason = "too long" if lut is None else None
+    return dict(process=process, instances=instances, lut=lut, ff=0, dsp=dsp, bram=bram, reason=reason)
+
+
+PARTS = [
+    part("fetch", 100),
+    part("buffer_right", 300),
+    part("multiply", 50, 4, instances=16),
+    part("correct", 70, 1, instances=2),
+    part("gelu_unit", 20, 2, instances=4),
+    part("write", 10, instances=2),
+    part(counts.JOINS, 640, 0, 240.0),
+]
+ELEMENTS = [
+    dict(element="INT4", lut=9, dsp=0, reason=None),
+    dict(element="INT8", lut=3, dsp=8, reason=None),
+    dict(element="FP32", lut=80, dsp=16, reason=None),
+]
+
+
+def test_an_engine_of_its_own_counts_is_their_sum_and_what_is_missing_is_named() -> None:
+    in_cells = counts.CELL_PROCESSES
+    four = [dict(row, instances=row["instances"] * (2 if row["process"] in in_cells else 1)) for row in PARTS]
+    four[0] = part("fetch", 200)
+    four[-1] = part(counts.JOINS, None, None, None)
+    two_row, four_row = sizes.counted_sizes({EngineConfig(2): PARTS, EngineConfig(4): four})
+    assert two_row == dict(cells=2, digit=4, lut=2080, dsp=74, bram=240.0, fits=True, how="counted")
+    assert four_row["lut"] == 200 + 300 + 2 * (800 + 140 + 80 + 20) + 2 * 640 and four_row["bram"] == 480
+    assert four_row["how"] == f"{counts.JOINS} of 2 cells"
+    (row,) = sizes.counted_sizes({EngineConfig(4): four})
+    assert row["lut"] is None and row["fits"] is None
+
+
+def test_engines_of_int8_and_fp32_are_put_together_from_counts() -> None:
+    int4, int8, fp32 = sizes.baseline_engines(PARTS, PARTS, ELEMENTS)
+    assert int4 == dict(format="INT4", how="counted", lut=2080, dsp=74, bram=240.0, elements=128)
+    behind = 140 + 80 + 20 + 640
+    assert int8["lut"] == 100 + 2 * 300 + behind + 128 * 3 and int8["dsp"] == 2 + 8 + 128 * 8
+    assert int8["bram"] == pytest.approx(240 + 2 * 1024 * 64 * 32 / 36864)
+    assert int8["elements"] == int((2080 - 700) / (3 + behind / 128))
+    assert fp32["lut"] == 100 + 300 + 80 + 20 + 640 + 128 * 80 and fp32["dsp"] == 8 + 128 * 16
+    assert fp32["elements"] == int((2080 - 400) / (80 + 740 / 128)) and fp32["how"] == "put together"
+    many = [row | dict(lut=1) for row in ELEMENTS]  # then DSPs are what ends first
+    assert sizes.baseline_engines(PARTS, PARTS, many)[1]["elements"] == int(
+        min(1380 / (1 + behind / 128), 2520 / (8 + 10 / 128))
+    )
+    assert sizes.baseline_engines([*PARTS, part("decode", None)], PARTS, ELEMENTS) == []
+
+
+def test_without_counting_all_there_are_multiples_and_the_paper_is_not_counted_again(monkeypatch) -> None:
+    found = sizes.size_figures(PARTS, ELEMENTS, [2, 4], False)
+    assert [row["how"] for row in found["sizes"]] == ["counted", "multiple of 2 cells"] and found["engines"] == []
+    asked = []
+    monkeypatch.setattr(sizes, "counted_parts", lambda config, cache: asked.append(config) or PARTS)
+    found = sizes.size_figures(PARTS, ELEMENTS, [2, 4], True)
+    assert (
+        asked == [EngineConfig(4), EngineConfig(2, 17), EngineConfig(4, 17), EngineConfig(2, 8)] and PAPER not in asked
+    )
+    assert [(row["cells"], row["digit"]) for row in found["sizes"]] == [(2, 4), (4, 4), (2, 17), (4, 17)]
+    assert [row["format"] for row in found["engines"]] == ["INT4", "INT8", "FP32"]
+
+
+def test_counts_beyond_the_limit_are_parts_with_a_reason(monkeypatch) -> None:
+    def late(*args, **options):
+        raise ToolError("yosys had not counted it after 1 s of a core")
+
+    monkeypatch.setattr(counts, "count", late)
+    rtl = counts.EngineRtl({"fetch_process.sv": ""}, {"fetch_process": 3}, {"fetch_process": 1}, 2)
+    monkeypatch.setattr(sizes, "engine_rtl", lambda config: rtl)
+    rows = sizes.counted_parts(EngineConfig(2), limit=1)
+    assert [row["process"] for row in rows] == ["fetch", counts.JOINS] and all(row["reason"] for row in rows)
