@@ -8,12 +8,11 @@ from decimal import Decimal, getcontext
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ahcq_plugin.export.codes import encode
-from ahcq_plugin.export.operands import HLUQOperand, PerHeadOperand, SpecError, TableOperand, UniformOperand
+from ahcq_plugin.export.operands import PerHeadOperand, SpecError, UniformOperand
 from ahcq_plugin.export.table_softmax import (
     ALWAYS,
     ERROR_BOUND,
@@ -27,35 +26,10 @@ from ahcq_plugin.export.table_softmax import (
     powers,
     score_bits,
 )
-from ahcq_plugin.functional import agq, lnq
+from tests.export.probabilities import FAMILIES, code_ranks, make_quantizer
 
 getcontext().prec = 50
 OCTAVE = 2**16
-
-
-def of_table(table) -> tuple[np.ndarray, np.ndarray]:
-    return table.boundaries.numpy(), table.codes.numpy()
-
-
-def make_quantizer(family: str, bits: int, rng: np.random.Generator):
-    """A quantizer of probabilities as calibration might choose it."""
-    top = 2**bits - 1
-    if family == "uniform":
-        return UniformOperand(bits, np.float32(rng.uniform(0.2, 1.5) / top), int(rng.integers(0, 3)))
-    scale = torch.tensor([rng.uniform(0.05, 1.0)], dtype=torch.float32)
-    if family == "lnq":
-        boundaries, codes = of_table(lnq.table(lnq.LNQParams(torch.tensor([2.0 ** rng.uniform(-9, 12)]), scale), bits))
-    elif family == "agq":
-        tau = torch.tensor([rng.choice(agq.allowed_taus(bits))])
-        boundaries, codes = of_table(agq.table(agq.AGQParams(scale, tau), bits))
-    else:
-        split = int(rng.integers(1, min(16, top - 1) + 1))
-        boundaries = np.sort(rng.uniform(-0.1, 1, top)).astype(np.float32)
-        return HLUQOperand(bits, np.float32(0), np.float32(0.1), np.float32(0.1), split, boundaries)
-    return TableOperand(bits, boundaries, codes, np.arange(top + 1)[np.argsort(codes)], np.float32(1), np.float32(0))
-
-
-FAMILIES = ("lnq", "agq", "uniform", "hluq")
 
 
 @st.composite
@@ -146,14 +120,13 @@ def test_a_scale_that_is_no_positive_number_is_refused(scale: float) -> None:
         factor(scale)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=5)
 @given(st.sampled_from(FAMILIES), st.sampled_from([2, 4, 8]), st.integers(0, 2**32))
 def test_a_bound_is_the_last_key_below_its_threshold(family: str, bits: int, seed: int) -> None:
     """By whole numbers alone: 2^-y >= t of a float t = m 2^q is m^65536 <= 2^(-y - 65536 q), y in 2^-16 octaves."""
     operand = make_quantizer(family, bits, np.random.default_rng(seed))
     found = bounds(operand)
     assert (np.diff(found) <= 0).all()
-    least = np.float32(0)
     for rank in (0, len(found) // 2, len(found) - 1):
         bound = int(found[rank])
         if bound in (0, LIMIT, ALWAYS):
@@ -163,16 +136,12 @@ def test_a_bound_is_the_last_key_below_its_threshold(family: str, bits: int, see
         while high - low > 1:
             middle = (low + high) // 2
             code = encode(operand, np.array([middle], np.int32).view(np.float32))[0]
-            low, high = (low, middle) if _rank(operand, code) > rank else (middle, high)
+            low, high = (low, middle) if code_ranks(operand)[code] > rank else (middle, high)
         least = np.array([high], np.int32).view(np.float32)[0]
         numerator, denominator = float(least).as_integer_ratio()
         power = numerator**OCTAVE
         shifted = OCTAVE * (denominator.bit_length() - 1)
         assert power <= 1 << (shifted - (bound - 1)) and power > 1 << (shifted - bound), rank
-
-
-def _rank(operand, code: int) -> int:
-    return int(code) if isinstance(operand, UniformOperand) else operand.rank_codes.tolist().index(code)
 
 
 @settings(deadline=None, max_examples=60)
@@ -186,8 +155,8 @@ def test_codes_are_those_of_the_exact_softmax_but_near_thresholds(case) -> None:
     alive = (scores != MASKED).any(1)
     logarithm = plain - np.log(np.maximum(np.exp(plain).sum(1, keepdims=True), 1))
     nearest = [np.exp(logarithm + sign * (ERROR_BOUND + 1) / OCTAVE * math.log(2)) for sign in (-1, 1)]
-    ends = [np.vectorize(lambda c: _rank(quantizer, c))(encode(quantizer, np.float32(p))) for p in nearest]
-    ranks = np.vectorize(lambda c: _rank(quantizer, c))(found)
+    ends = [code_ranks(quantizer)[encode(quantizer, np.float32(p))] for p in nearest]
+    ranks = code_ranks(quantizer)[found]
     inside = (ends[0] <= ranks) & (ranks <= ends[1])
     assert inside[alive].all()
 
@@ -229,7 +198,7 @@ def test_a_constant_added_to_a_row_changes_nothing(case, constant: int) -> None:
 def test_a_larger_score_has_no_lower_rank_and_equal_scores_have_equal_codes(case) -> None:
     scores, scale, quantizer = case
     codes = TableSoftmax.of([scale], quantizer).run(scores)
-    ranks = np.vectorize(lambda c: _rank(quantizer, c))(codes)
+    ranks = code_ranks(quantizer)[codes]
     order = np.argsort(scores, axis=1, kind="stable")
     assert (np.diff(np.take_along_axis(ranks, order, 1), axis=1) >= 0).all()
     for row, found in zip(scores.tolist(), codes.tolist(), strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class SoftmaxLaunch:
     """What the processes get for one call.
 
     Attributes:
-        command: ``COMMAND`` (1,).
+        command: uint32 (1, 5), the words of ``COMMAND``.
         factors, quantizers, scores: uint32 (beats, 8).
         shape: of the scores, (batch, m, n).
     """
@@ -83,7 +84,7 @@ class SoftmaxLaunch:
         rows = np.full((batch * m, -(-n // LANES) * LANES), MASKED, np.int32)
         rows[:, :n] = scores.reshape(-1, n)
         return cls(
-            command,
+            command.view(np.uint32).reshape(1, -1),
             _beats(step.mantissas | step.shifts << 24),
             np.concatenate([_beats(keys.ravel()), _beats(ranks)]),
             rows.view(np.uint32).reshape(-1, LANES),
@@ -91,10 +92,16 @@ class SoftmaxLaunch:
         )
 
     def codes(self, words: np.ndarray) -> np.ndarray:
-        """int64 codes (batch, m, n) of what came out, uint32 (beats, 8)."""
+        """int64 codes (batch, m, n) of what came out, uint32 (beats, 8).
+
+        Raises:
+            RuntimeError: a code behind the end of a row, or a word that holds none, is not 0.
+        """
         nibbles = words[:, :2, None].astype(np.int64) >> (4 * np.arange(LANES)) & 15
-        codes = nibbles[:, 0] | nibbles[:, 1] << 4
-        return codes.reshape(*self.shape[:2], -1)[..., : self.shape[2]]
+        codes = (nibbles[:, 0] | nibbles[:, 1] << 4).reshape(*self.shape[:2], -1)
+        if words[:, 2:].any() or codes[..., self.shape[2] :].any():
+            raise RuntimeError("softmax gave something else than codes of its rows")
+        return codes[..., : self.shape[2]]
 
 
 def _beats(words: np.ndarray) -> np.ndarray:
@@ -103,28 +110,43 @@ def _beats(words: np.ndarray) -> np.ndarray:
     return filled.reshape(-1, LANES)
 
 
-def run(step: TableSoftmax, scores: np.ndarray) -> np.ndarray:
-    """int64 codes (batch, m, n) of integer scores, by the C++ compiled by g++.
+def joined(launches: Sequence[SoftmaxLaunch]) -> dict[str, np.ndarray]:
+    """What the ports get for launches one after the other: uint32 (words, parts)."""
+    return {
+        "commands": np.concatenate([one.command for one in launches]),
+        "factors": np.concatenate([one.factors for one in launches]),
+        "quantizers": np.concatenate([one.quantizers for one in launches]),
+        "scores": np.concatenate([one.scores for one in launches]),
+    }
+
+
+def parted(launches: Sequence[SoftmaxLaunch], words: np.ndarray) -> list[np.ndarray]:
+    """int64 codes (batch, m, n) of each launch from the beats of codes, uint32 (beats, 8)."""
+    ends = np.cumsum([len(one.scores) for one in launches])
+    return [one.codes(part) for one, part in zip(launches, np.split(words, ends[:-1]), strict=True)]
+
+
+def run(launches: Sequence[SoftmaxLaunch]) -> list[np.ndarray]:
+    """int64 codes (batch, m, n) of launches one after the other, by the C++ compiled by g++.
 
     Raises:
-        SpecError: what does not fit. BuildError: g++ is missing or fails.
+        BuildError: g++ is missing or fails.
         RuntimeError: the processes wait for each other.
     """
-    launch = SoftmaxLaunch.of(step, scores)
     function = compiled("softmax").ahcq_softmax_run
     function.restype = ctypes.c_uint64
-    words = np.zeros_like(launch.scores)
-    given = [
-        value
-        for part in (launch.factors, launch.quantizers, launch.scores)
-        for value in (part.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint64(len(part)))
-    ]
-    # streams have one depth here: FIFOs hold a row
-    made = function(launch.command.ctypes.data_as(ctypes.c_void_p), *given, words.ctypes.data_as(ctypes.c_void_p),
-                    ctypes.c_uint64(ROW // LANES + 1))  # fmt: skip
+    given = [np.ascontiguousarray(part) for part in joined(launches).values()]
+    words = np.zeros((sum(len(one.scores) for one in launches), LANES), np.uint32)
+    sized = [value for part in given for value in (_pointer(part), ctypes.c_uint64(len(part)))]
+    # all streams have one depth here, the FIFOs' that hold a row
+    made = function(*sized, _pointer(words), ctypes.c_uint64(ROW // LANES + 1))
     if made != len(words):
         raise RuntimeError(f"softmax gave {made} beats of codes, expected {len(words)}: its processes wait")
-    return launch.codes(words)
+    return parted(launches, words)
+
+
+def _pointer(values: np.ndarray) -> ctypes.c_void_p:
+    return values.ctypes.data_as(ctypes.c_void_p)
 
 
 def softmax_rtl(cache: Path | None = None) -> Rtl:

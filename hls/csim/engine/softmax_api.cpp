@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The softmax of the engine as a C function for Python: whole launches, words in, words out.
+// The softmax of the engine as a C function for Python: launch after launch, words in, words out.
 #include <hls_stream.h>
 #include <string.h>
 
@@ -30,6 +30,10 @@ void send(words given, hls::stream<beat>& out) {
     }
 }
 
+void announce_all(const softmax_command* launches, uint64_t count, hls::stream<softmax_command>& out) {
+    for (uint64_t i = 0; i < count; ++i) out.write(launches[i]);
+}
+
 void drain(hls::stream<beat>& codes) {
     while (true) codes.read();
 }
@@ -46,8 +50,9 @@ extern "C" {
 
 // Returns the number of beats of codes, which should be that of the scores.
 uint64_t ahcq_softmax_run(
-    const softmax_command* command, const uint32_t* factors, uint64_t factor_beats, const uint32_t* quantizers,
-    uint64_t quantizer_beats, const uint32_t* scores, uint64_t score_beats, uint32_t* codes, uint64_t depth) {
+    const softmax_command* launches, uint64_t count, const uint32_t* factors, uint64_t factor_beats,
+    const uint32_t* quantizers, uint64_t quantizer_beats, const uint32_t* scores, uint64_t score_beats,
+    uint32_t* codes, uint64_t depth) {
     ahcq_sim::scheduler& sim = ahcq_sim::scheduler::get();
     sim.clocked = false;
     sim.depth = depth;
@@ -57,7 +62,7 @@ uint64_t ahcq_softmax_run(
         hls::stream<beat> to_factors, to_quantizers, to_scores, from_codes;
         from_codes.tap = &made;
         words given[3] = {{factors, factor_beats}, {quantizers, quantizer_beats}, {scores, score_beats}};
-        commands.write(*command);
+        AHCQ_LAUNCH(announce_all, launches, count, commands);
         AHCQ_LAUNCH(send, given[0], to_factors);
         AHCQ_LAUNCH(send, given[1], to_quantizers);
         AHCQ_LAUNCH(send, given[2], to_scores);
