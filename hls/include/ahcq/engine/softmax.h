@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Softmax and its quantizer on integers: from scores to codes of probabilities, LANES a turn, without a division.
 //
-// docs/softmax.md defines every number. A row goes through three processes, each a turn a beat, three rows at a time:
-// `find_top` while it arrives, `sum_powers` (pass 1), `rank_codes` (pass 2). The FIFOs between them hold a row, so that a
-// row is at most ROW_BEATS long.
+// docs/softmax.md defines every number. A row goes through three stages, each a turn a beat, three rows at a time: `find_top`
+// while it arrives; pass 1, `take_differences`, `power_lane` and `sum_powers`; pass 2, `rank_codes`. The FIFOs between them hold
+// a row, so that a row is at most ROW_BEATS long.
 #ifndef AHCQ_ENGINE_SOFTMAX_H
 #define AHCQ_ENGINE_SOFTMAX_H
 
@@ -23,6 +23,8 @@ constexpr uint32_t EXPONENT_LIMIT = (1u << 23) - 1;
 constexpr int EXPONENT_BITS = 23, POWER_BITS = 17, ONE_BITS = 30, SIGNIFICAND_BITS = 20;
 constexpr int SOFTMAX_SUM_BITS = 47;     // of rows up to 2^16
 
+typedef ap_uint<55> power_work;  // difference, masked (1 bit), mantissa (24), shift (6)
+typedef ap_uint<EXPONENT_BITS + ONE_BITS + 1> power_of;
 typedef ap_uint<LANES * EXPONENT_BITS> exponents;
 typedef ap_uint<SOFTMAX_SUM_BITS> power_sum;
 
@@ -61,10 +63,12 @@ inline bool advance(const softmax_command& c, row_place& now) {
 inline void announce(
     hls::stream<softmax_command>& commands,
     hls::stream<softmax_command>& to_top,
+    hls::stream<softmax_command>& to_differences,
     hls::stream<softmax_command>& to_sum,
     hls::stream<softmax_command>& to_rank) {
     const softmax_command c = commands.read();
     to_top.write(c);
+    to_differences.write(c);
     to_sum.write(c);
     to_rank.write(c);
 }
@@ -103,14 +107,13 @@ inline void find_top(
     }
 }
 
-// Pass 1: exponents, and the sum of their powers of two.
-inline void sum_powers(
+// Pass 1, of each score: how far below the top, or that it is masked, and the factor of its head.
+inline void take_differences(
     hls::stream<softmax_command>& commands,
     hls::stream<beat>& factors,
     hls::stream<beat>& rows,
     hls::stream<int32_t>& tops,
-    hls::stream<exponents>& out,
-    hls::stream<power_sum>& sums) {
+    hls::stream<power_work> (&out)[LANES]) {
     const softmax_command c = commands.read();
     ap_uint<30> factor[MAX_GROUPS];  // mantissa in the low 24 bits, shift above
     const uint32_t words = beats_of(c.heads) * LANES;
@@ -122,7 +125,6 @@ inline void sum_powers(
     }
     row_place now = {0, 0, 0, 0};
     int32_t top = 0;
-    power_sum sum = 0;
     bool more = true;
     while (more) {
 #pragma HLS PIPELINE II = 1
@@ -130,22 +132,56 @@ inline void sum_powers(
         if (now.beat == 0) top = tops.read();
         const beat row = rows.read();
 #pragma HLS ARRAY_PARTITION variable = row.word complete
-        const uint32_t scale = factor[now.head % MAX_GROUPS].to_uint();
-        const ap_uint<24> mantissa = scale & 0xffffff;
-        const uint32_t shift = scale >> 24;
+        const power_work scale = factor[now.head % MAX_GROUPS];
+        for (int lane = 0; lane < LANES; ++lane) {
+#pragma HLS UNROLL
+            const uint32_t apart = uint32_t(top) - row.word[lane];
+            const uint32_t difference = apart > 0xffffffu ? 0xffffffu : apart;
+            const uint32_t masked = int32_t(row.word[lane]) == MASKED ? 1u << 24 : 0;
+            out[lane].write((scale << 25) | power_work(masked | difference));
+        }
+        more = advance(c, now);
+    }
+}
+
+// Pass 1, of one score: its exponent (low bits) and the power of two that it stands for. LANES of them; runs for ever.
+inline void power_lane(hls::stream<power_work>& in, hls::stream<power_of>& out) {
+    while (true) {
+#pragma HLS PIPELINE II = 1
+        AHCQ_TURN;
+        const power_work now = in.read();
+        const ap_uint<24> difference = now.range(23, 0), mantissa = now.range(48, 25);
+        const int shift = now.range(54, 49).to_int();
+        const ap_uint<51> scaled = (ap_uint<51>(difference * mantissa) + (ap_uint<51>(1) << (shift - 1))) >> shift;
+        const bool nothing = now.range(24, 24) != 0 || scaled > EXPONENT_LIMIT;
+        const uint32_t exponent = nothing ? EXPONENT_LIMIT : scaled.to_uint();
+        const uint32_t index = (exponent + 32) >> 6, octave = index >> 10;
+        const uint32_t power = POWERS[index % 1024] << (ONE_BITS - POWER_BITS);
+        const power_of above = octave > ONE_BITS ? 0 : power >> octave;
+        out.write((above << EXPONENT_BITS) | power_of(exponent));
+    }
+}
+
+// Pass 1, of each row: the sum of its powers.
+inline void sum_powers(
+    hls::stream<softmax_command>& commands,
+    hls::stream<power_of> (&in)[LANES],
+    hls::stream<exponents>& out,
+    hls::stream<power_sum>& sums) {
+    const softmax_command c = commands.read();
+    row_place now = {0, 0, 0, 0};
+    power_sum sum = 0;
+    bool more = true;
+    while (more) {
+#pragma HLS PIPELINE II = 1
+        AHCQ_TURN;
         exponents packed = 0;
         power_sum powers = 0;
         for (int lane = 0; lane < LANES; ++lane) {
 #pragma HLS UNROLL
-            const uint32_t apart = uint32_t(top) - row.word[lane];
-            const ap_uint<24> difference = apart > 0xffffffu ? 0xffffffu : apart;
-            const ap_uint<51> scaled = (ap_uint<51>(difference * mantissa) + (ap_uint<51>(1) << int(shift - 1))) >> int(shift);
-            const bool nothing = int32_t(row.word[lane]) == MASKED || scaled > EXPONENT_LIMIT;
-            const uint32_t exponent = nothing ? EXPONENT_LIMIT : scaled.to_uint();
-            const uint32_t index = (exponent + 32) >> 6, octave = index >> 10;
-            const uint32_t power = POWERS[index % 1024] << (ONE_BITS - POWER_BITS);
-            powers += octave > ONE_BITS ? 0 : power >> octave;
-            packed.range(EXPONENT_BITS * lane + EXPONENT_BITS - 1, EXPONENT_BITS * lane) = ap_uint<EXPONENT_BITS>(exponent);
+            const power_of one = in[lane].read();
+            packed.range(EXPONENT_BITS * lane + EXPONENT_BITS - 1, EXPONENT_BITS * lane) = ap_uint<EXPONENT_BITS>(one);
+            powers += power_sum(one >> EXPONENT_BITS);
         }
         sum = (now.beat == 0 ? power_sum(0) : sum) + powers;
         out.write(packed);
@@ -254,21 +290,29 @@ inline void softmax(
     hls::stream<beat>& scores,
     hls::stream<beat>& codes) {
 #pragma HLS DATAFLOW
-    hls::stream<softmax_command> to_top("to_top"), to_sum("to_sum"), to_rank("to_rank");
+    hls::stream<softmax_command> to_top("to_top"), to_differences("to_differences"), to_sum("to_sum");
+    hls::stream<softmax_command> to_rank("to_rank");
     // A row waits for its top, then for the log of its sum: as many beats as a row has, and as the processes have stages.
     hls::stream<beat> rows("rows");
 #pragma HLS STREAM variable = rows depth = 576
     hls::stream<exponents> powers("powers");
 #pragma HLS STREAM variable = powers depth = 576
     hls::stream<int32_t> tops("tops");
+    hls::stream<power_work> works[LANES];
+    hls::stream<power_of> lanes[LANES];
     hls::stream<power_sum> sums("sums");
     hls::stream<uint32_t> logs("logs");
 #pragma HLS STREAM variable = tops depth = 64
 #pragma HLS STREAM variable = sums depth = 64
 #pragma HLS STREAM variable = logs depth = 64
-    AHCQ_PROCESS(announce, commands, to_top, to_sum, to_rank);
+    AHCQ_PROCESS(announce, commands, to_top, to_differences, to_sum, to_rank);
     AHCQ_PROCESS(find_top, to_top, scores, rows, tops);
-    AHCQ_PROCESS(sum_powers, to_sum, factors, rows, tops, powers, sums);
+    AHCQ_PROCESS(take_differences, to_differences, factors, rows, tops, works);
+    for (int lane = 0; lane < LANES; ++lane) {
+#pragma HLS UNROLL
+        AHCQ_PROCESS(power_lane, works[lane], lanes[lane]);
+    }
+    AHCQ_PROCESS(sum_powers, to_sum, lanes, powers, sums);
     AHCQ_PROCESS(take_log, sums, logs);
     AHCQ_PROCESS(rank_codes, to_rank, quantizers, powers, logs, codes);
 #ifdef AHCQ_WAIT
