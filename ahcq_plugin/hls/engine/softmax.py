@@ -85,7 +85,7 @@ class SoftmaxLaunch:
         rows[:, :n] = scores.reshape(-1, n)
         return cls(
             command.view(np.uint32).reshape(1, -1),
-            _beats(step.mantissas | step.shifts << 24),
+            _beats(step.mantissas | (step.shifts - 1) << 24),
             np.concatenate([_beats(keys.ravel()), _beats(ranks)]),
             rows.view(np.uint32).reshape(-1, LANES),
             (batch, m, n),

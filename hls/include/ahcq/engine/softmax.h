@@ -23,7 +23,7 @@ constexpr uint32_t EXPONENT_LIMIT = (1u << 23) - 1;
 constexpr int EXPONENT_BITS = 23, POWER_BITS = 17, ONE_BITS = 30, SIGNIFICAND_BITS = 20;
 constexpr int SOFTMAX_SUM_BITS = 47;     // of rows up to 2^16
 
-typedef ap_uint<55> power_work;  // difference, masked (1 bit), mantissa (24), shift (6)
+typedef ap_uint<55> power_work;  // difference, masked (1 bit), mantissa (24), shift less 1 (6)
 typedef ap_uint<EXPONENT_BITS + ONE_BITS + 1> power_of;
 typedef ap_uint<LANES * EXPONENT_BITS> exponents;
 typedef ap_uint<SOFTMAX_SUM_BITS> power_sum;
@@ -115,7 +115,7 @@ inline void take_differences(
     hls::stream<int32_t>& tops,
     hls::stream<power_work> (&out)[LANES]) {
     const softmax_command c = commands.read();
-    ap_uint<30> factor[MAX_GROUPS];  // mantissa in the low 24 bits, shift above
+    ap_uint<30> factor[MAX_GROUPS];  // mantissa in the low 24 bits, shift less 1 above
     const uint32_t words = beats_of(c.heads) * LANES;
     beat value;
     for (uint32_t i = 0; i < words; ++i) {
@@ -152,13 +152,14 @@ inline void power_lane(hls::stream<power_work>& in, hls::stream<power_of>& out) 
         const power_work now = in.read();
         const ap_uint<24> difference = now.range(23, 0), mantissa = now.range(48, 25);
         const int shift = now.range(54, 49).to_int();
-        const ap_uint<51> scaled = (ap_uint<51>(difference * mantissa) + (ap_uint<51>(1) << (shift - 1))) >> shift;
+        const ap_uint<48> halves = ap_uint<48>(difference * mantissa) >> shift;
+        const ap_uint<48> scaled = (halves + 1) >> 1;
         const bool nothing = now.range(24, 24) != 0 || scaled > EXPONENT_LIMIT;
-        const uint32_t exponent = nothing ? EXPONENT_LIMIT : scaled.to_uint();
-        const uint32_t index = (exponent + 32) >> 6, octave = index >> 10;
-        const uint32_t power = POWERS[index % 1024] << (ONE_BITS - POWER_BITS);
-        const power_of above = octave > ONE_BITS ? 0 : power >> octave;
-        out.write((above << EXPONENT_BITS) | power_of(exponent));
+        const ap_uint<EXPONENT_BITS> exponent = nothing ? EXPONENT_LIMIT : scaled.to_uint();
+        const uint32_t index = (exponent.to_uint() + 32) >> 6, octave = index >> 10;
+        const ap_uint<ONE_BITS + 1> one = POWERS[index % 1024] << (ONE_BITS - POWER_BITS);
+        const power_of power = octave > ONE_BITS ? ap_uint<ONE_BITS + 1>(0) : one >> int(octave % 32);
+        out.write((power << EXPONENT_BITS) | power_of(exponent));
     }
 }
 
@@ -282,7 +283,7 @@ inline void rank_codes(
 }
 
 // Command after command: scores and codes in beats, rows begin with a beat of their own. `factors` gets a word a head,
-// mantissa and shift; `quantizers` the bounds (2^bits words a quantizer, the first of them unused), then the codes of the ranks.
+// mantissa and shift less 1; `quantizers` the bounds (2^bits words a quantizer, the first of them unused), then the codes of the ranks.
 inline void softmax(
     hls::stream<softmax_command>& commands,
     hls::stream<beat>& factors,
