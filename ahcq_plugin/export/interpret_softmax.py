@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -107,6 +108,8 @@ class TableSoftmaxInterpreter(UnitInterpreter):
                 self._softmaxes[node] = self._chain(node)
             except _Float as reason:
                 self.rows[node.name].reason = str(reason)
+        sources = [link.source for link in self._links.values()]
+        self._uses = Counter([*sources, *(softmax.all_input_nodes[0] for softmax in self._softmaxes.values())])
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         self._scores.clear()
@@ -120,11 +123,15 @@ class TableSoftmaxInterpreter(UnitInterpreter):
             self.codes[n] = found
             return quantizer.decode(found)
         result = super().run_node(n)
-        if n in self._products:
-            self._scores[n] = self._start(n)
-        elif n in self._links and self._links[n].source in self._scores:
-            self._scores[n] = self._linked(n, self._links[n])
+        if (product := self._products.pop(n, None)) is not None and self._uses[n]:
+            self._scores[n] = _from_product(*product)
+        elif n in self._links and (before := self._take(self._links[n].source)) is not None:
+            self._scores[n] = self._linked(n, self._links[n], before)
         return result
+
+    def _take(self, node: fx.Node) -> _Scores | None:
+        """The scores of ``node``, which are freed where nobody else reads them."""
+        return self._scores.get(node) if self._uses[node] > 1 else self._scores.pop(node, None)
 
     def _computed(self, call: Call) -> Tensor:
         output, exported = self._compute(call)
@@ -172,18 +179,7 @@ class TableSoftmaxInterpreter(UnitInterpreter):
             return False
         return self.sites[node].kind == "qk"
 
-    def _start(self, node: fx.Node) -> _Scores:
-        matmul, accumulators, scaling = self._products.pop(node)
-        scale = np.atleast_1d(np.asarray(product_scale(matmul), np.float64)) * scaling
-        integers = torch.from_numpy(accumulators[..., 0])
-        head = None
-        if len(scale) > 1:
-            products = torch.arange(math.prod(integers.shape[:-2])) % len(scale)
-            head = products.view(*integers.shape[:-2], 1, 1).expand(integers.shape)
-        return _Scores(integers, scale, head)
-
-    def _linked(self, node: fx.Node, link: _Link) -> _Scores:
-        before = self._scores[link.source]
+    def _linked(self, node: fx.Node, link: _Link, before: _Scores) -> _Scores:
         if link.kind == "shape":
             return before.mapped(self._bound(node, link.source))
         if link.kind == "scale":
@@ -220,7 +216,7 @@ class TableSoftmaxInterpreter(UnitInterpreter):
         """Codes behind the softmax of ``quantizer`` by tables; None where it stays in floating point."""
         row, softmax = self.rows[quantizer.name], self._softmaxes[quantizer]
         module, x = self.submodules[quantizer.target], self.env[quantizer.all_input_nodes[0]]
-        scores = self._scores.get(softmax.all_input_nodes[0])
+        scores = self._take(softmax.all_input_nodes[0])
         row.reason = self._problem(softmax, scores, module)
         if row.reason or scores is None:
             return None
@@ -248,6 +244,17 @@ class TableSoftmaxInterpreter(UnitInterpreter):
         if getattr(quantizer, "scale", torch.ones(1)).numel() > 1:
             return "its quantizer has more than one scale"
         return ""
+
+
+def _from_product(matmul: Matmul, accumulators: np.ndarray, scaling: float) -> _Scores:
+    """Accumulators (..., m, n, 1) of Q K^T as scores; ``scaling``: the factors of its operands."""
+    scale = np.atleast_1d(np.asarray(product_scale(matmul), np.float64)) * scaling
+    integers = torch.from_numpy(accumulators[..., 0])
+    head = None
+    if len(scale) > 1:
+        products = torch.arange(math.prod(integers.shape[:-2])) % len(scale)
+        head = products.view(*integers.shape[:-2], 1, 1).expand(integers.shape)
+    return _Scores(integers, scale, head)
 
 
 class _Float(Exception):
