@@ -5,18 +5,19 @@ import argparse
 import itertools
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from ahcq_plugin import load_quantized
 from ahcq_plugin.export import OnnxSam, export_onnx, load_spec
-from ahcq_plugin.export.compare import check_of_model, compare, golden_forward, mask_overlap
+from ahcq_plugin.export.compare import check_of_model, compare
+from ahcq_plugin.studies.golden_masks import golden_runs, mask_rows, softmax_total
 from ahcq_plugin.support.arguments import at_least_one
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.predict import make_batch
 from ahcq_plugin.zoo.sam import box_forward
 
-NUDGE = 1 + 2**-22  # changes the last bit of the image
+BOXES = 4
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,6 +27,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--images", type=at_least_one, default=8)
     parser.add_argument("--coco", type=Path, help="COCO folder with instances.json and images/; default: scenes")
     parser.add_argument("--onnx", action="store_true", help="compare the ONNX graphs in that folder too")
+    parser.add_argument("--masks", action="store_true", help="masks only, not matmul by matmul")
     return parser.parse_args()
 
 
@@ -35,8 +37,29 @@ def main() -> None:
     spec = load_spec(args.spec)
     check_of_model(model, spec)
     items = coco_items(args.coco) if args.coco else scene_items(2 * args.images, seed=7)
-    batches = [make_batch(model, i.image, i.boxes[:4]) for i in itertools.islice(items, args.images)]
-    rows, units = compare(model, spec, batches, box_forward)
+    items = list(itertools.islice(items, args.images))
+    if not args.masks:
+        batches = [make_batch(model, item.image, item.boxes[:BOXES]) for item in items]
+        print_matmuls(*compare(model, spec, batches, box_forward))
+    softmaxes = []
+    runs = golden_runs(model, spec, softmaxes)
+    if args.onnx:
+        export_onnx(model, args.spec)
+        runs["ONNX in onnxruntime"] = OnnxSam(args.spec)
+    print("| masks | IoU to PyTorch's | least | flipped pixels | IoU to golden model's | least | IoU to the truth |")
+    print("|---|---|---|---|---|---|---|")
+    for name, row in mask_rows(model, items, runs, BOXES).items():
+        near, golden, true = np.mean(row.to_pytorch), np.mean(row.to_golden), np.mean(row.truth)
+        figures = f"{near:.4f} | {min(row.to_pytorch):.4f} | {row.flipped} | {golden:.4f} | {min(row.to_golden):.4f}"
+        print(f"| {name} | {figures} | {true:.4f} |")
+    whole = softmax_total(softmaxes)
+    print(
+        f"\n{whole.differing} of {whole.codes} codes of softmax on tables differ from those of a float softmax of the"
+    )
+    print(f"same scores, {whole.further} by more than a level; left in floating point: {whole.reason or 'none'}")
+
+
+def print_matmuls(rows, units) -> None:
     print("error of one output, in 2^-24 of the sum of the magnitudes of its terms, and its proven limit")
     print("| unit | matmul | kind | left | k | golden | limit | PyTorch | limit | codes that differ, chained |")
     print("|---|---|---|---|---|---|---|---|---|---|")
@@ -47,20 +70,7 @@ def main() -> None:
     print("\n| chained unit | codes that differ | relative difference of its output |\n|---|---|---|")
     for u in units:
         print(f"| {u.unit} | {u.share:.5%} | {u.error:.1e} |")
-    runs = {"golden model, all units chained": lambda batch: golden_forward(model, spec, batch, box_forward)}
-    runs["PyTorch, last bit of the image changed"] = lambda batch: box_forward(
-        model, {**batch, "image": batch["image"] * NUDGE}
-    )
-    if args.onnx:
-        export_onnx(model, args.spec)
-        runs["ONNX in onnxruntime"] = OnnxSam(args.spec)
-    print("\n| masks against PyTorch | mean IoU | least IoU | flipped pixels |\n|---|---|---|---|")
-    for name, run in runs.items():
-        with torch.no_grad():
-            pairs = [mask_overlap(box_forward(model, batch)[0], run(batch)[0]) for batch in batches]
-        overlaps = torch.cat([overlap for overlap, _ in pairs])
-        flipped = sum(count for _, count in pairs)
-        print(f"| {name} | {overlaps.mean():.4f} | {overlaps.min():.4f} | {flipped} |")
+    print()
 
 
 if __name__ == "__main__":

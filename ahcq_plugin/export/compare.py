@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ahcq_plugin.export.codes import decode
-from ahcq_plugin.export.interpret import Call, cut_patches, golden_output, interpreted
+from ahcq_plugin.export.interpret import Call, cut_patches, golden_output, interpreted, running
+from ahcq_plugin.export.interpret_softmax import Computed, SoftmaxRow, TableSoftmaxInterpreter
 from ahcq_plugin.export.matmul import Matmul, lane_names
 from ahcq_plugin.export.operands import SpecError, TableOperand
 from ahcq_plugin.export.sites import OperandSource
@@ -25,6 +27,8 @@ from ahcq_plugin.support.batches import Forward, default_forward, model_device, 
 
 #: Rounding of float32: half the distance from 1 to the next number.
 UNIT_ROUNDOFF = 2.0**-24
+#: How the golden model computes softmax: in floating point, as the audited model does, or on integers.
+SOFTMAXES = ("float", "tables")
 
 
 @dataclass
@@ -152,8 +156,20 @@ def check_of_model(qmodel: nn.Module, spec: Spec) -> None:
 
 
 @torch.no_grad()
-def golden_forward(qmodel: nn.Module, spec: Spec, batch: Any, forward: Forward | None = None) -> Any:
-    """What the model gives when every exported matmul runs in integers, all units chained."""
+def golden_forward(
+    qmodel: nn.Module, spec: Spec, batch: Any, forward: Forward | None = None, softmax: str = "float"
+) -> Any:
+    """What the model gives when every exported matmul runs in integers, all units chained.
+
+    Args:
+        softmax: ``float``, or ``tables`` (``table_softmax_forward``).
+    Raises:
+        ValueError: another softmax.
+    """
+    if softmax not in SOFTMAXES:
+        raise ValueError(f"`softmax` must be one of {', '.join(SOFTMAXES)}, got {softmax!r}")
+    if softmax == "tables":
+        return table_softmax_forward(qmodel, spec, batch, forward)[0]
     matmuls = {(unit.name, matmul.name): matmul for unit, matmul in spec.matmuls()}
 
     def on_matmul(unit: str, call: Call) -> Tensor:
@@ -162,6 +178,31 @@ def golden_forward(qmodel: nn.Module, spec: Spec, batch: Any, forward: Forward |
 
     with interpreted(prepared_units(qmodel), on_matmul):
         return (forward or default_forward)(qmodel, to_device(batch, model_device(qmodel)))
+
+
+@torch.no_grad()
+def table_softmax_forward(
+    qmodel: nn.Module, spec: Spec, batch: Any, forward: Forward | None = None
+) -> tuple[Any, dict[tuple[str, str], SoftmaxRow]]:
+    """``golden_forward`` with softmax and its quantizer on integers as well (``table_softmax``).
+
+    Returns:
+        (what the model gives, (unit, quantizer) -> how the codes compared with those of a float softmax).
+    """
+    matmuls = {(unit.name, matmul.name): matmul for unit, matmul in spec.matmuls()}
+
+    def on_matmul(unit: str, call: Call) -> Computed:
+        matmul = matmuls.get((unit, call.site.node.name))
+        if matmul is None:
+            return call.float_output(), None
+        result, output = golden_output(matmul, call)
+        return output, (matmul, result.accumulators)
+
+    units = prepared_units(qmodel).items()
+    interpreters = {name: TableSoftmaxInterpreter(unit, partial(on_matmul, name)) for name, unit in units}
+    with running(interpreters.values()):
+        out = (forward or default_forward)(qmodel, to_device(batch, model_device(qmodel)))
+    return out, {(name, row): interpreters[name].rows[row] for name in interpreters for row in interpreters[name].rows}
 
 
 def mask_overlap(wanted: Tensor, found: Tensor) -> tuple[Tensor, int]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -196,10 +196,17 @@ def interpreted(
 ) -> Iterator[dict[str, UnitInterpreter]]:
     """Within the context ``UnitInterpreter`` runs the units; ``on_matmul(unit, call)`` gives every matmul's output."""
     interpreters = {name: UnitInterpreter(unit, partial(on_matmul, name)) for name, unit in units.items()}
-    try:
-        for name, unit in units.items():
-            unit.forward = interpreters[name].run
+    with running(interpreters.values()):
         yield interpreters
+
+
+@contextmanager
+def running(interpreters: Collection[UnitInterpreter]) -> Iterator[None]:
+    """Within the context each of the interpreters runs its unit."""
+    try:
+        for interpreter in interpreters:
+            interpreter.module.forward = interpreter.run
+        yield
     finally:
-        for unit in units.values():
-            vars(unit).pop("forward", None)
+        for interpreter in interpreters:
+            interpreter.module.__dict__.pop("forward", None)

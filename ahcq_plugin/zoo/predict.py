@@ -45,6 +45,11 @@ def make_batch(sam: Sam, image: np.ndarray, boxes: np.ndarray) -> dict[str, Tens
 def predict_masks(sam: Sam, image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """One mask per box: bool (N, H, W) and the predicted IoU (N,), for arguments as in :func:`make_batch`."""
     logits, quality = box_forward(sam, make_batch(sam, image, boxes))
-    shown = ResizeLongestSide.get_preprocess_shape(*image.shape[:2], sam.image_encoder.img_size)
-    full = sam.postprocess_masks(logits.float(), shown, image.shape[:2])[:, 0]
-    return (full > sam.mask_threshold).cpu().numpy(), quality[:, 0].float().cpu().numpy()
+    return full_masks(sam, logits, image.shape[:2]), quality[:, 0].float().cpu().numpy()
+
+
+def full_masks(sam: Sam, logits: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Masks bool (N, H, W) of an image of ``size`` (height, width) from SAM's logits (N, 1, h, w)."""
+    shown = ResizeLongestSide.get_preprocess_shape(*size, sam.image_encoder.img_size)
+    full = sam.postprocess_masks(logits.float(), shown, size)[:, 0]
+    return (full > sam.mask_threshold).cpu().numpy()

@@ -10,9 +10,9 @@ import numpy as np
 from ahcq_plugin.export.golden import dequant_constants, product_scale
 from ahcq_plugin.export.matmul import Matmul, heads_of, lane_starts, zeros_of
 from ahcq_plugin.export.operands import GroupedOperand, HLUQOperand, TableOperand, WeightOperand
+from ahcq_plugin.export.thresholds import rank_keys, relu_keys
 from ahcq_plugin.hls.engine.config import CHUNKS, LANES, PES
 from ahcq_plugin.hls.engine.destination import Destination
-from ahcq_plugin.hls.engine.thresholds import rank_keys, relu_keys
 
 
 def group_sizes(matmul: Matmul) -> np.ndarray:

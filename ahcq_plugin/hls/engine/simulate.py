@@ -49,7 +49,21 @@ class Run:
 
 @cache
 def library(config: EngineConfig) -> ctypes.CDLL:
-    """The engine of ``config``; compiled where the cache has none for these sources, flags and compiler.
+    """The engine of ``config``.
+
+    Raises:
+        BuildError: g++ is missing or fails.
+    """
+    loaded = compiled("engine", f"-DAHCQ_CONFIG={config.cpp}")
+    for name in ("cycles", "bytes", "processes", "turns", "tapped"):
+        getattr(loaded, f"ahcq_engine_{name}").restype = ctypes.c_uint64
+    loaded.ahcq_engine_process.restype = ctypes.c_char_p
+    loaded.ahcq_engine_taps.restype = ctypes.c_void_p
+    return loaded
+
+
+def compiled(name: str, *defines: str) -> ctypes.CDLL:
+    """``csim/engine/<name>_api.cpp``; compiled where the cache has none for these sources, flags and compiler.
 
     The cache is :func:`~ahcq_plugin.support.user_cache.user_cache`.
 
@@ -59,10 +73,10 @@ def library(config: EngineConfig) -> ctypes.CDLL:
     include, harness = sources("include"), sources("csim", "engine")
     files = sorted([*include.rglob("*.h"), *harness.iterdir()])
     version = subprocess.run([compiler()[-1], "--version"], capture_output=True, text=True, check=True).stdout
-    content = hashlib.sha256("\n".join([config.cpp, version, *FLAGS]).encode())
+    content = hashlib.sha256("\n".join([*defines, version, *FLAGS]).encode())
     for file in files:
         content.update(file.name.encode() + file.read_bytes())
-    path = user_cache() / f"engine-{content.hexdigest()[:24]}.so"
+    path = user_cache() / f"{name}-{content.hexdigest()[:24]}.so"
     if not path.is_file():
         places = [
             f"-I{harness}",
@@ -72,17 +86,10 @@ def library(config: EngineConfig) -> ctypes.CDLL:
             "-isystem",
             str(ap_types()),
         ]
-        source = str(harness / "engine_api.cpp")
+        source = str(harness / f"{name}_api.cpp")
         with replacing(path) as made:
-            compile_cpp(
-                [*FLAGS, f"-DAHCQ_CONFIG={config.cpp}", *places, "-shared", source, "-o", str(made)], path.parent
-            )
-    loaded = ctypes.CDLL(str(path))
-    for name in ("cycles", "bytes", "processes", "turns", "tapped"):
-        getattr(loaded, f"ahcq_engine_{name}").restype = ctypes.c_uint64
-    loaded.ahcq_engine_process.restype = ctypes.c_char_p
-    loaded.ahcq_engine_taps.restype = ctypes.c_void_p
-    return loaded
+            compile_cpp([*FLAGS, *defines, *places, "-shared", source, "-o", str(made)], path.parent)
+    return ctypes.CDLL(str(path))
 
 
 def run(

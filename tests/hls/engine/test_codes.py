@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from ahcq_plugin.export import Matmul, SpecError, UniformOperand, WeightOperand, golden
 from ahcq_plugin.export.codes import encode
+from ahcq_plugin.export.thresholds import float_keys, key_floats, rank_keys
 from ahcq_plugin.hls.engine import layouts, simulate
 from ahcq_plugin.hls.engine.compile import columns_of, compile_matmul
 from ahcq_plugin.hls.engine.config import EngineConfig
 from ahcq_plugin.hls.engine.destination import Segment, floats, head_operands, left_rows, merged_heads, shorts
 from ahcq_plugin.hls.engine.image import Image
-from ahcq_plugin.hls.engine.thresholds import float_keys, key_floats, rank_keys
 from ahcq_plugin.hls.function_tables import gelu
 from ahcq_plugin.hls.vectors import Vectors, make_vectors, quantizer_values
 

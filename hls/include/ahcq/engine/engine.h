@@ -13,11 +13,6 @@
 #include "sequence.h"
 #include "write.h"
 
-#ifndef AHCQ_PROCESS  // a simulation starts processes and waits for them; hardware has them all
-#define AHCQ_LAUNCH(process, ...) process(__VA_ARGS__)
-#define AHCQ_PROCESS(process, ...) process(__VA_ARGS__)
-#endif
-
 namespace ahcq {
 namespace engine {
 

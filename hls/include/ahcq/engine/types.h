@@ -14,6 +14,10 @@
 #ifndef AHCQ_TURN  // a simulation counts the turns of every pipelined loop
 #define AHCQ_TURN
 #endif
+#ifndef AHCQ_PROCESS  // it starts processes and waits for them; hardware has them all
+#define AHCQ_LAUNCH(process, ...) process(__VA_ARGS__)
+#define AHCQ_PROCESS(process, ...) process(__VA_ARGS__)
+#endif
 
 namespace ahcq {
 namespace engine {
