@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in ptq.py
 
 from ahcq_plugin.studies.results import Cell, fill
 from ahcq_plugin.studies.results_tables import SUITES, markdown, page, stages_table, update_readme
+from ahcq_plugin.support.arguments import writable_folder
 from ahcq_plugin.support.files import write_text
 from ahcq_plugin.support.tool import run_tool
 
@@ -24,8 +25,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", default="images", choices=sorted(SUITES), help="which model and data")
     parser.add_argument("--config", help="default: the suite's")
-    parser.add_argument("--folder", type=Path, help="where each run's figures are kept; default: the suite's")
-    parser.add_argument("--work-dir", type=Path, help="default: work_dirs/<name of the folder>")
+    parser.add_argument(
+        "--folder", type=writable_folder, help="where each run's figures are kept; default: the suite's"
+    )
+    parser.add_argument("--work-dir", type=writable_folder, help="default: work_dirs/<name of the folder>")
     parser.add_argument(
         "--table", nargs="+", choices=[t.name for s in SUITES.values() for t in s.tables], metavar="TABLE"
     )

@@ -135,6 +135,21 @@ def json_checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def read_json(path: str | Path, remedy: str = "") -> Any:
+    """What a JSON file holds.
+
+    Args:
+        remedy: for the message: what helps against a damaged one.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not JSON; one line that names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}){remedy and '; '}{remedy}") from error
+
+
 def write_text(text: str, path: str | Path) -> None:
     """Write UTF-8 ``text`` atomically; the folder is made when absent, an older file stays when this fails."""
     with replacing(path) as temporary:

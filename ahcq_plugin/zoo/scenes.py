@@ -20,6 +20,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ahcq_plugin.support.files import read_json
+
 #: Raised whenever the pictures change, so that folders written earlier are drawn again.
 VERSION = 1
 #: Objects with a smaller visible share of the image stay in the picture, unlabelled.
@@ -296,7 +298,8 @@ def write_coco(out_dir: str | os.PathLike[str], count: int, seed: int = 0, size:
 
 
 def _made_by(result: Path) -> dict | None:
-    return json.loads(result.read_text(encoding="utf-8")).get("info") if result.is_file() else None
+    content = read_json(result, "delete the folder, and it is made again") if result.is_file() else None
+    return content.get("info") if isinstance(content, dict) else None
 
 
 def _write_images(folder: Path, count: int, seed: int, size: int) -> dict[str, list]:
