@@ -152,8 +152,8 @@ class QuantizationLoop(BaseLoop):
         check_device(cfg.test_cfg.get("device"))
         if not isinstance(cfg.test_cfg.get("cache_dir", ""), str | None):
             raise ValueError(f"test_cfg: `cache_dir` must be a folder or None, got {cfg.test_cfg.cache_dir!r:.80}")
-        if cfg.test_cfg.get("cache_dir") is not None:
-            check_writable(cfg.test_cfg.cache_dir)
+        if cfg.test_cfg.get("cache_dir") is not None and Path(check_writable(cfg.test_cfg.cache_dir)).is_file():
+            raise ValueError(f"test_cfg: `cache_dir` is a file, {cfg.test_cfg.cache_dir}; give a folder")
         cls.check_options(cfg.test_cfg)
 
     @classmethod

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ahcq_plugin.support.files import given_path
+from ahcq_plugin.support.files import check_name, given_path
 
 _MOST = 10**9
 
@@ -91,6 +91,7 @@ def check_writable(text: str) -> Path:
     """The path of a file or folder that can be written, see ``writable``; else ValueError."""
     try:
         path = given_path(text)
+        check_name(path)
         above = next(p for p in (path, *path.absolute().parents) if p.exists())
     except OSError as error:
         raise ValueError(f"{text:.200} cannot be written: {error.strerror}") from error

@@ -20,7 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ahcq_plugin.support.files import read_json
+from ahcq_plugin.support.files import check_name, read_json
 
 #: Raised whenever the pictures change, so that folders written earlier are drawn again.
 VERSION = 1
@@ -273,6 +273,7 @@ def write_coco(out_dir: str | os.PathLike[str], count: int, seed: int = 0, size:
     if count < 1:
         raise ValueError(f"`count` must be at least 1, got {count}")
     out_dir = Path(out_dir)
+    check_name(out_dir)
     made_by = {"description": "generated scenes", "version": VERSION, "seed": seed, "size": size, "count": count}
     result = out_dir / "instances.json"
     if _made_by(result) == made_by:

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ahcq_plugin.support.files import read_json
+from ahcq_plugin.support.files import check_name, read_json
 from ahcq_plugin.zoo import clips
 from ahcq_plugin.zoo.images import image_size, with_pillow
 
@@ -193,6 +193,7 @@ def write_clips(out_dir: str | os.PathLike[str], count: int, seed: int = 0, fram
     if count < 1:
         raise ValueError(f"`count` must be at least 1, got {count}")
     out_dir = Path(out_dir)
+    check_name(out_dir)
     made_by = {"version": clips.VERSION, "seed": seed, "frames": frames, "size": size, "count": count}
     if _holds_clips(out_dir, made_by):
         return out_dir

@@ -108,6 +108,8 @@ def read_convs(onnx_path: str | Path) -> list[tuple[Tensor, Tensor]]:
     except DecodeError as error:
         raise ValueError(f"{path} is not an ONNX file ({error})") from error
     tensors = {t.name: t for t in graph.initializer}
+    if elsewhere := [t.name for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]:
+        raise ValueError(f"{path}: {elsewhere[0]} lies in another file; save the model with its weights inside")
     convs = []
     for node in graph.node:
         if node.op_type != "Conv":

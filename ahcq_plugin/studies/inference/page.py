@@ -81,7 +81,8 @@ def table(rows: Sequence[Row]) -> str:
         parts = {part.boxes: part for part in row.parts}
         cells = [row.runtime, row.computes]
         cells += [_time(parts[boxes]) if boxes in parts else "–" for boxes in sorted(measured)]
-        cells += [" / ".join(f"{parts[boxes].peak / 1e6:.0f}" for boxes in (shared[0], shared[-1]))]
+        ends = (shared[0], shared[-1]) if shared else ()
+        cells += [" / ".join(f"{parts[boxes].peak / 1e6:.0f}" for boxes in ends if boxes in parts) or "–"]
         cells += [f"{row.bytes / 1e6:.1f}"]
         cells += [f"{row.iou:.3f}"] if shown and row.iou is not None else []
         lines.append(_line([f"**{cell}**" for cell in cells] if is_ours(row) else cells))
@@ -91,7 +92,8 @@ def table(rows: Sequence[Row]) -> str:
 
 def _shared(rows: Sequence[Row]) -> list[int]:
     """Numbers of boxes that all rows have; 0 is the encoder."""
-    return sorted(set.intersection(*({part.boxes for part in row.parts} for row in rows if row.parts)))
+    measured = [{part.boxes for part in row.parts} for row in rows if row.parts]
+    return sorted(set.intersection(*measured)) if measured else []
 
 
 def title(boxes: int) -> str:
