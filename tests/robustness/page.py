@@ -98,7 +98,7 @@ def _commits(commits: Sequence[str]) -> str:
     """A line that says of which code; commits in the order in which they were tried first."""
     counts = Counter(commits)
     return (
-        "Tried at: " + ", ".join(f"{name or 'an unknown commit'} ({count:,})" for name, count in counts.items()) + "."
+        "Tried at: " + ", ".join(f"{name or 'an earlier commit'} ({count:,})" for name, count in counts.items()) + "."
     )
 
 
