@@ -79,7 +79,7 @@ def load_pools(
     weights = [1.0] * len(levels)
     for more, weight in extra:
         if not 0 < weight < math.inf:
-            raise ValueError(f"the weight of {more} must be positive and finite, got {weight!r}")
+            raise ValueError(f"the weight of {more} must be positive, got {weight!r}: give a finite number")
         added, _ = load_pool(more, hold_out=0)
         levels, weights = [*levels, *added], [*weights, *[weight] * len(added)]
     return Pool(levels, weights if extra else None), held
