@@ -25,19 +25,30 @@ from ahcq_plugin.ptq.checkpoint import (
 from ahcq_plugin.ptq.coverage import Coverage
 from ahcq_plugin.ptq.precondition import ConditionReport, original_tensors, restore_originals
 from ahcq_plugin.ptq.prepare import UnitPreparer, prepare_unit
-from ahcq_plugin.ptq.prepared import weight_layers
+from ahcq_plugin.ptq.prepared import resizing, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe, current_names
-from ahcq_plugin.ptq.resume import ResumeError, UnitReport, determining, fingerprint
+from ahcq_plugin.ptq.resume import (
+    ResumeError,
+    UnitReport,
+    check_kept,
+    determining,
+    fingerprint,
+    fitting,
+    read_kept,
+)
 from ahcq_plugin.ptq.tune import TUNED_FILE, Loss, TuneReport, check_loss, floating_outputs, tune
 from ahcq_plugin.quantizers.layers import held_weight
 from ahcq_plugin.support.batches import Forward, blaming, check_batches, default_forward, model_device, run_first
 from ahcq_plugin.support.checked import check_plain, save_checked
 from ahcq_plugin.support.files import check_work_dir, given_path
 from ahcq_plugin.support.given import check_flag, check_function, check_mapping, check_model, check_usable
-from ahcq_plugin.support.safe_load import safe_load
-from ahcq_plugin.support.state import check_changeable, check_finite, check_valued, copied
+from ahcq_plugin.support.state import check_changeable, check_finite, check_valued, copied, load_state
 from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.workers import ALONE, Workers
+
+#: What a run keeps of its calibration.
+_CALIBRATED = {"fingerprint": str, "recipe": dict, "state": dict, "originals": dict, "conditions": list}
+_CONDITION = {"layer": str, "before": float, "after": float}
 
 #: Builds the floating-point model that a quantized ``state_dict`` belongs to, with any weights.
 Builder = Callable[[Mapping[str, Tensor]], nn.Module]
@@ -322,7 +333,8 @@ class _Run:
 
     def _load(self, path: Path, mark: str) -> list[ConditionReport]:
         with self.stages("calibrate", model_device(self.model)):
-            saved = safe_load(path)
+            saved = read_kept(path, _CALIBRATED)
+            conditions = [check_kept(layer, _CONDITION, path) for layer in saved["conditions"]]
             if saved["fingerprint"] != mark:
                 settings, before = determining(self.recipe), current_names(saved["recipe"])
                 changed = sorted(key for key, value in settings.items() if before.get(key) != value)
@@ -330,6 +342,7 @@ class _Run:
                 raise ResumeError(
                     f"cannot resume from {self.work_dir}: {what}; use a new work dir, or start without resume"
                 )
-            self.model.load_state_dict(saved["state"])
-            restore_originals(self.model, saved["originals"])
-            return [ConditionReport(**layer) for layer in saved["conditions"]]
+            load_state(self.model, saved["state"], str(path), "this model", resizing(self.model))
+            with fitting(path):
+                restore_originals(self.model, saved["originals"])
+            return [ConditionReport(**layer) for layer in conditions]

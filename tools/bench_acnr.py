@@ -15,7 +15,7 @@ import torch
 
 from ahcq_plugin.prequant.acnr import ErrorGram, condition_weight
 from ahcq_plugin.studies.reference.acnr import reduce_step_by_step
-from ahcq_plugin.support.arguments import at_least_one, matrix_shape, writable
+from ahcq_plugin.support.arguments import at_least_one, matrix_shape, writable_file
 from ahcq_plugin.support.tool import run_tool
 
 STEPS, ROWS = 200, 4096
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", type=matrix_shape, default=[(768, 3072), (3072, 768)], help="out x in")
     parser.add_argument("--chunks", type=at_least_one, default=32, help=f"chunks of {ROWS} error rows")
     parser.add_argument("--timed", type=at_least_one, default=4, help=f"steps of the definition, of {STEPS}")
-    parser.add_argument("--json", type=writable, help="file for the rows")
+    parser.add_argument("--json", type=writable_file, help="file for the rows")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, 1 thread, {args.chunks * ROWS} error rows, {STEPS} steps")

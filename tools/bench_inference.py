@@ -18,7 +18,7 @@ from ahcq_plugin.studies.inference.artefacts import Subject, make
 from ahcq_plugin.studies.inference.bench import measure
 from ahcq_plugin.studies.inference.page import keep_row, read_rows, write_page
 from ahcq_plugin.studies.inference.variants import VARIANTS
-from ahcq_plugin.support.arguments import at_least_one
+from ahcq_plugin.support.arguments import at_least_one, writable_folder
 from ahcq_plugin.support.tool import run_tool
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=at_least_one, default=5, help="pairs of calls")
     parser.add_argument("--threads", type=at_least_one, default=1)
     parser.add_argument("--images", type=at_least_one, default=32, help="scenes whose masks are compared")
-    parser.add_argument("--work", type=Path, default=Path("work_dirs/bench_inference"))
+    parser.add_argument("--work", type=writable_folder, default=Path("work_dirs/bench_inference"))
     parser.add_argument("--write", action="store_true", help="docs/inference.md from all results in --work")
     args = parser.parse_args()
     for name in args.models:

@@ -14,7 +14,7 @@ import torch
 
 from ahcq_plugin.functional.range_search import range_error, search_range
 from ahcq_plugin.studies.reference.range_search import search_one_by_one
-from ahcq_plugin.support.arguments import bit_width, matrix_shape, writable
+from ahcq_plugin.support.arguments import bit_width, matrix_shape, writable_file
 from ahcq_plugin.support.tool import run_tool
 
 STEPS, TIMED, SAMPLE = 100, 64, 16
@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bits", type=bit_width, nargs="+", default=[4])
     parser.add_argument("--shapes", nargs="+", type=matrix_shape, default=[(768, 768), (768, 3072), (3072, 768)])
-    parser.add_argument("--json", type=writable, help="file for the rows")
+    parser.add_argument("--json", type=writable_file, help="file for the rows")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print("shape      bits  reference s    ours s  ratio  max error64 ratio  channels lower")

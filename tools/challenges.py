@@ -16,12 +16,15 @@ from pathlib import Path
 from ahcq_plugin.studies.challenges import CALIBRATED, CHALLENGES, RECONSTRUCTED, cells, fill
 from ahcq_plugin.studies.challenges_page import overlap_table, page
 from ahcq_plugin.studies.results_tables import update_readme
+from ahcq_plugin.support.arguments import writable_folder
 from ahcq_plugin.support.tool import run_tool
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("docs/challenges"), help="where figures are kept")
+    parser.add_argument(
+        "--folder", type=writable_folder, default=Path("docs/challenges"), help="where figures are kept"
+    )
     parser.add_argument("--fill", action="store_true", help="run what has no figures yet")
     parser.add_argument("--challenge", nargs="+", choices=list(CHALLENGES), default=list(CHALLENGES), metavar="NAME")
     parser.add_argument("--method", nargs="+", metavar="LABEL", help="of the table's rows; default: all")

@@ -9,7 +9,7 @@ with warnings.catch_warnings(record=True):  # torch shows one whatever the filte
 
     from ahcq_plugin.mm.report.compare import compare, draw, read_boxes
 
-from ahcq_plugin.support.arguments import usable_device, writable
+from ahcq_plugin.support.arguments import usable_device, writable_file
 from ahcq_plugin.support.tool import run_tool
 
 
@@ -21,7 +21,7 @@ def main() -> int:
     given.add_argument("--annotations", help="COCO file with true boxes of the image, found by its file name")
     given.add_argument("--box", action="append", metavar="X0,Y0,X1,Y1", help="in pixels of the image; repeat it")
     parser.add_argument("--sam-checkpoint", help="floating-point weights; default: where the configs look")
-    parser.add_argument("--out", type=writable, default="compare.png", help="default: %(default)s")
+    parser.add_argument("--out", type=writable_file, default="compare.png", help="default: %(default)s")
     parser.add_argument("--device", type=usable_device, default="cpu")
     args = parser.parse_args()
     boxes = read_boxes(args.annotations, args.image) if args.annotations else _parse(args.box)

@@ -7,13 +7,14 @@ import warnings
 with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
     from ahcq_plugin.mm.detectors.convert_hdetr import convert_hdetr
 
+from ahcq_plugin.support.arguments import writable_file
 from ahcq_plugin.support.tool import run_tool
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", help="a file of the releases of HDETR/H-Deformable-DETR, dp0_mqs_lft")
-    parser.add_argument("out", help="for example checkpoints/hdetr_r50.pth")
+    parser.add_argument("out", type=writable_file, help="for example checkpoints/hdetr_r50.pth")
     parser.add_argument(
         "--config", default="mm_configs/_base_/detectors/hdetr_r50.py", help="our config (default: %(default)s)"
     )

@@ -7,13 +7,14 @@ import warnings
 with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
     from ahcq_plugin.mm.detectors.convert_yolox import NANO_CONFIG, convert_yolox
 
+from ahcq_plugin.support.arguments import writable_file
 from ahcq_plugin.support.tool import run_tool
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("onnx", help="for example yolox_nano.onnx")
-    parser.add_argument("out", help="for example checkpoints/yolox_nano.pth")
+    parser.add_argument("out", type=writable_file, help="for example checkpoints/yolox_nano.pth")
     parser.add_argument(
         "--config", default=NANO_CONFIG, help="mmdet's config, below its configs (default: %(default)s)"
     )

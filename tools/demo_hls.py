@@ -9,7 +9,7 @@ from ahcq_plugin.export import export_spec
 from ahcq_plugin.hls import compile_generated, cosim, flow, generate, select
 from ahcq_plugin.hls.check import check_on_model
 from ahcq_plugin.hls.vectors import make_vectors
-from ahcq_plugin.support.arguments import at_least_one, writable
+from ahcq_plugin.support.arguments import at_least_one, writable_folder
 from ahcq_plugin.support.tool import announcer, run_tool
 from ahcq_plugin.zoo.items import scene_items
 from ahcq_plugin.zoo.predict import make_batch
@@ -22,7 +22,9 @@ SIMULATED = ("attn_qkv", "matmul", "matmul_1", "mlp_lin2")  # of the first: CAG,
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="quantized.pth of `make demo`")
-    parser.add_argument("-o", "--out", type=writable, required=True, help="folder of the spec and of the generated C++")
+    parser.add_argument(
+        "-o", "--out", type=writable_folder, required=True, help="folder of the spec and of the generated C++"
+    )
     parser.add_argument("--images", type=at_least_one, default=2, help="generated scenes whose codes are compared")
     return parser.parse_args()
 

@@ -12,7 +12,7 @@ from ahcq_plugin.hls.engine.compare_rtl import compare_rtl
 from ahcq_plugin.hls.engine.config import PAPER
 from ahcq_plugin.hls.engine.rtl import SMALLEST, engine_rtl, simulation
 from ahcq_plugin.hls.rtl import cache_folder
-from ahcq_plugin.support.arguments import at_least_one, writable
+from ahcq_plugin.support.arguments import at_least_one, writable_folder
 from ahcq_plugin.support.files import write_text
 from ahcq_plugin.support.tool import announcer, run_tool
 from ahcq_plugin.zoo.items import scene_items
@@ -25,7 +25,9 @@ UNITS = ("image_encoder.blocks.0", "mask_decoder.transformer.layers.0")
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="quantized.pth of `make demo`")
-    parser.add_argument("-o", "--out", type=writable, required=True, help="folder of the spec, the RTL and the report")
+    parser.add_argument(
+        "-o", "--out", type=writable_folder, required=True, help="folder of the spec, the RTL and the report"
+    )
     parser.add_argument("--encoder", action="store_true", help="also the encoder unit as RTL (minutes more)")
     parser.add_argument(
         "--sizes", action="store_true", help="also count engines of all --cells, digits of 17 bits, INT8"

@@ -14,7 +14,7 @@ import torch
 
 from ahcq_plugin.mm.evaluation.jf_metric import JFMetric
 from ahcq_plugin.mm.evaluation.video_evaluation import evaluate_videos, keep_first_masks
-from ahcq_plugin.support.arguments import at_least_one, usable_device, writable
+from ahcq_plugin.support.arguments import at_least_one, usable_device, writable_file, writable_folder
 from ahcq_plugin.support.files import write_json
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.checkpoints import packaged_config
@@ -31,8 +31,10 @@ def main() -> None:
     parser.add_argument("--clips", type=at_least_one, default=32, help="generated clips of 12 frames")
     parser.add_argument("--davis", help="folder with JPEGImages/480p and Annotations/480p")
     parser.add_argument("--every", type=at_least_one, default=1, help="of DAVIS, use each so many frames one")
-    parser.add_argument("--out", type=writable, help="JSON file for the figures")
-    parser.add_argument("--work-dir", type=writable, default="work_dirs/clips", help="where the clips are written")
+    parser.add_argument("--out", type=writable_file, help="JSON file for the figures")
+    parser.add_argument(
+        "--work-dir", type=writable_folder, default="work_dirs/clips", help="where the clips are written"
+    )
     parser.add_argument("--device", type=usable_device, default="cpu")
     args = parser.parse_args()
     if args.weights is None:

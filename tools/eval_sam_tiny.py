@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ahcq_plugin.studies.evaluation.report import evaluate, evaluation_tables
 from ahcq_plugin.studies.training.models import MODELS
-from ahcq_plugin.support.arguments import usable_device, writable
+from ahcq_plugin.support.arguments import usable_device, writable_folder
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.sam import build_sam
 
@@ -20,7 +20,9 @@ def main() -> None:
     parser.add_argument("--weights", help="state_dict; default: the packaged weights of sam_tiny")
     parser.add_argument("--model", choices=sorted(MODELS), help="configuration of --weights; default: the packaged one")
     parser.add_argument("--device", type=usable_device, default="cpu")
-    parser.add_argument("--out", type=writable, required=True, help="folder for evaluation.json and evaluation.md")
+    parser.add_argument(
+        "--out", type=writable_folder, required=True, help="folder for evaluation.json and evaluation.md"
+    )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     sam = build_sam(MODELS[args.model] if args.model else "sam_tiny", args.weights).to(args.device)

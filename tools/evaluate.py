@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
     from ahcq_plugin.mm.cfg_options import CfgOptions
     from ahcq_plugin.mm.evaluate_checkpoint import evaluate_checkpoint
-    from ahcq_plugin.support.arguments import usable_device, writable
+    from ahcq_plugin.support.arguments import usable_device, writable_folder
     from ahcq_plugin.support.tool import run_tool
 
 # Deprecations in these packages, which users cannot act on.
@@ -23,7 +23,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("config", help="for example mm_configs/demo_sam_tiny_w4a4.py")
     parser.add_argument("checkpoint", help="what tools/ptq.py wrote: work_dirs/<name>/quantized.pth")
     parser.add_argument("--integer", action="store_true", help="compute on integers (docs/integer.md)")
-    parser.add_argument("--work-dir", type=writable, help="where the figures go; default: the folder of the checkpoint")
+    parser.add_argument(
+        "--work-dir", type=writable_folder, help="where the figures go; default: the folder of the checkpoint"
+    )
     parser.add_argument("--cfg-options", nargs="+", action=CfgOptions, help="override the config")
     parser.add_argument("--device", type=usable_device, help="cpu, cuda or cuda:N; default: cuda where there is one")
     return parser.parse_args()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ahcq_plugin import load_quantized
 from ahcq_plugin.export import export_onnx, export_spec
-from ahcq_plugin.support.arguments import writable
+from ahcq_plugin.support.arguments import writable_folder
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.sam import build_sam
 
@@ -16,7 +16,7 @@ ROW = "{:<50} {:<34} {:<7} {:<8} {:>5} {:>5} {:>5} {:>5} {:>8}"
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="quantized.pth of tools/ptq.py or of quantize()")
-    parser.add_argument("-o", "--out", type=writable, required=True, help="folder of the spec")
+    parser.add_argument("-o", "--out", type=writable_folder, required=True, help="folder of the spec")
     parser.add_argument("--sam", help="sam_tiny, vit_b, vit_l or vit_h; default: as the checkpoint's shapes say")
     parser.add_argument("--onnx", action="store_true", help="also image_encoder.onnx, mask_decoder.onnx, bundle.json")
     parser.add_argument(

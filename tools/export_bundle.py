@@ -17,7 +17,7 @@ from ahcq_plugin.export.onnx_sam2_parts import is_sam2
 from ahcq_plugin.ptq import AuditError, audit
 from ahcq_plugin.ptq.prepare import recipe_in
 from ahcq_plugin.studies import onnx_parity, onnx_video_parity
-from ahcq_plugin.support.arguments import at_least_one, writable
+from ahcq_plugin.support.arguments import at_least_one, writable_folder
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.predict import make_batch
@@ -30,7 +30,7 @@ from ahcq_plugin.zoo.track import clip_forward
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="quantized.pth or quantized.safetensors")
-    parser.add_argument("-o", "--out", type=writable, required=True, help="folder of the bundle")
+    parser.add_argument("-o", "--out", type=writable_folder, required=True, help="folder of the bundle")
     parser.add_argument("--style", choices=("exact", "deploy"), default="deploy")
     parser.add_argument("--int4", action="store_true", help="weights of at most 4 bits as INT4, opset 21")
     parser.add_argument("--images", type=at_least_one, default=8, help="to compare masks on; of a SAM 2 clips")

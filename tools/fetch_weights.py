@@ -7,6 +7,7 @@ from pathlib import Path
 
 with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
     from ahcq_plugin.mm.weights import fetch, state_of, wanted
+    from ahcq_plugin.support.arguments import writable_folder
     from ahcq_plugin.support.tool import run_tool
     from ahcq_plugin.zoo.published import PUBLISHED_FILES
 
@@ -16,7 +17,9 @@ CONFIGS = Path(__file__).resolve().parents[1] / "mm_configs"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"configs (*.py) or names; known: {', '.join(PUBLISHED_FILES)}")
-    parser.add_argument("--folder", type=Path, default=Path("checkpoints"), help="default: %(default)s, as in configs")
+    parser.add_argument(
+        "--folder", type=writable_folder, default=Path("checkpoints"), help="default: %(default)s, as in configs"
+    )
     parser.add_argument("--list", action="store_true", help="print files, sizes, checksums and URLs, and fetch nothing")
     parser.add_argument("--check", action="store_true", help="compare the files that are there, and fetch nothing")
     args = parser.parse_args()

@@ -6,7 +6,7 @@ import argparse
 from ahcq_plugin.hls.engine.config import NIBBLE, EngineConfig
 from ahcq_plugin.hls.engine.cycles import DDR
 from ahcq_plugin.hls.engine.performance import by_layer, sam2_launches, sam_launches, total
-from ahcq_plugin.support.arguments import at_least_one, bit_width, positive, writable
+from ahcq_plugin.support.arguments import at_least_one, bit_width, positive, writable_file
 from ahcq_plugin.support.files import write_json
 from ahcq_plugin.support.tool import run_tool
 
@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--bits", type=bit_width, default=4)
     parser.add_argument("--bandwidth", type=positive, default=12, help="of the DDR, GB/s")
     parser.add_argument("--layers", action="store_true", help="also every kind of layer, on the first number of cells")
-    parser.add_argument("--json", type=writable, help="also write the figures to this file")
+    parser.add_argument("--json", type=writable_file, help="also write the figures to this file")
     return parser.parse_args()
 
 

@@ -8,13 +8,14 @@ from ahcq_plugin.export import load_spec
 from ahcq_plugin.hls import HLSOptions, cosim, flow, generate, select, synth
 from ahcq_plugin.hls.rtl import layers as rtl_layers
 from ahcq_plugin.hls.vectors import make_vectors
+from ahcq_plugin.support.arguments import writable_folder
 from ahcq_plugin.support.tool import run_tool
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("spec", type=Path, help="folder that tools/export.py wrote")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the generated C++")
+    parser.add_argument("-o", "--out", type=writable_folder, required=True, help="folder of the generated C++")
     parser.add_argument("--layers", nargs="+", default=["*"], help="units or unit.matmul, with * and ?; default: all")
     parser.add_argument("--pe", type=int, default=128, help="processing elements (outputs at a time)")
     parser.add_argument("--simd", type=int, default=8, help="inputs of a processing element per cycle")

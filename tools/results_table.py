@@ -14,8 +14,9 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in ptq.py
 
-from ahcq_plugin.studies.results import Cell, fill
+from ahcq_plugin.studies.results import Cell, cell_key, fill
 from ahcq_plugin.studies.results_tables import SUITES, markdown, page, stages_table, update_readme
+from ahcq_plugin.support.arguments import writable_folder
 from ahcq_plugin.support.files import write_text
 from ahcq_plugin.support.tool import run_tool
 
@@ -24,8 +25,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", default="images", choices=sorted(SUITES), help="which model and data")
     parser.add_argument("--config", help="default: the suite's")
-    parser.add_argument("--folder", type=Path, help="where each run's figures are kept; default: the suite's")
-    parser.add_argument("--work-dir", type=Path, help="default: work_dirs/<name of the folder>")
+    parser.add_argument(
+        "--folder", type=writable_folder, help="where each run's figures are kept; default: the suite's"
+    )
+    parser.add_argument("--work-dir", type=writable_folder, help="default: work_dirs/<name of the folder>")
     parser.add_argument(
         "--table", nargs="+", choices=[t.name for s in SUITES.values() for t in s.tables], metavar="TABLE"
     )
@@ -35,6 +38,7 @@ def main() -> int:
     args = parser.parse_args()
     suite = SUITES[args.suite]
     suite = replace(suite, config=args.config or suite.config, folder=args.folder or suite.folder)
+    cell_key(suite.config, Cell("rtn", 8))  # of another file there would be a table of gaps
     work_dir = args.work_dir or Path("work_dirs") / suite.folder.name
     tables = [table for table in suite.tables if table.name in (args.table or [t.name for t in suite.tables])]
     cells = {cell.name: cell for cell in sorted((c for t in tables for c in t.cells()), key=lambda cell: cell.seed)}

@@ -10,7 +10,7 @@ from pathlib import Path
 from ahcq_plugin.studies.evaluation.report import statistics_tables
 from ahcq_plugin.studies.evaluation.stats import activation_statistics
 from ahcq_plugin.studies.tensors import condition_numbers
-from ahcq_plugin.support.arguments import at_least_one, usable_device, writable
+from ahcq_plugin.support.arguments import at_least_one, usable_device, writable_folder
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.sam import build_sam
@@ -23,7 +23,9 @@ def main() -> None:
     parser.add_argument("--coco", help="COCO folder to take images from; default: generated scenes")
     parser.add_argument("--images", type=at_least_one, default=16)
     parser.add_argument("--device", type=usable_device, default="cpu")
-    parser.add_argument("--out", type=writable, required=True, help="folder for statistics.json and statistics.md")
+    parser.add_argument(
+        "--out", type=writable_folder, required=True, help="folder for statistics.json and statistics.md"
+    )
     args = parser.parse_args()
     sam = build_sam(args.model, args.weights).to(args.device)
     items = coco_items(args.coco) if args.coco else scene_items(size=sam.image_encoder.img_size)

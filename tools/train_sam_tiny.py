@@ -9,7 +9,7 @@ import logging
 from ahcq_plugin.studies.training.job import Job
 from ahcq_plugin.studies.training.loop import TrainCfg, train
 from ahcq_plugin.studies.training.models import MODELS
-from ahcq_plugin.support.arguments import at_least_one, at_least_zero, positive, usable_device, writable
+from ahcq_plugin.support.arguments import at_least_one, at_least_zero, positive, usable_device, writable_folder
 from ahcq_plugin.support.tool import run_tool
 
 
@@ -37,7 +37,7 @@ def main() -> None:
         metavar="FOLDER=WEIGHT",
         help="more COCO folders",
     )
-    parser.add_argument("--out", type=writable, required=True, help="folder for state.pth and model.pth")
+    parser.add_argument("--out", type=writable_folder, required=True, help="folder for state.pth and model.pth")
     parser.add_argument("--model", default="sam_tiny", choices=sorted(MODELS))
     parser.add_argument("--processes", type=at_least_one, default=1, help="CPU processes of one thread each")
     parser.add_argument("--workers", type=at_least_zero, default=0, help="processes that make samples (with a GPU)")

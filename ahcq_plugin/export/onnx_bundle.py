@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ahcq_plugin.support.files import given_path, json_checksum, sha256_of, write_json
+from ahcq_plugin.support.files import given_path, json_checksum, read_json, sha256_of, write_json
 
 if TYPE_CHECKING:
     from torch import nn  # who runs graphs needs no PyTorch
@@ -88,10 +87,7 @@ def read_bundle(path: str | Path, formats: Sequence[str] = (FORMAT, SAM2_FORMAT)
     file = given_path(path) / BUNDLE_FILE
     if not file.is_file():
         raise FileNotFoundError(f"no {file}: `path` is the folder that export_onnx wrote")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON ({error}); export the model again") from error
+    content = read_json(file, "export the model again")
     found = content.get("format") if isinstance(content, dict) else None
     if found not in formats:
         raise ValueError(

@@ -76,7 +76,7 @@ def load_spec(path: str | Path) -> Spec:
         raise FileNotFoundError(f"no spec at {file}: write one with export_spec or tools/export.py")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"{file} is not valid JSON (truncated?): {error}") from error
     version = content.get("format") if isinstance(content, dict) else None
     if version not in (FORMAT, FORMER_FORMAT):

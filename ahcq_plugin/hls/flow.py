@@ -12,7 +12,7 @@ from ahcq_plugin.hls.csim import FLAGS, QUIET, compile_cpp, include_flags
 from ahcq_plugin.hls.emit import FORMAT, MANIFEST
 from ahcq_plugin.hls.layer import Layer
 from ahcq_plugin.hls.synth import SynthesisReport
-from ahcq_plugin.support.files import replacing
+from ahcq_plugin.support.files import read_json, replacing
 
 REPORT = "report.json"
 
@@ -26,12 +26,15 @@ def manifest(folder: Path) -> list[dict]:
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {MANIFEST}: it was not written by make_hls")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has the format {content.get('format')!r}, this version reads {FORMAT!r}; write it again"
-        )
-    return content["layers"]
+    content = read_json(path, "write it again")
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path} has the format {found!r}, this version reads {FORMAT!r}; write it again")
+    layers = content.get("layers")
+    rows = layers if isinstance(layers, list) else [None]
+    if not all(isinstance(layer, dict) and isinstance(layer.get("top"), str) for layer in rows):
+        raise ValueError(f"{path} does not list layers; write it again")
+    return rows
 
 
 def run_testbench(layer: Layer, folder: Path) -> tuple[bool, str]:

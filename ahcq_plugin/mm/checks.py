@@ -11,11 +11,10 @@ from typing import Any
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 
-from ahcq_plugin.mm.data.prompts import read_detections
 from ahcq_plugin.mm.data.settings import check_data_set
 from ahcq_plugin.mm.data.wrappers import innermost, wrapped
 from ahcq_plugin.mm.detectors.loading import read_detector
-from ahcq_plugin.zoo.coco import check_coco, read_content
+from ahcq_plugin.zoo.coco import check_coco, read_content, read_detections
 from ahcq_plugin.zoo.published import of_path
 
 DRY_RUN = "--dry-run runs without it"

@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from rich.console import Console
 
 from ahcq_plugin.graph import UnitError
+from ahcq_plugin.mm.config_file import read_config
 from ahcq_plugin.mm.detectors.loading import load_detector
 from ahcq_plugin.mm.dry_run import initialise, make_dry_run
 from ahcq_plugin.mm.errors import DataError
@@ -33,11 +34,6 @@ from ahcq_plugin.support.tool import BAD_INPUT, OK, is_foreseen, one_line
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 #: What is the input's fault also in the middle of a run, as is what our own code says in words of its own.
 _INPUT_ERRORS = (DataError, ResumeError, UnitError, FileNotFoundError)
-#: What reading a config may raise, which is a program: it may also name itself as its base, or end the process.
-_CONFIG_ERRORS = (Exception, SystemExit)
-#: What keys of a config hold.
-_KINDS: dict[str, type] = dict.fromkeys(("recipe", "test_cfg", "sam", "model", "test_dataloader"), Mapping)
-_KINDS |= dict.fromkeys(("load_from", "default_scope"), str)
 #: The system's refusals to write, which no part of a run can do anything about.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE)
 
@@ -139,34 +135,6 @@ def start_processes(launcher: str, cfg: Config) -> None:
 
 def _complain(console: Console, text: str) -> None:
     console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-
-
-def read_config(path: str, cfg_options: Mapping[str, Any] | None = None) -> Config:
-    """Config with overrides merged, a recipe's name made a mapping.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, not a config, an override of a key that is not there.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no config file {path}")
-    try:
-        cfg = Config.fromfile(path)
-    except _CONFIG_ERRORS as error:
-        raise ValueError(f"cannot read the config {path}: {type(error).__name__}: {error}") from error
-    if isinstance(cfg.get("recipe"), str):
-        cfg.recipe = dict(name=cfg.recipe)
-    for key in cfg_options or {}:
-        if key.split(".")[0] not in cfg:
-            raise ValueError(f"--cfg-options: unknown config key {key!r}; the config has {', '.join(sorted(cfg))}")
-    try:
-        cfg.merge_from_dict(dict(cfg_options or {}))
-    except (KeyError, TypeError, IndexError, AssertionError) as error:
-        raise ValueError(f"--cfg-options: {error}") from error
-    for key, kind in _KINDS.items():
-        if not isinstance(cfg.get(key), (kind, type(None))):
-            expected = "text" if kind is str else "a dict"
-            raise ValueError(f"the config's `{key}` must be {expected}, got {cfg[key]!r:.60}")
-    return cfg
 
 
 def override_recipe(cfg: Config, **keys: Any) -> None:

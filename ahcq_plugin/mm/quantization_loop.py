@@ -26,7 +26,7 @@ from ahcq_plugin.ptq.checkpoint import QUANTIZED_FILE
 from ahcq_plugin.ptq.distributions import collect_distributions
 from ahcq_plugin.ptq.packed import PACKED_FILE
 from ahcq_plugin.ptq.tune import Loss
-from ahcq_plugin.support.arguments import check_device
+from ahcq_plugin.support.arguments import check_device, check_writable
 from ahcq_plugin.support.batches import Forward
 from ahcq_plugin.support.cache import Cache
 from ahcq_plugin.support.digest import digest
@@ -152,6 +152,8 @@ class QuantizationLoop(BaseLoop):
         check_device(cfg.test_cfg.get("device"))
         if not isinstance(cfg.test_cfg.get("cache_dir", ""), str | None):
             raise ValueError(f"test_cfg: `cache_dir` must be a folder or None, got {cfg.test_cfg.cache_dir!r:.80}")
+        if cfg.test_cfg.get("cache_dir") is not None and Path(check_writable(cfg.test_cfg.cache_dir)).is_file():
+            raise ValueError(f"test_cfg: `cache_dir` is a file, {cfg.test_cfg.cache_dir}; give a folder")
         cls.check_options(cfg.test_cfg)
 
     @classmethod

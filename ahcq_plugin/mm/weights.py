@@ -6,12 +6,12 @@ from __future__ import annotations
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from mmengine.config import Config
 from tqdm import tqdm
 
+from ahcq_plugin.mm.config_file import read_config
 from ahcq_plugin.support.files import sha256_of, write_text
 from ahcq_plugin.zoo.published import PUBLISHED_FILES, PublishedFile, damage, of_model, of_path, record_of
 
@@ -38,14 +38,13 @@ def wanted(names: Iterable[str]) -> list[PublishedFile]:
 
 
 def _of_config(path: str) -> list[PublishedFile]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no config {path}")
-    cfg = Config.fromfile(path)
+    cfg = read_config(path)
     sam = cfg.get("sam") or {}
-    entries = [of_path(named) for named in (sam.get("checkpoint"), cfg.get("load_from")) if named]
+    given = (sam.get("checkpoint"), cfg.get("load_from"))
+    entries = [of_path(named) for named in given if isinstance(named, str) and named]
     if sam.get("checkpoint") is None:  # False would be random weights
         name = sam.get("name", "")
-        entries.insert(0, of_model(name if isinstance(name, str) else name.get("name", "")))
+        entries.insert(0, of_model(name.get("name", "") if isinstance(name, Mapping) else str(name)))
     entries = [entry for entry in entries if entry is not None]
     if not entries:
         raise ValueError(f"{path} needs no weights that are known here")

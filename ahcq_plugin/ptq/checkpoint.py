@@ -16,9 +16,8 @@ from ahcq_plugin.ptq.freeze import switch_on, unfrozen
 from ahcq_plugin.ptq.packed import is_packed, plain, read_packed, write_packed
 from ahcq_plugin.ptq.packed_state import calibration_state
 from ahcq_plugin.ptq.prepare import calls_of, left_in, prepare, recipe_in
-from ahcq_plugin.ptq.prepared import quantizers
+from ahcq_plugin.ptq.prepared import quantizers, resizing
 from ahcq_plugin.ptq.recipe import Recipe, current_names
-from ahcq_plugin.quantizers.base import ResizingStateMixin
 from ahcq_plugin.support.checked import save_checked
 from ahcq_plugin.support.files import given_path
 from ahcq_plugin.support.given import check_model
@@ -117,7 +116,7 @@ class Checkpoint:
         check_changeable(model)
         prepare(model, self.recipe, self.units, leave=self.leave, calls=self.calls)
         state = {**calibration_state(model), **self.state} if self.packed else self.state
-        load_state(model, state, str(self.path), "this model", _resizing(model), same_types=True)
+        load_state(model, state, str(self.path), "this model", resizing(model), same_types=True)
         check_finite(model, str(self.path))
         for name, quantizer in quantizers(model):
             if not quantizer.scale.numel() or not bool((quantizer.scale > 0).all()):
@@ -164,6 +163,8 @@ def _check_content(content: Mapping[str, Any], path: Path) -> None:
         value = content.get(key, {} if key == "calls" else () if key == "leave" else None)
         if not isinstance(value, kinds):
             raise ValueError(f"checkpoint {path} cannot be read: its `{key}` is {value!r:.60}")
+    if not all(isinstance(name, str) for name in content["state_dict"]):
+        raise ValueError(f"checkpoint {path} cannot be read: its state has names that are no texts")
     for key in ("units", "leave"):
         if not all(isinstance(name, str) for name in content.get(key, ())):
             raise ValueError(f"checkpoint {path} cannot be read: its `{key}` are {content[key]!r:.60}, expected names")
@@ -177,10 +178,3 @@ def _read_pickled(path: str | Path) -> dict[str, Any]:
     if written != FORMAT:
         raise ValueError(f"{path} is not a quantized checkpoint: format {written!r}, expected {FORMAT!r}")
     return content
-
-
-def _resizing(model: nn.Module) -> set[str]:
-    """Names of the tensors whose shape is known only after calibration."""
-    every = model.named_modules(remove_duplicate=False)  # the state names a module by every path to it
-    own = {name for name, module in every if isinstance(module, ResizingStateMixin)}
-    return {name for name in model.state_dict() if name.rpartition(".")[0] in own}

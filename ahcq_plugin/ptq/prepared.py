@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ahcq_plugin.quantizers import AdaRoundFakeQuantize, FakeQuantize
+from ahcq_plugin.quantizers.base import MODES, ResizingStateMixin
 from ahcq_plugin.quantizers.layers import QuantLinearView, read_parameters
 
 M = TypeVar("M", bound=nn.Module)
@@ -148,3 +149,11 @@ def watched(modules: Mapping[str, M], note: Callable[[str, M, Any, Any], object]
     finally:
         for handle in handles:
             handle.remove()
+
+
+def resizing(model: nn.Module) -> set[str]:
+    """Names of the tensors whose shape is known only after calibration."""
+    every = model.named_modules(remove_duplicate=False)  # the state names a module by every path to it
+    own = {name for name, module in every if isinstance(module, ResizingStateMixin)}
+    names = (name for name in model.state_dict() if name.rpartition(".")[0] in own)
+    return {name for name in names if name.rpartition(".")[2] not in MODES}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ahcq_plugin.ptq.prepared import resizing
 from ahcq_plugin.ptq.recipe import Recipe
+from ahcq_plugin.support.batches import blaming
 from ahcq_plugin.support.checked import save_checked
 from ahcq_plugin.support.digest import digest
 from ahcq_plugin.support.safe_load import safe_load
+from ahcq_plugin.support.state import load_state
 from ahcq_plugin.support.workers import Workers
 
 
@@ -41,6 +45,30 @@ class UnitReport:
 
 
 _UNCOUNTED = ("cache_device",)
+_REPORT = {"name": str, "error_before": float, "error_after": float, "iterations": int, "seconds": float}
+_UNIT = {"fingerprint": str, "state": dict, "report": dict}
+
+
+def read_kept(path: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """What a run kept in a file.
+
+    Raises:
+        ResumeError: it has other keys, or values of other types. ValueError: it is damaged.
+    """
+    return check_kept(safe_load(path), kinds, path)
+
+
+def check_kept(value: Any, kinds: Mapping[str, type], path: Path) -> dict[str, Any]:
+    """``value``, of the file at ``path``; ResumeError unless it is a dict of exactly these keys and types."""
+    keys = set(value) if isinstance(value, dict) else None
+    if keys != set(kinds) or not all(isinstance(value[key], kind) for key, kind in kinds.items()):
+        raise ResumeError(f"{path} is not what a run keeps there: remove it, or start without resume")
+    return value
+
+
+def fitting(path: Path) -> AbstractContextManager[None]:
+    """Errors of torch while what ``path`` holds is put into a model become one line, a ValueError."""
+    return blaming(f"{path} does not fit the model", "remove it, or start without resume")
 
 
 def determining(recipe: Recipe) -> dict[str, Any]:
@@ -91,15 +119,14 @@ class UnitFiles:
         if self.folder is None or not self.workers.first(self.resume and self._path(number).exists()):
             return None
         path = self._path(number)
-        saved = safe_load(path)
-        if not isinstance(saved, Mapping) or set(saved) != {"fingerprint", "state", "report"}:
-            raise ResumeError(f"{path} is no finished unit of a run: remove it, or start without resume")
+        saved = read_kept(path, _UNIT)
+        check_kept(saved["report"], _REPORT, path)
         if saved["fingerprint"] != self.mark or saved["report"]["name"] != name:
             raise ResumeError(
                 f"cannot resume from {path}: it was made with another model, other calibration data or another recipe; "
                 "use a new work dir, or start without resume"
             )
-        unit.load_state_dict(saved["state"])
+        load_state(unit, saved["state"], str(path), "the unit", resizing(unit))
         return UnitReport(**saved["report"])
 
     def save(self, number: int, unit: nn.Module, report: UnitReport) -> None:

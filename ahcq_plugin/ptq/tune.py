@@ -34,7 +34,7 @@ from ahcq_plugin.ptq.prepared import (
 )
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.ptq.replay import Replay, chosen_units
-from ahcq_plugin.ptq.resume import ResumeError, fingerprint
+from ahcq_plugin.ptq.resume import ResumeError, fingerprint, fitting, read_kept
 from ahcq_plugin.quantizers.layers import read_parameters
 from ahcq_plugin.support.batches import (
     Forward,
@@ -47,12 +47,12 @@ from ahcq_plugin.support.batches import (
 )
 from ahcq_plugin.support.checked import save_checked
 from ahcq_plugin.support.given import check_function
-from ahcq_plugin.support.safe_load import safe_load
 from ahcq_plugin.support.workers import ALONE, Workers
 
 TUNED_FILE = "tuned.pt"
 #: Steps between two states that are kept on disk.
 KEPT_EVERY = 25
+_KEPT = {"fingerprint": str, "done": int, "seconds": float, "parameters": list, "optimizer": dict}
 
 #: ``loss(output, floating-point output)`` of the model on one item -> scalar.
 Loss = Callable[[Any, Any], Tensor]
@@ -271,15 +271,16 @@ class Tuner:
     @torch.no_grad()
     def load(self, path: Path, mark: str) -> float:
         """Go on from a kept state; returns the seconds that it took."""
-        saved = safe_load(path)
+        saved = read_kept(path, _KEPT)
         if saved["fingerprint"] != mark:
             raise ResumeError(
                 f"cannot resume from {path}: it was made with another model, other calibration data or another recipe; "
                 "use a new work dir, or start without resume"
             )
-        for parameter, value in zip(self.parameters, saved["parameters"], strict=True):
-            parameter.copy_(value)
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": saved["optimizer"]})
+        with fitting(path):
+            for parameter, value in zip(self.parameters, saved["parameters"], strict=True):
+                parameter.copy_(value)
+            self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": saved["optimizer"]})
         self.done = saved["done"]
         return saved["seconds"]
 

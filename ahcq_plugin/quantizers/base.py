@@ -22,6 +22,8 @@ from ahcq_plugin.quantizers.host_value import HostValue
 MILESTONES = (0.2, 0.4, 0.6, 0.8)
 #: Learned scales are at least this.
 MIN_SCALE = torch.finfo(torch.float32).eps
+#: Buffers of a fake quantizer that hold its modes, one number each.
+MODES = ("observer_enabled", "fake_quant_enabled", "drop_keep")
 
 
 class ResizingStateMixin:
@@ -65,7 +67,7 @@ class FakeQuantize(ResizingStateMixin, FakeQuantizeBase):
 
     def __init__(self, observer, quant_min=0, quant_max=255, ch_axis=-1, role="", **observer_kwargs):
         super().__init__()
-        self._modes = {name: HostValue() for name in ("observer_enabled", "fake_quant_enabled", "drop_keep")}
+        self._modes = {name: HostValue() for name in MODES}
         bits = int(quant_max).bit_length()
         if quant_min != 0 or quant_max != 2**bits - 1:
             raise ValueError(f"`quant_min`, `quant_max` must be 0 and 2^bits - 1, got {quant_min!r}, {quant_max!r}")

@@ -24,7 +24,8 @@ from ahcq_plugin.export.compare import mask_overlap
 from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.studies.equalization import equalize
 from ahcq_plugin.support.digest import digest
-from ahcq_plugin.support.files import sha256_of, write_json
+from ahcq_plugin.support.files import read_json, sha256_of, write_json
+from ahcq_plugin.support.typed import typed
 from ahcq_plugin.zoo.checkpoints import default_checkpoint
 from ahcq_plugin.zoo.hard import SAM_TINY_HARD, Hardness, harden, knobs
 from ahcq_plugin.zoo.items import scene_items
@@ -37,6 +38,16 @@ BITS = 4
 CALIBRATION, HELD_OUT = 16, 32  # generated scenes, the latter the first of the test scenes
 CALIBRATION_SEED = 20260215
 BOXES = 8  # at most so many of a scene
+_AGAIN = "delete it, and it is made again"
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The file of a cell."""
+
+    key: str
+    iou: list[list[float]]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -115,12 +126,19 @@ def cells(methods: Iterable[Method] = CALIBRATED) -> list[Cell]:
 
 
 def read_cell(folder: Path, cell: Cell) -> list[list[float]] | None:
-    """IoU of every object, image by image; None where there are no figures, or of other settings or weights."""
+    """IoU of every object, image by image; None where there are no figures, or of other settings or weights.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     path = folder / f"{cell.name}.json"
     if not path.is_file():
         return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return stored["iou"] if stored["key"] == cell.key() else None
+    stored = typed(read_json(path, _AGAIN), _Stored, f"{path}: its content")
+    objects = [value for image in stored.iou for value in image]
+    if not objects or not 0 <= min(objects) <= max(objects) <= 1:
+        raise ValueError(f"{path} holds figures that are no overlaps of masks; {_AGAIN}")
+    return stored.iou if stored.key == cell.key() else None
 
 
 def fill(folder: Path, wanted: Iterable[Cell], report: Callable[[str], None] = lambda line: None) -> None:

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ahcq_plugin.mm.launch import launch, read_config
+from ahcq_plugin.mm.config_file import read_config
+from ahcq_plugin.mm.launch import launch
 from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.support.digest import digest
-from ahcq_plugin.support.files import sha256_of, write_json
+from ahcq_plugin.support.files import read_json, sha256_of, write_json
+from ahcq_plugin.support.typed import typed
 from ahcq_plugin.zoo.checkpoints import default_checkpoint
 from ahcq_plugin.zoo.hard import SAM_TINY_HARD
 
@@ -47,12 +49,36 @@ class Cell:
         return common | {"recipe.seed": self.seed} | own
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """The file of a cell."""
+
+    key: str
+    config: str
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """Of ``metrics.json``, what tables and pictures show."""
+
+    fp: dict[str, float]
+    quantized: dict[str, float]
+    stages: dict[str, dict[str, float]]
+
+
+_FIGURES = [field.name for field in fields(_Figures)]
+
+
 def cell_key(config: str, cell: Cell) -> str:
     """Hash of recipe, prompts, calibration and the SAM's weights: what a cell's figures depend on in this repository.
 
     The data are not part of it: figures made on other data belong into another folder.
     """
     cfg = read_config(config, cell.overrides())
+    name, calib = (cfg.get("sam") or {}).get("name"), (cfg.get("test_cfg") or {}).get("calib")
+    if not isinstance(name, str) or not cfg.get("test_cfg") or not isinstance(calib or {}, Mapping):
+        raise ValueError(f"{config} is no config of a run: it needs a `sam` with a name, and a `test_cfg`")
     loop = {k: v for k, v in cfg.test_cfg.items() if k not in ("cache_dir", "resume", "device")}
     loop["calib"] = {k: v for k, v in loop.get("calib", {}).items() if k != "dataset"}
     weights = Path(cfg.sam.get("checkpoint") or default_checkpoint(cfg.sam["name"]))
@@ -79,11 +105,11 @@ def read_cell(folder: Path, config: str, cell: Cell) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        key, metrics = stored["key"], dict(stored["metrics"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not hold figures of a run ({error!r}); delete it, and it is run again") from None
-    return metrics if key == cell_key(config, cell) else None
+        stored = typed(read_json(path), _Stored, "it")
+        typed({key: stored.metrics[key] for key in _FIGURES if key in stored.metrics}, _Figures, "metrics")
+    except ValueError as error:
+        raise ValueError(f"{path} does not hold figures of a run ({error}); delete it, and it is run again") from None
+    return stored.metrics if stored.key == cell_key(config, cell) else None
 
 
 def fill(

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from ahcq_plugin.support.files import check_name, given_path
+
 _MOST = 10**9
 
 
@@ -63,15 +65,40 @@ def usable_device(text: str) -> str:
 
 def writable(text: str) -> Path:
     """A file or folder that can be written: what is there of its path is folders, the last of them ours."""
-    path = Path(text)
     try:
+        return check_writable(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def writable_folder(text: str) -> Path:
+    """As ``writable``; there is no file of that name."""
+    path = writable(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text:.200} is a file, not a folder")
+    return path
+
+
+def writable_file(text: str) -> Path:
+    """As ``writable``; there is no folder, device or pipe of that name."""
+    path = writable(text)
+    if path.exists() and not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text:.200} is no file that can be written")
+    return path
+
+
+def check_writable(text: str) -> Path:
+    """The path of a file or folder that can be written, see ``writable``; else ValueError."""
+    try:
+        path = given_path(text)
+        check_name(path)
         above = next(p for p in (path, *path.absolute().parents) if p.exists())
     except OSError as error:
-        raise argparse.ArgumentTypeError(f"{text:.200} cannot be written: {error.strerror}") from error
+        raise ValueError(f"{text:.200} cannot be written: {error.strerror}") from error
     if above != path and not above.is_dir():
-        raise argparse.ArgumentTypeError(f"{text:.200} cannot be written: {above} is a file, not a folder")
+        raise ValueError(f"{text:.200} cannot be written: {above} is a file, not a folder")
     if not os.access(above, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text:.200} cannot be written: no permission for {above}")
+        raise ValueError(f"{text:.200} cannot be written: no permission for {above}")
     return path
 
 

@@ -32,21 +32,37 @@ class Cache:
         """
         if self.folder is None:
             return compute()
-        path, text = self.folder / f"{name}_{key()[:24]}.json", None
-        if self.workers.is_first and path.is_file():
+        key_text = key()
+        value = self.find(name, key_text)
+        if value is None:
+            value = compute()
+            self.keep(name, key_text, value)
+        return value
+
+    def find(self, name: str, key: str) -> Any:
+        """The value kept under ``name`` and ``key``; None where there is none that can be read."""
+        path, text = self._path(name, key), None
+        if self.workers.is_first and path is not None and path.is_file():
             text = path.read_text(encoding="utf-8", errors="replace")
         text = self.workers.first(text)
-        if text is not None:
-            try:
-                value = _opened(json.loads(text))
-                logger.info("%s taken from %s", name, path)
-                return value
-            except (ValueError, RecursionError) as error:
-                logger.warning("%s is not readable (%s), computed again", path, error)
-        value = compute()
-        if self.workers.is_first:
-            write_json({"sha256": digest(value), "value": value}, path, indent=None)
+        if text is None:
+            return None
+        try:
+            value = _opened(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            logger.warning("%s is not readable (%s), computed again", path, error)
+            return None
+        logger.info("%s taken from %s", name, path)
         return value
+
+    def keep(self, name: str, key: str, value: Any) -> None:
+        """Keep a JSON value for ``find``."""
+        path = self._path(name, key)
+        if self.workers.is_first and path is not None:
+            write_json({"sha256": digest(value), "value": value}, path, indent=None)
+
+    def _path(self, name: str, key: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{name}_{key[:24]}.json"
 
 
 def _opened(content: Any) -> Any:

@@ -8,6 +8,7 @@ anew.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import struct
@@ -27,9 +28,17 @@ _DEEPEST = 50
 
 
 def save_checked(obj: Any, path: str | Path) -> None:
-    """``torch.save`` with a digest; ``path`` is the old file or the whole new one."""
+    """``torch.save`` with a digest; ``path`` is the old file or the whole new one.
+
+    Raises: OSError: it cannot be written.
+    """
     with replacing(path) as temporary:
-        torch.save(obj, temporary)
+        try:
+            torch.save(obj, temporary)
+        except RuntimeError as error:  # torch's writer does not say why
+            if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+                raise
+            raise OSError(errno.EIO, "cannot be written: is the disk full, or a limit reached?", str(path)) from error
         seal(temporary)
 
 

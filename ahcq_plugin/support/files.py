@@ -66,6 +66,7 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
 
 def _temporary(path: Path) -> Path:
     """A name beside ``path`` that no other process takes; makes its folder, removes what dead processes left there."""
+    check_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for found in glob.iglob(f".{glob.escape(path.name)}.{_HOST}-*.tmp", root_dir=path.parent):
         number = found.removesuffix(".tmp").rpartition(f"{_HOST}-")[2].removesuffix("-old")
@@ -101,6 +102,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def check_work_dir(path: str | Path) -> None:
     """Make the folder and a file in it. Raises ValueError: it cannot be made or written to."""
+    check_name(path)
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -123,6 +125,14 @@ def given_path(path: Any, name: str = "path") -> Path:
     return Path(path)
 
 
+def check_name(path: str | Path) -> None:
+    """ValueError for a name that is not UTF-8: OpenCV, torch and ONNX cannot write there, and one of them crashes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{ascii(str(path)):.200} is not UTF-8: give another name of a file or folder") from None
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, read piece by piece."""
     with path.open("rb") as stream:
@@ -133,6 +143,21 @@ def json_checksum(content: Mapping[str, Any]) -> str:
     """SHA-256 of what a JSON file holds but its own ``checksum``, whatever the spaces between."""
     rest = {key: value for key, value in content.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def read_json(path: str | Path, remedy: str = "") -> Any:
+    """What a JSON file holds.
+
+    Args:
+        remedy: for the message: what helps against a damaged one.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not JSON; one line that names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}){remedy and '; '}{remedy}") from error
 
 
 def write_text(text: str, path: str | Path) -> None:

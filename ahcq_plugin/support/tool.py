@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import linecache
+import shutil
 import sys
 import time
 import traceback
@@ -67,7 +68,9 @@ def is_foreseen(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The message without line breaks."""
+    """The message without line breaks; of many files that could not be copied the first one's."""
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list) and error.args[0]:
+        return str(error.args[0][0][-1])
     return " ".join(str(error).split()) or type(error).__name__
 
 

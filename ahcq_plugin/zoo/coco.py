@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ahcq_plugin.support.files import read_json
 from ahcq_plugin.zoo.images import check_header
 from ahcq_plugin.zoo.segmentations import problem_of
 
@@ -75,10 +75,7 @@ def read_content(ann_file: str | Path) -> dict[str, Any]:
     """
     if not Path(ann_file).is_file():
         raise FileNotFoundError(f"no annotation file {ann_file}")
-    try:
-        content = json.loads(Path(ann_file).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{ann_file} is not JSON ({error})") from error
+    content = read_json(ann_file)
     if not isinstance(content, dict) or not set(_PARTS) <= content.keys():
         raise ValueError(f"{ann_file} is not in COCO format: expected an object with {', '.join(_PARTS)}")
     for part in _PARTS:
@@ -88,6 +85,8 @@ def read_content(ann_file: str | Path) -> dict[str, Any]:
             raise ValueError(f"{ann_file} has no {part}")
         for problem in _of_rows(part, content[part]):
             raise ValueError(f"{ann_file}: {problem}")
+        if len({type(row["id"]) for row in content[part]}) > 1:  # they have no order
+            raise ValueError(f"{ann_file}: {part} have ids that are numbers and ids that are texts; give one kind")
     return content
 
 
@@ -98,6 +97,35 @@ def check_ids(ann_file: str | Path, content: dict[str, Any]) -> None:
         for key, part in (("image_id", "images"), ("category_id", "categories")):
             if row[key] not in ids[part]:
                 raise ValueError(f"{ann_file}: annotation {row['id']} has the unknown {key} {row[key]!r}")
+
+
+def read_detections(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a detections file.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; not a JSON list with the four keys.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no detections file {path}: prompts must be 'detector', 'gt' or the path of a COCO results JSON"
+        )
+    rows = read_json(path)
+    keys = {"image_id", "category_id", "bbox", "score"}
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
+        raise ValueError(
+            f"{path} is not in COCO results format: expected a list of objects with {', '.join(sorted(keys))}"
+        )
+    for index, row in enumerate(rows):
+        box, score = row["bbox"], row["score"]
+        numbers = [*box, score] if isinstance(box, list) and len(box) == 4 else [None]
+        if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+            raise ValueError(
+                f"{path}: row {index} has the box {box!r:.60} and the score {score!r:.20}, not five numbers"
+            )
+        if not all(isinstance(row[key], (int, str)) for key in ("image_id", "category_id")):
+            raise ValueError(f"{path}: row {index} has an id that is neither a whole number nor a text")
+    return rows
 
 
 def _of_rows(part: str, rows: Sequence[Any]) -> Iterator[str]:

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+
+T = TypeVar("T")
 
 
 def decode_image(content: bytes, path: str | Path) -> np.ndarray:
@@ -29,11 +33,25 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
     Raises: ValueError: not an image.
     """
+    return with_pillow(path, lambda image: (image.height, image.width))
+
+
+def with_pillow(path: str | Path, read: Callable[[Image.Image], T]) -> T:
+    """What ``read`` returns of an image file that Pillow has opened.
+
+    Raises: ValueError: not an image: Pillow's readers raise anything for damaged files.
+    """
     try:
         with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable image ({error})") from error
+            return read(image)
+    except UnidentifiedImageError as error:
+        raise UnknownFormatError(f"{path} is not a readable image ({error})") from error
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable image ({error or type(error).__name__})") from error
+
+
+class UnknownFormatError(ValueError):
+    """A file in none of Pillow's formats."""
 
 
 def check_header(path: str | Path, size: tuple[int, int]) -> None:
@@ -45,12 +63,17 @@ def check_header(path: str | Path, size: tuple[int, int]) -> None:
     Raises: ValueError: not an image, or of another size.
     """
     try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            found = image.size if turned else image.size[::-1]
-    except UnidentifiedImageError:
+        found = with_pillow(path, lambda image: image.size if _is_turned(image) else image.size[::-1])
+    except UnknownFormatError:
         found = decode_image(Path(path).read_bytes(), path).shape[:2]  # of a format that only OpenCV knows
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable image ({error})") from error
     if tuple(found) != size:
         raise ValueError(f"{path} has {tuple(found)} pixels (H, W), its annotation says {size}")
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether its EXIF flag swaps height and width; damaged EXIF data say nothing, as to OpenCV."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # noqa: BLE001 - anything, see ``with_pillow``
+        return False
+    return isinstance(orientation, int) and 5 <= orientation <= 8

@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,26 +49,35 @@ def coco_items(folder: str | Path, ids: list[int] | None = None) -> Iterator[Ite
     """
     coco = read_coco(folder)
     for image_id in sorted(coco.imgs) if ids is None else ids:
-        annotations = coco.loadAnns(coco.getAnnIds(image_id, iscrowd=False))
+        annotations = [a for a in coco.loadAnns(coco.getAnnIds(image_id)) if not a.get("iscrowd")]
         if not annotations:
             continue
-        size = coco.imgs[image_id]["height"], coco.imgs[image_id]["width"]
-        for annotation in annotations:
-            problem = problem_of(annotation.get("segmentation"), size)
-            if problem:
-                raise ValueError(
-                    f"{folder}: the segmentation of annotation {annotation['id']} cannot be used: {problem}"
-                )
+        row = coco.imgs[image_id]
+        check_masks(folder, row, annotations)
+        image = read_image(folder, row["file_name"])
+        if image.shape[:2] != (row["height"], row["width"]):
+            raise ValueError(
+                f"{folder}: {row['file_name']} has {image.shape[:2]} pixels (H, W), its row says "
+                f"{(row['height'], row['width'])}"
+            )
         boxes = np.array([a["bbox"] for a in annotations], np.float32)
         boxes[:, 2:] += boxes[:, :2]
         yield Item(
-            read_image(folder, coco.imgs[image_id]["file_name"]),
+            image,
             boxes,
             [coco.annToMask(a).astype(bool) for a in annotations],
             np.array([a["area"] for a in annotations]),
             image_id,
             [a["category_id"] for a in annotations],
         )
+
+
+def check_masks(folder: str | Path, image: dict[str, Any], annotations: list[dict[str, Any]]) -> None:
+    """ValueError for a segmentation that cannot be one of its image: pycocotools would crash on some."""
+    for annotation in annotations:
+        problem = problem_of(annotation.get("segmentation"), (image["height"], image["width"]))
+        if problem:
+            raise ValueError(f"{folder}: the segmentation of annotation {annotation['id']} cannot be used: {problem}")
 
 
 def read_coco(folder: str | Path):

@@ -20,6 +20,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ahcq_plugin.support.files import check_name, read_json
+
 #: Raised whenever the pictures change, so that folders written earlier are drawn again.
 VERSION = 1
 #: Objects with a smaller visible share of the image stay in the picture, unlabelled.
@@ -271,6 +273,7 @@ def write_coco(out_dir: str | os.PathLike[str], count: int, seed: int = 0, size:
     if count < 1:
         raise ValueError(f"`count` must be at least 1, got {count}")
     out_dir = Path(out_dir)
+    check_name(out_dir)
     made_by = {"description": "generated scenes", "version": VERSION, "seed": seed, "size": size, "count": count}
     result = out_dir / "instances.json"
     if _made_by(result) == made_by:
@@ -296,7 +299,8 @@ def write_coco(out_dir: str | os.PathLike[str], count: int, seed: int = 0, size:
 
 
 def _made_by(result: Path) -> dict | None:
-    return json.loads(result.read_text(encoding="utf-8")).get("info") if result.is_file() else None
+    content = read_json(result, "delete the folder, and it is made again") if result.is_file() else None
+    return content.get("info") if isinstance(content, dict) else None
 
 
 def _write_images(folder: Path, count: int, seed: int, size: int) -> dict[str, list]:

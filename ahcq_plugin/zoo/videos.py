@@ -14,10 +14,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
+from ahcq_plugin.support.files import check_name, read_json
 from ahcq_plugin.zoo import clips
-from ahcq_plugin.zoo.images import image_size
+from ahcq_plugin.zoo.images import image_size, with_pillow
 
 DAVIS, SAV = "davis", "sav"
 #: layout -> folders of frames and of annotations, list of names (all below the root).
@@ -81,7 +81,10 @@ class Video:
 
     @cached_property
     def _object_dirs(self) -> list[Path]:
-        return sorted(path for path in self.mask_dir.iterdir() if path.is_dir())
+        folders = sorted(path for path in self.mask_dir.iterdir() if path.is_dir())
+        if misnamed := [folder for folder in folders if not folder.name.isdecimal()]:
+            raise ValueError(f"objects are folders named by numbers, as 000, got {misnamed[0]}")
+        return folders
 
     def check(self) -> None:
         """A quick look at all files that are used: they are images of one size; only the first is decoded.
@@ -101,11 +104,7 @@ class Video:
 
     def image(self, index: int) -> np.ndarray:
         """A frame, (H, W, 3) uint8 RGB. ValueError: it cannot be read."""
-        try:
-            with Image.open(self.frames[index]) as image:
-                return np.array(image.convert("RGB"))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{self.frames[index]} is not a readable image ({error})") from error
+        return with_pillow(self.frames[index], lambda image: np.array(image.convert("RGB")))
 
     def masks(self, index: int) -> np.ndarray:
         """Masks of all ``objects`` in an annotated frame, (N, H, W) bool.
@@ -129,13 +128,9 @@ class Video:
 
 def _read_png(path: Path) -> np.ndarray:
     """Values as they are stored, (H, W). ValueError: no image, or one with channels."""
-    try:
-        with Image.open(path) as image:
-            values = np.array(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable image ({error})") from error
-    if values.ndim != 2:
-        raise ValueError(f"{path} has channels, an annotation holds one number a pixel")
+    values = with_pillow(path, np.array)
+    if values.ndim != 2 or values.dtype.kind not in "bui":
+        raise ValueError(f"{path} has channels or fractions, an annotation holds one whole number a pixel")
     return values
 
 
@@ -198,6 +193,7 @@ def write_clips(out_dir: str | os.PathLike[str], count: int, seed: int = 0, fram
     if count < 1:
         raise ValueError(f"`count` must be at least 1, got {count}")
     out_dir = Path(out_dir)
+    check_name(out_dir)
     made_by = {"version": clips.VERSION, "seed": seed, "frames": frames, "size": size, "count": count}
     if _holds_clips(out_dir, made_by):
         return out_dir
@@ -229,7 +225,7 @@ def write_clips(out_dir: str | os.PathLike[str], count: int, seed: int = 0, fram
 def _holds_clips(folder: Path, made_by: dict[str, int]) -> bool:
     """Whether the clips asked for are there. Raises: FileExistsError: other files are."""
     mark = folder / MARK
-    if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == made_by:
+    if mark.is_file() and read_json(mark, f"delete {folder}, and it is made again") == made_by:
         return True
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} holds other files than the clips asked for: choose another or delete it")

@@ -7,12 +7,12 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tests.robustness.cases import all_cases
 from tests.robustness.materials import make_materials
-from tests.robustness.outcomes import Outcome, table
+from tests.robustness.outcomes import Outcome, commit, table
 from tests.robustness.page import write_page
 from tests.robustness.trying import try_case
 from tests.robustness.zygote import Zygote
@@ -40,7 +40,7 @@ def main() -> int:
     if args.so_far:
         write_page(list(kept(args.kept).values()), args.trials, through=False)
         return 0
-    before, found = kept(args.kept), list[Outcome]()
+    before, found, code = kept(args.kept), list[Outcome](), commit()
     with tempfile.TemporaryDirectory() as name, Zygote() as zygote:
         good = make_materials(Path(name), zygote)
         for case in all_cases(good):
@@ -48,7 +48,7 @@ def main() -> int:
                 continue
             last = before.get((case.group, case.full_name))
             if last is None or not last.right:
-                last = try_case(case, zygote)
+                last = replace(try_case(case, zygote), commit=code)
                 if args.kept:
                     with args.kept.open("a") as file:
                         file.write(json.dumps(asdict(last)) + "\n")

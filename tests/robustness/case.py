@@ -14,13 +14,17 @@ DEMO = str(ROOT / "mm_configs" / "demo_sam_tiny_w4a4.py")
 
 @dataclass(frozen=True)
 class Case:
-    """One try. ``prepare`` writes into an empty folder and returns the arguments of the tool, which runs there."""
+    """One try. ``prepare`` writes into an empty folder and returns the arguments of the tool, which runs there.
+
+    ``setup``: what is wrong with the machine, see ``zygote.SETUPS``.
+    """
 
     group: str
     name: str
     tool: str
     prepare: Callable[[Path], list[str]]
     control: bool = False
+    setup: str = ""
 
     @property
     def full_name(self) -> str:

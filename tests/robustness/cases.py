@@ -19,6 +19,7 @@ from tests.robustness.case import DEMO, Case, config_with
 from tests.robustness.config_cases import benches, further_configs
 from tests.robustness.data_cases import further_data, run_with_damaged_image, with_damaged_image
 from tests.robustness.file_cases import lying_files
+from tests.robustness.machine_cases import machines, studied
 from tests.robustness.materials import Materials, config_text
 from tests.robustness.tool_cases import folders, options, videos
 from tests.robustness.zygote import PYTHON
@@ -28,7 +29,7 @@ def all_cases(good: Materials) -> list[Case]:
     """Every case; a control in each group, whose input is good."""
     groups = (
         *(recipe_values, loop_values, configs, checkpoints, annotations, images, specs, options, folders, videos),
-        *(further_configs, benches, lying_files, further_data, python_calls),
+        *(further_configs, benches, lying_files, further_data, machines, studied, python_calls),
     )
     return [case for group in groups for case in group(good)]
 
@@ -264,7 +265,7 @@ def annotations(good: Materials) -> Iterator[Case]:
                        "category of none", "category is text", "image_id of no image", "no file_name",
                        "file_name of no file", "file_name of the folder"}
         | {name for name in _LIES if name.startswith(("RLE", "polygon", "segmentation", "no segmentation"))},
-        "role_sensitivity.py": {"no categories", "category of none", "category is text", "height is wrong",
+        "role_sensitivity.py": {"no categories", "category of none", "category is text",
                                 "height is text", "annotation id twice", "image_id of no image"},
     }  # fmt: skip
     for tool, argv in (("ptq.py", run), ("compare.py", boxes), ("role_sensitivity.py", study)):

@@ -13,12 +13,12 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tests.robustness.jobs import Job, flipped_files, jobs
 from tests.robustness.kinds import flip
-from tests.robustness.outcomes import judge
+from tests.robustness.outcomes import commit, judge
 from tests.robustness.zygote import Zygote
 
 #: Kills of every job: 50.
@@ -28,12 +28,14 @@ FLIPS = 40
 
 @dataclass(frozen=True)
 class Trial:
-    """One kill or one flipped bit. ``wrong`` says what is not as it should be, '' where nothing is."""
+    """One kill or one flipped bit. ``wrong`` says what is not as it should be, '' where nothing is; ``commit`` is of
+    the code."""
 
     kind: str
     what: str
     detail: str
     wrong: str
+    commit: str = ""
 
 
 def kill(job: Job, undisturbed: dict[str, str], seconds: float, folder: Path, zygote: Zygote, seed: int) -> Trial:
@@ -101,14 +103,14 @@ def main() -> int:
     parser.add_argument("--flips", type=int, default=FLIPS, help="bits")
     args = parser.parse_args()
     counts = {name: round(count * args.share) for name, count in KILLS.items() if name in args.jobs}
-    wrong = 0
+    wrong, code = 0, commit()
     with tempfile.TemporaryDirectory() as name, Zygote() as zygote:
         trials: Callable[[], Iterator[Trial]]
         for trials in (
             lambda: flips(round(args.flips * args.share), Path(name), zygote),
             lambda: kills(counts, Path(name), zygote),
         ):
-            for trial in trials():
+            for trial in (replace(trial, commit=code) for trial in trials()):
                 wrong += bool(trial.wrong)
                 sys.stdout.write(f"{trial.kind} {trial.what} | {trial.detail} | {trial.wrong or 'right'}\n")
                 sys.stdout.flush()

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.robustness.zygote import Ended
+from tests.robustness.zygote import ROOT, Ended
 
 #: Seconds of the processor after which a refusal comes late: reading a config and its imports takes one or two.
 LATE = 10
@@ -25,6 +26,7 @@ class Outcome:
         name: kind and place.
         outcome: one of ``OUTCOMES``; ``accepted`` also of a control, which has good input.
         said: the line of the error, or the end of what was printed.
+        commit: of the code that was tried, short; empty where that is not known.
     """
 
     group: str
@@ -33,11 +35,18 @@ class Outcome:
     outcome: str
     said: str
     cpu: float
+    commit: str = ""
 
     @property
     def right(self) -> bool:
         """A control ran, bad input was refused; late refusals count as right here and are listed."""
         return self.outcome == "accepted" if self.control else self.outcome in ("refused", "late")
+
+
+def commit() -> str:
+    """Of the checkout, short; empty where there is none."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def judge(ended: Ended) -> tuple[str, str]:

@@ -42,7 +42,10 @@ Right is: one line that begins with `error:`, and exit status 2.
   empty, folders, noise, text, zeros, cut off, links to themselves, pipes, with a bit flipped, with a pickle that
   runs code; annotations that lie; folders that cannot be written; files that are whole, with a digest that is right,
   and hold what cannot be; images of other formats and sizes; options that are none; calls of the Python API with
-  arguments of another kind, items that do not go through the model, weights that layers share.
+  arguments of another kind, items that do not go through the model, weights that layers share; a machine without
+  room for files or for what is printed, names that are not UTF-8.
+
+{commits}
 
 By tool:
 
@@ -73,6 +76,7 @@ def write_page(found: Sequence[Outcome], trials: Path | None, through: bool = Tr
         table=table(found),
         late=LATE,
         tools=_tools(bad),
+        commits=_commits([outcome.commit for outcome in found]),
         so_far="" if through else f"\n{_SO_FAR}\n",
         late_ones="\n".join(["Late:\n", *late]) if late else f"None was late; the slowest took {_slowest(bad)}.",
         kills=_of_trials([row for row in rows if row["kind"] == "kill"], _KILLS, "killed"),
@@ -90,6 +94,14 @@ def _tools(bad: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
+def _commits(commits: Sequence[str]) -> str:
+    """A line that says of which code; commits in the order in which they were tried first."""
+    counts = Counter(commits)
+    return (
+        "Tried at: " + ", ".join(f"{name or 'an earlier commit'} ({count:,})" for name, count in counts.items()) + "."
+    )
+
+
 def _slowest(bad: Sequence[Outcome]) -> str:
     slowest = max(bad, key=lambda outcome: outcome.cpu)
     return f"{slowest.cpu:.1f} s of the processor (imports aside): `{slowest.name}`"
@@ -98,7 +110,14 @@ def _slowest(bad: Sequence[Outcome]) -> str:
 def _of_trials(rows: Sequence[dict[str, str]], text: str, title: str) -> str:
     if not rows:
         return f"{text}\n\nNot tried yet."
-    lines = [text, "", f"| {title} | times | right |", "|---|---|---|"]
+    lines = [
+        text,
+        "",
+        _commits([row.get("commit", "") for row in rows]),
+        "",
+        f"| {title} | times | right |",
+        "|---|---|---|",
+    ]
     for what in dict.fromkeys(row["what"] for row in rows):
         chosen = [row for row in rows if row["what"] == what]
         lines.append(f"| {what} | {len(chosen)} | {sum(not row['wrong'] for row in chosen)} |")

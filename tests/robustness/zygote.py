@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +23,13 @@ ROOT = Path(__file__).resolve().parents[2]
 #: In the place of a tool: a call of the Python API (``calls.py``).
 PYTHON = "python"
 _MEMORY = 16 << 30
+#: What can be wrong with the machine -> what makes it so, in the child.
+SETUPS: dict[str, Callable[[], object]] = {
+    "no files above 1 kB": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+    "no files above 100 kB": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    "no room for what is printed": lambda: os.dup2(os.open("/dev/full", os.O_WRONLY), 1),
+    "nowhere to print to": lambda: os.close(1),
+}
 _IMPORTS = (
     "ahcq_plugin.mm.launch",
     "ahcq_plugin.mm.evaluate_checkpoint",
@@ -63,16 +72,25 @@ class Zygote:
         self.process.stdin.close()
         self.process.wait()
 
-    def run(self, tool: str, argv: list[str], folder: Path, limit: int = 60, kill_after: float | None = None) -> Ended:
+    def run(
+        self,
+        tool: str,
+        argv: list[str],
+        folder: Path,
+        limit: int = 60,
+        kill_after: float | None = None,
+        setup: str = "",
+    ) -> Ended:
         """``python tools/TOOL ARGV``, or a call of ``calls.py``, in ``folder``, ended after ``limit`` seconds of the
-        processor, or by SIGKILL after ``kill_after`` seconds by the clock."""
+        processor, or by SIGKILL after ``kill_after`` seconds by the clock, on a machine as of ``SETUPS``."""
         case = {"tool": tool, "argv": argv, "folder": str(folder), "limit": limit, "kill_after": kill_after}
+        case["setup"] = setup
         self.process.stdin.write(json.dumps(case) + "\n")
         self.process.stdin.flush()
         return Ended(**json.loads(self.process.stdout.readline()))
 
 
-def _child(tool: str, argv: list[str], folder: str, limit: int, out: int) -> None:
+def _child(tool: str, argv: list[str], folder: str, limit: int, setup: str, out: int) -> None:
     os.dup2(out, 1)
     os.dup2(out, 2)
     os.chdir(folder)
@@ -81,6 +99,8 @@ def _child(tool: str, argv: list[str], folder: str, limit: int, out: int) -> Non
     signal.alarm(10 * limit)  # a wait costs the processor nothing
     status = 1
     try:
+        if setup:
+            SETUPS[setup]()
         sys.argv = [tool, *argv]
         script = ROOT / "tests" / "robustness" / "calls.py" if tool == PYTHON else ROOT / "tools" / tool
         runpy.run_path(str(script), run_name="__main__")
@@ -89,7 +109,8 @@ def _child(tool: str, argv: list[str], folder: str, limit: int, out: int) -> Non
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:  # noqa: BLE001 - the child ends here
         traceback.print_exc()
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # it may be closed, or full
+        sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 

@@ -10,7 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ahcq_plugin.support.arguments import at_least_one, positive, usable_device, whole, writable
+from ahcq_plugin.support.arguments import (
+    at_least_one,
+    positive,
+    usable_device,
+    whole,
+    writable,
+    writable_file,
+    writable_folder,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,6 +64,29 @@ def test_places_that_can_be_written(tmp_path: Path) -> None:
         writable(str(tmp_path / "file" / "below"))
     with pytest.raises(argparse.ArgumentTypeError, match=os.strerror(36)):
         writable(str(tmp_path / ("x" * 300)))
+    with pytest.raises(argparse.ArgumentTypeError, match="must be the path of a file or folder"):
+        writable("")
+
+
+def test_files_are_no_folders_and_folders_no_files(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    assert writable_file(str(tmp_path / "file")) and writable_folder(str(tmp_path / "folder"))
+    assert writable_file(str(tmp_path / "new")) == writable_folder(str(tmp_path / "new")) == tmp_path / "new"
+    with pytest.raises(argparse.ArgumentTypeError, match="is a file, not a folder"):
+        writable_folder(str(tmp_path / "file"))
+    for path in (tmp_path / "folder", os.devnull):
+        with pytest.raises(argparse.ArgumentTypeError, match="is no file that can be written"):
+            writable_file(str(path))
+
+
+def test_no_tool_takes_a_place_to_write_to_unchecked() -> None:
+    for path in sorted((ROOT / "tools").glob("*.py")):
+        options = re.findall(r"add_argument\(\s*([^)]*)", path.read_text(encoding="utf-8"))
+        names = ("--out", "--json", "--work", "--work-dir", "--folder", "out")
+        taken = [text for text in options if re.search(rf'"(?:{"|".join(names)})"', text)]
+        wrong = [text for text in taken if not re.search(r"type=writable_(?:file|folder)", text)]
+        assert not wrong or path.name in ("ptq.py", "build_mmcv.py"), f"{path.name}: {wrong}"
 
 
 def test_no_tool_takes_a_number_or_a_device_unchecked() -> None:

@@ -25,7 +25,8 @@ from ahcq_plugin.hls.render import render
 from ahcq_plugin.hls.resources import sources
 from ahcq_plugin.hls.rtl import Program, RtlError, ToolError, cache_folder, compile_rtl
 from ahcq_plugin.hls.rtl.simulate import Stalls, verilated
-from ahcq_plugin.support.files import write_json, write_text
+from ahcq_plugin.support.cache import Cache
+from ahcq_plugin.support.files import write_text
 
 #: One cell and short buffers: made in minutes, and holds every matmul of a unit of the packaged SAM.
 SMALLEST = EngineConfig(cells=1, digit=4, left_depth=64, right_depth=128)
@@ -94,9 +95,11 @@ def engine_rtl(config: EngineConfig = SMALLEST) -> EngineRtl:
     Raises:
         RtlError: a process cannot be scheduled at II = 1. ToolError: a package of the extra ``rtl`` is missing.
     """
-    path = cache_folder() / f"engine_{_content(config)}.json"
-    if path.is_file():
-        return EngineRtl(**json.loads(path.read_text(encoding="utf-8")))
+    made = Cache(cache_folder()).fetch("engine", lambda: _content(config), lambda: asdict(_made(config)))
+    return EngineRtl(**made)
+
+
+def _made(config: EngineConfig) -> EngineRtl:
     with tempfile.TemporaryDirectory(prefix="ahcq_engine_") as name:
         source = Path(name) / "engine.cpp"
         write_text(render("engine_rtl.cpp.j2", dict(config=config.cpp)), source)
@@ -112,9 +115,7 @@ def engine_rtl(config: EngineConfig = SMALLEST) -> EngineRtl:
     shell = {name: sources("rtl", name).read_text(encoding="utf-8") for name in PORTS}
     instances = Counter(one.process.name for one in rtl.design.instances)
     stages = {name: one.stages for name, one in rtl.scheduled.items()}
-    made = EngineRtl({**rtl.files, **shell, f"{TOP}.sv": text}, stages, dict(instances), config.cells)
-    write_json(asdict(made), path)
-    return made
+    return EngineRtl({**rtl.files, **shell, f"{TOP}.sv": text}, stages, dict(instances), config.cells)
 
 
 def _content(config: EngineConfig) -> str:

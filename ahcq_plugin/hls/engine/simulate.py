@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from ahcq_plugin.hls.engine.descriptor import Descriptor
 from ahcq_plugin.hls.engine.image import Image
 from ahcq_plugin.hls.engine.shape import last_chunks
 from ahcq_plugin.hls.resources import ap_types, sources
-from ahcq_plugin.support.files import replacing
+from ahcq_plugin.support.kept_file import kept_file
 from ahcq_plugin.support.user_cache import user_cache
 
 FLAGS = ("-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized", "-fPIC")
@@ -77,19 +78,13 @@ def compiled(name: str, *defines: str) -> ctypes.CDLL:
     for file in files:
         content.update(file.name.encode() + file.read_bytes())
     path = user_cache() / f"{name}-{content.hexdigest()[:24]}.so"
-    if not path.is_file():
-        places = [
-            f"-I{harness}",
-            f"-I{include}",
-            "-isystem",
-            str(sources("csim", "include")),
-            "-isystem",
-            str(ap_types()),
-        ]
-        source = str(harness / f"{name}_api.cpp")
-        with replacing(path) as made:
-            compile_cpp([*FLAGS, *defines, *places, "-shared", source, "-o", str(made)], path.parent)
-    return ctypes.CDLL(str(path))
+
+    def make(made: Path) -> None:
+        given = [harness / f"{name}_api.cpp", "-o", made]
+        places = [f"-I{harness}", f"-I{include}", "-isystem", sources("csim", "include"), "-isystem", ap_types()]
+        compile_cpp(list(map(str, [*FLAGS, *defines, *places, "-shared", *given])), made.parent)
+
+    return ctypes.CDLL(str(kept_file(path, make)))
 
 
 def run(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -17,7 +16,8 @@ from pathlib import Path
 from ahcq_plugin.hls.rtl.errors import RtlError, ToolError
 from ahcq_plugin.hls.rtl.nodes import Node, sorted_nodes
 from ahcq_plugin.hls.rtl.package import Process
-from ahcq_plugin.support.files import write_json
+from ahcq_plugin.support.cache import Cache
+from ahcq_plugin.support.digest import digest
 from ahcq_plugin.support.user_cache import user_cache
 
 FORMAT = "ahcq_plugin.hls.rtl/1"  # of the cache: raise it where the call of XLS changes
@@ -72,22 +72,21 @@ def schedule(
         RtlError: II = 1 is impossible; the message names the variable that goes round and the lines of its circle.
     """
     options = options or ScheduleOptions()
-    paths: dict[str, Path] = {}
     found: dict[str, Scheduled] = {}
-    version = _xls_version()
-    for process in processes:
-        if cache is not None:
-            key = json.dumps([FORMAT, version, process.ir, process.constraints, asdict(options)])
-            paths[process.name] = cache / f"{process.name}_{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
-            if paths[process.name].is_file():
-                found[process.name] = Scheduled(**json.loads(paths[process.name].read_text(encoding="utf-8")))
+    version, kept = _xls_version(), Cache(cache)
+    keys = {
+        process.name: digest(json.dumps([FORMAT, version, process.ir, process.constraints, asdict(options)]))
+        for process in processes
+    }
+    for name, key in keys.items():
+        if (value := kept.find(name, key)) is not None:
+            found[name] = Scheduled(**value)
     missing = [process for process in processes if process.name not in found]
     for process, answer in zip(missing, _run(missing, options), strict=True):
         if "error" in answer:
             raise RtlError(_explained(process, answer["error"], options))
         found[process.name] = Scheduled(answer["verilog"], _stages(answer["verilog"]))
-        if cache is not None:
-            write_json(asdict(found[process.name]), paths[process.name])
+        kept.keep(process.name, keys[process.name], asdict(found[process.name]))
     return {process.name: found[process.name] for process in processes}
 
 

@@ -21,6 +21,7 @@ from ahcq_plugin.hls.rtl.errors import RtlError, ToolError
 from ahcq_plugin.hls.rtl.netlist import Rtl
 from ahcq_plugin.hls.rtl.package import ARGUMENTS
 from ahcq_plugin.support.files import write_text
+from ahcq_plugin.support.kept_file import kept_file
 
 LIMIT = 10_000_000
 
@@ -146,23 +147,20 @@ def verilated(files: Mapping[str, str], top: str, bench: str, cache: Path, level
     key = hashlib.sha256("\0".join([*files, *files.values(), bench, level]).encode()).hexdigest()[:24]
     folder = cache / f"sim_{top}_{key}"
     program = folder / "simulation"
-    if not program.is_file():
-        work = Path(tempfile.mkdtemp(prefix="sim_", dir=_made(cache)))
+
+    def make(made: Path) -> None:
+        work = Path(tempfile.mkdtemp(prefix="sim_", dir=cache))
         try:
             for name, text in files.items():
                 write_text(text, work / name)
             write_text(bench, work / "bench.cpp")
             _verilate(root, top, [work / name for name in files], work, level)
-            folder.mkdir(exist_ok=True)
-            os.replace(work / "obj" / f"V{top}", program)
+            os.replace(work / "obj" / f"V{top}", made)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    return program
 
-
-def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return kept_file(program, make)
 
 
 def find_verilator() -> Path:

@@ -12,7 +12,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from ahcq_plugin.support.files import replacing
+from ahcq_plugin.support.kept_file import kept_file
 from ahcq_plugin.support.user_cache import user_cache
 
 logger = logging.getLogger(__name__)
@@ -46,12 +46,12 @@ def load() -> ctypes.CDLL:
     for source in sorted(SOURCES.iterdir()):
         if source.suffix in (".h", ".cpp"):
             state.update(source.name.encode() + source.read_bytes())
-    library = user_cache() / f"integer_{state.hexdigest()[:24]}.so"
-    if not library.is_file():
+
+    def make(library: Path) -> None:
         logger.info("compiling the integer kernels with %s", path)
-        with replacing(library) as made:
-            _run([path, *flags, str(SOURCES / "kernels.cpp"), "-o", str(made)])
-    return ctypes.CDLL(str(library))
+        _run([path, *flags, str(SOURCES / "kernels.cpp"), "-o", str(library)])
+
+    return ctypes.CDLL(str(kept_file(user_cache() / f"integer_{state.hexdigest()[:24]}.so", make)))
 
 
 def _flags(path: str) -> tuple[list[str], bytes]:

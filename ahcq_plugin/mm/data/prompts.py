@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ahcq_plugin.mm.errors import DataError
+from ahcq_plugin.zoo.coco import read_detections
 
 
 @dataclass(frozen=True)
@@ -111,35 +110,3 @@ class Detections:
     def __getitem__(self, image_id) -> BoxPrompts:
         rows = self._rows_of.get(image_id, np.zeros((0, 6)))
         return BoxPrompts.of(rows[:, :4], rows[:, 4], rows[:, 5])
-
-
-def read_detections(path: str | Path) -> list[dict]:
-    """Rows of a detections file.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file; not a JSON list with the four keys.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no detections file {path}: prompts must be 'detector', 'gt' or the path of a COCO results JSON"
-        )
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
-    keys = {"image_id", "category_id", "bbox", "score"}
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
-        raise ValueError(
-            f"{path} is not in COCO results format: expected a list of objects with {', '.join(sorted(keys))}"
-        )
-    for index, row in enumerate(rows):
-        box, score = row["bbox"], row["score"]
-        numbers = [*box, score] if isinstance(box, list) and len(box) == 4 else [None]
-        if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
-            raise ValueError(
-                f"{path}: row {index} has the box {box!r:.60} and the score {score!r:.20}, not five numbers"
-            )
-        if not all(isinstance(row[key], (int, str)) for key in ("image_id", "category_id")):
-            raise ValueError(f"{path}: row {index} has an id that is neither a whole number nor a text")
-    return rows

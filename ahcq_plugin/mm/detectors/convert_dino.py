@@ -12,6 +12,7 @@ from torch import Tensor
 import ahcq_plugin.mm.detectors.focalnet  # noqa: F401  registers the backbone
 from ahcq_plugin.mm.detectors import convert_hdetr
 from ahcq_plugin.mm.detectors.official import COCO_IDS, ROWS, read_checkpoint, renamed, shared_with, write_converted
+from ahcq_plugin.support.batches import blaming
 
 OFFICIAL = "DINO (FocalNet)"
 _BACKBONE = "backbone.0."
@@ -81,7 +82,9 @@ def convert_state_dict(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def convert_dino(checkpoint: str | Path, out_path: str | Path, config: str | Path) -> int:
     """Write ``out_path``, a checkpoint for ``config``. Returns: number of its tensors."""
-    state = convert_state_dict(read_checkpoint(checkpoint, OFFICIAL))
+    official = read_checkpoint(checkpoint, OFFICIAL)
+    with blaming(f"{checkpoint} is not an official {OFFICIAL} checkpoint"):
+        state = convert_state_dict(official)
     return write_converted(state, checkpoint, out_path, config, "DINO")
 
 

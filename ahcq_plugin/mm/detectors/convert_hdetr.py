@@ -11,6 +11,7 @@ from torch import Tensor
 
 import ahcq_plugin.mm.detectors.hdetr  # noqa: F401  registers the detector
 from ahcq_plugin.mm.detectors.official import COCO_IDS, ROWS, read_checkpoint, renamed, shared_with, write_converted
+from ahcq_plugin.support.batches import blaming
 
 OFFICIAL = "H-Deformable-DETR"
 _BODY = "backbone.0.body."
@@ -80,7 +81,9 @@ def convert_state_dict(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def convert_hdetr(checkpoint: str | Path, out_path: str | Path, config: str | Path) -> int:
     """Write ``out_path``, a checkpoint for ``config``. Returns: number of its tensors."""
-    state = convert_state_dict(read_checkpoint(checkpoint, OFFICIAL))
+    official = read_checkpoint(checkpoint, OFFICIAL)
+    with blaming(f"{checkpoint} is not an official {OFFICIAL} checkpoint"):
+        state = convert_state_dict(official)
     return write_converted(state, checkpoint, out_path, config, "HDeformableDETR")
 
 

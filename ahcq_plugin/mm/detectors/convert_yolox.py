@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ahcq_plugin.support.batches import blaming
 from ahcq_plugin.support.checked import save_checked
 
 NANO_CONFIG = "yolox/yolox_nano_8xb8-300e_coco.py"
@@ -20,13 +22,12 @@ NANO_CONFIG = "yolox/yolox_nano_8xb8-300e_coco.py"
 
 def build_yolox(config: str = NANO_CONFIG) -> nn.Module:
     """An mmdet YOLOX with random weights from a config packaged in mmdet's wheel (path below its ``configs``)."""
-    from mmdet.registry import MODELS
     from mmdet.utils import register_all_modules
-    from mmengine.config import Config
+
+    from ahcq_plugin.mm.detectors.official import built
 
     register_all_modules(init_default_scope=True)
-    cfg = Config.fromfile(_packaged(config))
-    return MODELS.build(cfg.model).eval()
+    return built(_packaged(config), "YOLOX")
 
 
 def conv_names(model: nn.Module) -> list[str]:
@@ -72,7 +73,7 @@ def convert_state_dict(convs: list[tuple[Tensor, Tensor]], model: nn.Module) -> 
     modules, state = dict(model.named_modules()), model.state_dict()
     for name, (weight, bias) in zip(names, convs, strict=True):
         conv = modules[name]
-        if conv.weight.shape != weight.shape:
+        if conv.weight.shape != weight.shape or len(bias) != len(weight):
             raise ValueError(
                 f"{name}: the ONNX weight has shape {tuple(weight.shape)}, the mmdet model {tuple(conv.weight.shape)}: "
                 "another YOLOX size?"
@@ -103,10 +104,12 @@ def read_convs(onnx_path: str | Path) -> list[tuple[Tensor, Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"no ONNX file {path}")
     try:
-        graph = onnx.load(str(path)).graph
+        graph = onnx.load(str(path), load_external_data=False).graph
     except DecodeError as error:
         raise ValueError(f"{path} is not an ONNX file ({error})") from error
     tensors = {t.name: t for t in graph.initializer}
+    if elsewhere := [t.name for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]:
+        raise ValueError(f"{path}: {elsewhere[0]} lies in another file; save the model with its weights inside")
     convs = []
     for node in graph.node:
         if node.op_type != "Conv":
@@ -115,9 +118,16 @@ def read_convs(onnx_path: str | Path) -> list[tuple[Tensor, Tensor]]:
             raise ValueError(
                 f"{path}: {node.name} has no bias; export with batch norm folded (the default of YOLOX's export)"
             )
-        weight, bias = (torch.from_numpy(onnx.numpy_helper.to_array(tensors[i]).copy()) for i in node.input[1:])
-        convs.append((weight, bias))
+        with blaming(f"{path}: the weights of {node.name or 'a convolution'} cannot be read"):
+            weight, bias = (_finite(onnx.numpy_helper.to_array(tensors[i])) for i in node.input[1:])
+            convs.append((weight, bias))
     return convs
+
+
+def _finite(values: np.ndarray) -> Tensor:
+    if values.dtype != np.float32 or not np.isfinite(values).all():
+        raise ValueError(f"they must be finite float32 numbers, got {values.dtype}")
+    return torch.from_numpy(values.copy())
 
 
 def convert_yolox(onnx_path: str | Path, out_path: str | Path, config: str = NANO_CONFIG) -> int:

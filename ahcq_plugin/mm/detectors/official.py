@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
-from mmengine.config import Config
 from torch import Tensor, nn
 
+from ahcq_plugin.mm.config_file import read_config
+from ahcq_plugin.support.batches import blaming
 from ahcq_plugin.support.checked import save_checked
 from ahcq_plugin.support.safe_load import safe_load
 from ahcq_plugin.support.state import check_state
@@ -31,13 +32,17 @@ def build_detector(config: str | Path, kind: str) -> nn.Module:
     Raises:
         FileNotFoundError, ValueError: no such file; another detector than ``kind``.
     """
-    if not Path(config).is_file():
-        raise FileNotFoundError(f"no config {config}")
     register_all_modules(init_default_scope=True)
-    model = Config.fromfile(config).model
-    if model.type != kind:
-        raise ValueError(f"{config} has the detector {model.type}; expected {kind}")
-    return MODELS.build(model).eval()
+    return built(config, kind)
+
+
+def built(config: str | Path, kind: str) -> nn.Module:
+    """The model of the class ``kind`` of a config file. Raises: as ``build_detector``."""
+    model = read_config(config).get("model") or {}
+    if model.get("type") != kind:
+        raise ValueError(f"{config} has the detector {model.get('type')}; expected {kind}")
+    with blaming(f"the detector of {config} does not build"):
+        return MODELS.build(model).eval()
 
 
 def read_checkpoint(path: str | Path, official: str) -> dict[str, Tensor]:
@@ -46,9 +51,10 @@ def read_checkpoint(path: str | Path, official: str) -> dict[str, Tensor]:
     Raises FileNotFoundError, and ValueError when it is no such file.
     """
     content = safe_load(path, legacy=True)  # leaves out the arguments of its training
-    if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
+    state = content.get("model") if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} has no state dict under 'model': not an official {official} checkpoint")
-    return dict(content["model"])
+    return dict(state)
 
 
 def renamed(name: str, rules: Rules) -> str | None:

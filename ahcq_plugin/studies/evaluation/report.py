@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from ahcq_plugin.studies.evaluation.iou import SIZES, compare, mean_iou_by_size,
 from ahcq_plugin.studies.evaluation.precision import METRICS, detector_prompts, ground_truth_prompts, mask_ap
 from ahcq_plugin.studies.evaluation.rtn import PARTS, round_weights
 from ahcq_plugin.studies.evaluation.stats import attention_kind, channel_kind
-from ahcq_plugin.zoo.coco import check_coco
+from ahcq_plugin.zoo.coco import check_coco, read_detections
 from ahcq_plugin.zoo.items import TEST_SCENES, Item, coco_items, scene_items
 
 logger = logging.getLogger(__name__)
@@ -34,8 +33,11 @@ def evaluate(sam: Sam, coco: str | Path | None = None, scenes: int = TEST_SCENES
     Raises:
         FileNotFoundError, ValueError: the COCO folder cannot be used; before anything is computed.
     """
+    detections = None
     if coco:
         check_coco(str(Path(coco, "instances.json")), str(Path(coco, "images")), masks=True)
+        boxes = Path(coco) / "yolox_nano_bbox.json"
+        detections = read_detections(boxes) if boxes.is_file() else None
 
     def scene_set() -> Iterator[Item]:
         return scene_items(scenes, size=sam.image_encoder.img_size)
@@ -54,9 +56,7 @@ def evaluate(sam: Sam, coco: str | Path | None = None, scenes: int = TEST_SCENES
                 logger.info("%s: %s at %d bits: %.4f", name, part, bits, value)
     if coco:
         result["ap"]["ground-truth boxes"] = mask_ap(sam, coco, ground_truth_prompts(coco))
-        boxes = Path(coco) / "yolox_nano_bbox.json"
-        if boxes.is_file():
-            detections = json.loads(boxes.read_text(encoding="utf-8"))
+        if detections is not None:
             result["ap"]["YOLOX-nano boxes"] = mask_ap(sam, coco, detector_prompts(coco, detections, LOWEST_SCORE))
     return result
 

@@ -3,37 +3,48 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from ahcq_plugin.studies.inference.bench import Part, Row
 from ahcq_plugin.studies.inference.variants import VARIANTS
-from ahcq_plugin.support.files import replacing, write_json, write_text
+from ahcq_plugin.support.files import read_json, replacing, write_json, write_text
+from ahcq_plugin.support.typed import typed
 
 OURS = ("ahcq_plugin", "our")
 BEGIN, END = "<!-- inference:begin -->", "<!-- inference:end -->"
+_AGAIN = "delete it, and measure again"
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Rows that were measured with one number of threads."""
+
+    threads: int
+    rows: list[Row]
 
 
 def read_rows(work: Path) -> dict[str, list[Row]]:
     """Model -> its rows, of all folders that have some."""
     found = {}
     for path in sorted(work.glob("*/rows.json")):
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        found[path.parent.name] = [
-            Row(**{**row, "parts": tuple(Part(**part) for part in row["parts"])}) for row in rows
-        ]
+        found[path.parent.name] = _stored(path).rows
     return found
+
+
+def _stored(path: Path) -> _Stored:
+    """What ``keep_row`` wrote. ValueError: damage."""
+    return typed(read_json(path, _AGAIN), _Stored, f"{path}: its content")
 
 
 def keep_row(row: Row, threads: int, path: Path) -> None:
     """Add a row to a file of rows, in the place of an older one; rows of another number of threads go."""
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    rows = stored["rows"] if stored.get("threads") == threads else []
-    found = {(old["runtime"], old["computes"]): old for old in [*rows, asdict(row)]}
+    stored = _stored(path) if path.is_file() else _Stored(threads, [])
+    rows = stored.rows if stored.threads == threads else []
+    found = {(old.runtime, old.computes): asdict(old) for old in [*rows, row]}
     order = [(way.runtime, way.computes) for way in VARIANTS]
     kept = sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
     write_json({"threads": threads, "rows": [old for _, old in kept]}, path)
@@ -70,7 +81,8 @@ def table(rows: Sequence[Row]) -> str:
         parts = {part.boxes: part for part in row.parts}
         cells = [row.runtime, row.computes]
         cells += [_time(parts[boxes]) if boxes in parts else "–" for boxes in sorted(measured)]
-        cells += [" / ".join(f"{parts[boxes].peak / 1e6:.0f}" for boxes in (shared[0], shared[-1]))]
+        ends = (shared[0], shared[-1]) if shared else ()
+        cells += [" / ".join(f"{parts[boxes].peak / 1e6:.0f}" for boxes in ends if boxes in parts) or "–"]
         cells += [f"{row.bytes / 1e6:.1f}"]
         cells += [f"{row.iou:.3f}"] if shown and row.iou is not None else []
         lines.append(_line([f"**{cell}**" for cell in cells] if is_ours(row) else cells))
@@ -80,7 +92,8 @@ def table(rows: Sequence[Row]) -> str:
 
 def _shared(rows: Sequence[Row]) -> list[int]:
     """Numbers of boxes that all rows have; 0 is the encoder."""
-    return sorted(set.intersection(*({part.boxes for part in row.parts} for row in rows if row.parts)))
+    measured = [{part.boxes for part in row.parts} for row in rows if row.parts]
+    return sorted(set.intersection(*measured)) if measured else []
 
 
 def title(boxes: int) -> str:

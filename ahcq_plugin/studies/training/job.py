@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ahcq_plugin.studies.training.run import Run
+from ahcq_plugin.support.batches import blaming
 from ahcq_plugin.support.checked import save_checked
 from ahcq_plugin.support.safe_load import safe_load
 
@@ -66,6 +67,17 @@ class Job:
         return Path(self.out_dir) / "model.pth"
 
 
+def go_on(run: Run, job: Job) -> None:
+    """With ``job.resume``, take ``run`` to the saved state where there is one.
+
+    Raises:
+        ValueError: the file is damaged, of another run, or beyond the last step.
+    """
+    if job.resume and job.state_file.is_file():
+        with blaming(f"{job.state_file} is not the state of such a run", "remove it, or start without --resume"):
+            run.load(safe_load(job.state_file, job.device))
+
+
 def carry_out(
     run: Run, samples: Dataset, job: Job, measure: Callable[[nn.Module], Mapping[str, float]], rank: int = 0
 ) -> None:
@@ -76,8 +88,7 @@ def carry_out(
         measure: figures of the averaged model on held-out data.
         rank: of this process; the first one logs, measures and saves.
     """
-    if job.resume and job.state_file.is_file():
-        run.load(safe_load(job.state_file, job.device))
+    go_on(run, job)
     cfg, local = run.cfg, run.cfg.batch // job.processes
     shares = [[step * cfg.batch + rank * local + i for i in range(local)] for step in range(run.step, cfg.steps)]
     log, saved = _Log(run), time.monotonic()

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ahcq_plugin.studies.training.init import init_sam
-from ahcq_plugin.studies.training.job import Job, carry_out, write_result
+from ahcq_plugin.studies.training.job import Job, carry_out, go_on, write_result
 from ahcq_plugin.studies.training.losses import DenseHead, dense_loss, mask_loss
 from ahcq_plugin.studies.training.pool import Pool, load_pools
 from ahcq_plugin.studies.training.run import Run, Schedule, keep_freed_memory
 from ahcq_plugin.studies.training.samples import SampleCfg, make_sample
 from ahcq_plugin.studies.training.validate import held_out_iou
+from ahcq_plugin.zoo.items import read_coco
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,18 @@ def train(model_cfg: Mapping[str, Any], cfg: TrainCfg, job: Job) -> Path:
     if job.processes == 1:
         _work(0, dict(model_cfg), cfg, job)
     else:
+        _check_input(model_cfg, cfg, job)
         store = Path(job.out_dir) / f".rendezvous.{os.getpid()}"
         torch.multiprocessing.spawn(_join, args=(str(store), dict(model_cfg), cfg, job), nprocs=job.processes)
         store.unlink(missing_ok=True)
     return job.weights_file
+
+
+def _check_input(model_cfg: Mapping[str, Any], cfg: TrainCfg, job: Job) -> None:
+    """What is wrong with the data or the saved state, said here: of another process it would be a traceback."""
+    for folder in (*filter(None, [job.coco]), *(folder for folder, _ in job.extra)):
+        read_coco(folder)
+    go_on(_run(dict(model_cfg), cfg, job), job)
 
 
 def _join(rank: int, store: str, model_cfg: dict[str, Any], cfg: TrainCfg, job: Job) -> None:
@@ -77,12 +86,15 @@ def _join(rank: int, store: str, model_cfg: dict[str, Any], cfg: TrainCfg, job: 
 def _work(rank: int, model_cfg: dict[str, Any], cfg: TrainCfg, job: Job) -> None:
     keep_freed_memory()
     pool, held_out = load_pools(job.coco, job.extra)
-    sam = init_sam(model_cfg, cfg.seed).to(job.device)
-    head = DenseHead(model_cfg["prompt_embed_dim"]).to(job.device)
-    run = SamRun(sam, head, cfg, job.processes)
+    run = _run(model_cfg, cfg, job)
     carry_out(run, Samples(cfg, pool), job, lambda model: held_out_iou(model, job.coco, held_out), rank)
     if rank == 0:
         write_result(run, job, model_cfg, len(pool), held_out)
+
+
+def _run(model_cfg: dict[str, Any], cfg: TrainCfg, job: Job) -> SamRun:
+    sam = init_sam(model_cfg, cfg.seed).to(job.device)
+    return SamRun(sam, DenseHead(model_cfg["prompt_embed_dim"]).to(job.device), cfg, job.processes)
 
 
 class SamRun(Run):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ahcq_plugin.zoo.items import read_coco, read_image
+from ahcq_plugin.zoo.items import check_masks, read_coco, read_image
 from ahcq_plugin.zoo.scenes import box_of
 
 logger = logging.getLogger(__name__)
@@ -77,8 +78,8 @@ def load_pools(
     levels, held = load_pool(folder, hold_out)
     weights = [1.0] * len(levels)
     for more, weight in extra:
-        if not weight > 0:
-            raise ValueError(f"the weight of {more} must be positive, got {weight!r}")
+        if not 0 < weight < math.inf:
+            raise ValueError(f"the weight of {more} must be positive, got {weight!r}: give a finite number")
         added, _ = load_pool(more, hold_out=0)
         levels, weights = [*levels, *added], [*weights, *[weight] * len(added)]
     return Pool(levels, weights if extra else None), held
@@ -98,15 +99,19 @@ def load_pool(
     ids = sorted(coco.imgs)
     if not 0 <= hold_out < len(ids):
         raise ValueError(f"`hold_out` must be in [0, {len(ids)}) for {folder}, got {hold_out}")
-    held = sorted(int(i) for i in np.random.default_rng(HOLD_OUT_SEED).permutation(ids)[:hold_out])
+    held = sorted(ids[i] for i in np.random.default_rng(HOLD_OUT_SEED).permutation(len(ids))[:hold_out])
     pool = []
     for image_id in ids:
         if image_id in held:
             continue
         image = read_image(folder, coco.imgs[image_id]["file_name"])
-        annotations = coco.loadAnns(coco.getAnnIds(image_id))
-        masks = [(coco.annToMask(a).astype(bool), bool(a.get("iscrowd"))) for a in annotations if a.get("segmentation")]
-        masks = [(mask, crowd) for mask, crowd in masks if mask.shape == image.shape[:2] and mask.any()]
+        row = coco.imgs[image_id]
+        if image.shape[:2] != (row["height"], row["width"]):
+            continue
+        annotations = [a for a in coco.loadAnns(coco.getAnnIds(image_id)) if a.get("segmentation")]
+        check_masks(folder, row, annotations)
+        masks = [(coco.annToMask(a).astype(bool), bool(a.get("iscrowd"))) for a in annotations]
+        masks = [(mask, crowd) for mask, crowd in masks if mask.any()]
         if all(crowd for _, crowd in masks):
             continue
         scale = min(1.0, longest / max(image.shape[:2]))
