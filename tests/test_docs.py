@@ -22,7 +22,7 @@ ELSEWHERE = {
 }
 PYTHON = (
     *("README.md", "docs/checkpoints.md", "docs/engine.md", "docs/export.md", "docs/hls.md", "docs/integer.md"),
-    "docs/sam2.md",
+    *("docs/sam2.md", "docs/softmax.md"),
 )
 CONFIGS = ("README.md", "docs/mmdet.md")
 # of configs: the small SAM and a small detector, rounding to nearest
@@ -102,6 +102,9 @@ def test_export_and_hls(tiny_sam, tiny_items, tmp_path, monkeypatch) -> None:
     assert names["result"].output.shape == (3, 96) and sorted(tmp_path.glob("onnx/*.onnx"))
     rows = run(code("docs/engine.md"), qmodel=names["qmodel"], batch=tiny_items[0], box_forward=box_forward)["rows"]
     assert rows and not any(row.different for row in rows.values())
+    given = {"qmodel": names["qmodel"], "spec": names["spec"], "batch": tiny_items[0], "box_forward": box_forward}
+    on_tables = run(code("docs/softmax.md"), **given)
+    assert on_tables["rows"] and all(not row.reason for row in on_tables["rows"].values())
     x = torch.rand(1, 64).numpy()
     project = run(code("docs/hls.md"), torch=torch, spec=names["spec"], x=x)
     assert (project["y"] == project["leaf"](torch.from_numpy(x)).detach().numpy()).all()

@@ -25,13 +25,9 @@ UNITS = ("image_encoder.blocks.0", "mask_decoder.transformer.layers.0")
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="quantized.pth of `make demo`")
-    parser.add_argument(
-        "-o", "--out", type=writable_folder, required=True, help="folder of the spec, the RTL and the report"
-    )
+    parser.add_argument("-o", "--out", type=writable_folder, required=True, help="folder of spec, RTL and report")
     parser.add_argument("--encoder", action="store_true", help="also the encoder unit as RTL (minutes more)")
-    parser.add_argument(
-        "--sizes", action="store_true", help="also count engines of all --cells, digits of 17 bits, INT8"
-    )
+    parser.add_argument("--sizes", action="store_true", help="also count all --cells, digits of 17 bits, INT8")
     parser.add_argument("--cells", type=at_least_one, nargs="+", default=[2, 4, 8, 16], help="of the cycle model")
     return parser.parse_args()
 
