@@ -43,10 +43,12 @@ STAGES = (
     "detect",
     "fp_eval",
     "prepare",
+    "targets",
     "precondition",
     "calibrate",
     "reconstruct",
     "freeze",
+    "tune",
     "audit",
     "quantized_eval",
 )

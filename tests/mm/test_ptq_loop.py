@@ -75,6 +75,24 @@ def test_a_run_writes_what_the_table_shows(run, tmp_path, real_report):
     assert text.rstrip().endswith(shown) and shown in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_a_decoder_is_tuned_on_more_images_than_calibrate(run, monkeypatch):
+    """The calibration's come first; what tuning took is reported."""
+    given = {}
+    quantize = quantization_loop.quantize
+
+    def noting(model, batches, *args, tune_batches, **kwargs):
+        given.update(calibrate=batches.image_ids, tune=tune_batches.image_ids)
+        return quantize(model, batches, *args, tune_batches=tune_batches, **kwargs)
+
+    monkeypatch.setattr(quantization_loop, "quantize", noting)
+    options = {"recipe.tune_steps": 2, "recipe.tune_units": ["mask_decoder.*"], "recipe.tune_weight_lr": 0.1}
+    code, text, metrics = run(cfg_options=options | {"test_cfg.calib.num_images": 2, "test_cfg.calib.tune_images": 3})
+    assert code == 0, text
+    assert given["tune"][:2] == given["calibrate"] and len(given["tune"]) == 3
+    assert set(metrics["stages"]) == {*STAGES, "targets", "tune"}
+    assert list(metrics["stages"]) == [name for name in quantization_loop.STAGES if name in metrics["stages"]]
+
+
 def test_the_checkpoint_is_the_model_that_was_measured(run, ptq_config, tmp_path, sam_config):
     _, _, metrics = run()
     sam = load_quantized(tmp_path / "out" / "quantized.pth", lambda _: build_sam(**rename(sam_config)))
