@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ahcq_plugin.mm.quantization_loop import STAGES
 from ahcq_plugin.studies.results import Cell, read_cell
 from ahcq_plugin.support.files import replacing, write_text
 
@@ -29,7 +30,7 @@ VIDEO_COLUMNS = tuple(
 Columns = Sequence[tuple[str, str, str]]
 GAP = "–"
 COMPONENTS = ("acnr", "cag", "hluq", "lnq")
-QUANTIZING = ("prepare", "precondition", "calibrate", "reconstruct", "freeze", "audit")
+QUANTIZING = tuple(name for name in STAGES if name not in ("detect", "fp_eval", "quantized_eval"))
 
 
 @dataclass(frozen=True)
