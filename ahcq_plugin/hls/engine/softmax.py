@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ahcq_plugin.export import SpecError
-from ahcq_plugin.export.table_softmax import MASKED, TableSoftmax, logs, powers
+from ahcq_plugin.export.table_softmax import TableSoftmax, logs, powers
 from ahcq_plugin.hls.engine.config import LANES
 from ahcq_plugin.hls.engine.shape import check_limits
 from ahcq_plugin.hls.engine.simulate import compiled
@@ -81,7 +81,7 @@ class SoftmaxLaunch:
         command[0] = (m, n, batch, heads, quantizers, bounds.bit_length())
         keys = np.concatenate([np.zeros((quantizers, 1), np.int64), step.bounds], axis=1)
         ranks = np.tile(step.rank_codes, quantizers)
-        rows = np.full((batch * m, -(-n // LANES) * LANES), MASKED, np.int32)
+        rows = np.zeros((batch * m, -(-n // LANES) * LANES), np.int32)  # behind a row the engine masks
         rows[:, :n] = scores.reshape(-1, n)
         return cls(
             command.view(np.uint32).reshape(1, -1),

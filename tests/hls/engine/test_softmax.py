@@ -187,6 +187,18 @@ MUTANTS = [
 ]
 
 
+def fine_cases() -> list[tuple[TableSoftmax, np.ndarray]]:
+    """Long rows and many bounds: enough scores near to one for a last bit to tell."""
+    fine = TableSoftmax.of([0.001], make_quantizer("lnq", 8, np.random.default_rng(1)))
+    many = np.random.default_rng(2).integers(-4000, 4001, (1, 100, 4000))
+    return [(fine, np.arange(-2000, 2000)[None, None]), (fine, many)]
+
+
+def test_last_bits_are_the_golden_steps() -> None:
+    cases = fine_cases()
+    assert different(cases, softmax.run([SoftmaxLaunch.of(*case) for case in cases])) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("text", "faulty"), MUTANTS, ids=[m[1] for m in MUTANTS])
 def test_a_fault_is_seen(tmp_path: Path, monkeypatch, text: str, faulty: str) -> None:
@@ -203,7 +215,10 @@ def test_a_fault_is_seen(tmp_path: Path, monkeypatch, text: str, faulty: str) ->
     monkeypatch.setattr(simulate, "sources", mutated)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     fine = TableSoftmax.of([0.001], make_quantizer("lnq", 8, np.random.default_rng(1)))
-    cases = [*(make_case(seed) for seed in range(120)), (fine, np.arange(-2000, 2000)[None, None])]
+    many = np.random.default_rng(2).integers(
+        -4000, 4001, (1, 100, 4000)
+    )  # near enough to bounds for a last bit to tell
+    cases = [*(make_case(seed) for seed in range(120)), (fine, np.arange(-2000, 2000)[None, None]), (fine, many)]
     try:
         seen = different(cases, softmax.run([SoftmaxLaunch.of(*case) for case in cases])) > 0
     except RuntimeError:
