@@ -50,7 +50,7 @@ def test_a_failed_run_is_a_gap_and_is_tried_again(tmp_path):
     # mean and sample standard deviation of 0.50, 0.51, 0.52
     assert (
         "| qdrop, 3 seeds | W4A4 | 0.123 ± 0.000 | 0.250 ± 0.000 | 0.300 ± 0.000 | 0.5100 ± 0.0100 | 0.9000 ± 0.0000 "
-        "| 3 | 12 | 3 |"
+        "| 3 | 16 | 3 |"
     ) in lines
     assert "| rtn |" not in markdown(CONFIG, tmp_path / "cells", ROWS, gaps=False)
     assert "| floating point | 32 | 0.123 | 0.250 | 0.300 | 0.5000 | – | – | – | – |" in lines
@@ -159,7 +159,7 @@ def test_video_suites_show_video_figures(name, tmp_path):
     assert lines[0].startswith("| | bits | J&F | J | F | J to FP |")
     assert lines[2:4] == [
         "| floating point | 32 | 0.5000 | 0.4000 | 0.6000 | – | – | – | – |",
-        "| rtn | W6A6 | 0.5000 | 0.4000 | 0.6000 | 0.7500 | 1 | 12 | 3 |",
+        "| rtn | W6A6 | 0.5000 | 0.4000 | 0.6000 | 0.7500 | 1 | 16 | 3 |",
     ]
 
 
