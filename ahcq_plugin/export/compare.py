@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -155,6 +155,20 @@ def check_of_model(qmodel: nn.Module, spec: Spec) -> None:
             raise SpecError(f"the spec is of another model: unit {unit.name!r} has no matmul {matmul.name!r}")
 
 
+def _computing(spec: Spec) -> Callable[[str, Call], Computed]:
+    """From a unit's name and the call of a matmul to its output: in integers where ``spec`` has it."""
+    matmuls = {(unit.name, matmul.name): matmul for unit, matmul in spec.matmuls()}
+
+    def on_matmul(unit: str, call: Call) -> Computed:
+        matmul = matmuls.get((unit, call.site.node.name))
+        if matmul is None:
+            return call.float_output(), None
+        result, output = golden_output(matmul, call)
+        return output, (matmul, result.accumulators)
+
+    return on_matmul
+
+
 @torch.no_grad()
 def golden_forward(
     qmodel: nn.Module, spec: Spec, batch: Any, forward: Forward | None = None, softmax: str = "float"
@@ -170,13 +184,8 @@ def golden_forward(
         raise ValueError(f"`softmax` must be one of {', '.join(SOFTMAXES)}, got {softmax!r}")
     if softmax == "tables":
         return table_softmax_forward(qmodel, spec, batch, forward)[0]
-    matmuls = {(unit.name, matmul.name): matmul for unit, matmul in spec.matmuls()}
-
-    def on_matmul(unit: str, call: Call) -> Tensor:
-        matmul = matmuls.get((unit, call.site.node.name))
-        return call.float_output() if matmul is None else golden_output(matmul, call)[1]
-
-    with interpreted(prepared_units(qmodel), on_matmul):
+    compute = _computing(spec)
+    with interpreted(prepared_units(qmodel), lambda unit, call: compute(unit, call)[0]):
         return (forward or default_forward)(qmodel, to_device(batch, model_device(qmodel)))
 
 
@@ -189,17 +198,9 @@ def table_softmax_forward(
     Returns:
         (what the model gives, (unit, quantizer) -> how the codes compared with those of a float softmax).
     """
-    matmuls = {(unit.name, matmul.name): matmul for unit, matmul in spec.matmuls()}
-
-    def on_matmul(unit: str, call: Call) -> Computed:
-        matmul = matmuls.get((unit, call.site.node.name))
-        if matmul is None:
-            return call.float_output(), None
-        result, output = golden_output(matmul, call)
-        return output, (matmul, result.accumulators)
-
+    compute = _computing(spec)
     units = prepared_units(qmodel).items()
-    interpreters = {name: TableSoftmaxInterpreter(unit, partial(on_matmul, name)) for name, unit in units}
+    interpreters = {name: TableSoftmaxInterpreter(unit, partial(compute, name)) for name, unit in units}
     with running(interpreters.values()):
         out = (forward or default_forward)(qmodel, to_device(batch, model_device(qmodel)))
     return out, {(name, row): interpreters[name].rows[row] for name in interpreters for row in interpreters[name].rows}

@@ -11,16 +11,19 @@ from typing import Any, ClassVar, Self
 @dataclass(frozen=True)
 class Options:
     """Base of the frozen dataclasses for a key of ``test_cfg``, named ``KEY``; the fields named in ``COUNTS`` are
-    positive integers."""
+    positive integers, or None where that is their default."""
 
     KEY: ClassVar[str]
     COUNTS: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for key in self.COUNTS:
-            value = getattr(self, key)
+            value, may_lack = getattr(self, key), getattr(type(self), key) is None
+            if value is None and may_lack:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{self.KEY}: `{key}` must be a positive integer, got {value!r}")
+                allowed = "a positive integer or None" if may_lack else "a positive integer"
+                raise ValueError(f"{self.KEY}: `{key}` must be {allowed}, got {value!r}")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None) -> Self:

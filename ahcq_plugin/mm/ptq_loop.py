@@ -51,7 +51,7 @@ class Calibration(CalibrationOptions):
             from. Clicks lie on the annotated masks with ground-truth boxes that have them, else anywhere in the boxes.
     """
 
-    COUNTS: ClassVar[tuple[str, ...]] = ("num_images", "max_boxes")
+    COUNTS: ClassVar[tuple[str, ...]] = ("num_images", "max_boxes", "tune_images")
 
     num_images: int = 32
     max_boxes: int = 16
@@ -60,9 +60,6 @@ class Calibration(CalibrationOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        wanted = self.tune_images
-        if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1):
-            raise ValueError(f"calib: `tune_images` must be None or an integer of at least 1, got {wanted!r:.60}")
         if not isinstance(self.prompts, (str, Mapping, type(None))):
             raise ValueError(f"calib: `prompts` must be a name, a path or a dict of shares, got {self.prompts!r}")
         if not isinstance(self.source, (str, type(None))):
@@ -218,21 +215,22 @@ class PTQLoop(QuantizationLoop):
 
     def calibration(self, model: BoxPromptedSAM) -> CalibrationBatches:
         """Images with sampled boxes, or other prompts."""
-        return self._images(model, self.calib.num_images)
+        return self._images(model, "num_images")
 
     def tuning(self, model: BoxPromptedSAM) -> CalibrationBatches | None:
         """The calibration's images and more of them, or fewer."""
-        count = self.calib.tune_images
-        return None if count in (None, self.calib.num_images) else self._images(model, count)
+        is_same = self.calib.tune_images in (None, self.calib.num_images)
+        return None if is_same else self._images(model, "tune_images")
 
-    def _images(self, model: BoxPromptedSAM, count: int) -> CalibrationBatches:
+    def _images(self, model: BoxPromptedSAM, key: str) -> CalibrationBatches:
+        """As many images as ``key`` of ``calib`` says."""
         calib, cfg = self.calib, self.runner.cfg
         prompts = calib.source or ("gt" if model.detections is not None else model.prompts)
         if prompts != model.prompts:
             model = BoxPromptedSAM(model.sam, model.detector, prompts, cat_ids=self._cat_ids(), **self.box_options)
         pipeline = innermost(cfg.test_dataloader.dataset)["pipeline"]
         dataset = calibration_dataset(_calibration_data(cfg, calib), pipeline)
-        records = self.workers.first(calibration_records(dataset, model, count, calib.seed))
+        records = self.workers.first(calibration_records(dataset, model, getattr(calib, key), calib.seed, key))
         kinds = None if calib.shares is None else assign_kinds(calib.shares, len(records), calib.seed)
         return CalibrationBatches(model, records, calib.max_boxes, calib.seed, kinds, self.workers)
 

@@ -50,12 +50,7 @@ class Replay:
         root: Any = None,
     ):
         self._units, self._run, self._device = prepared_units(model), run, device
-        out: list[Any] = []
-        with torch.no_grad():
-            reading = read_units(self._units, lambda: out.append(run(0)))
-        self._kept = {n for n in self._units if n not in tuned and not reading.behind[n] & tuned}
-        read = units_behind(out).union(*(reading.reads[n] for n in self._units if n not in self._kept))
-        self._read = self._kept & read
+        self._kept, self._read = _kept(self._units, tuned, run) if tuned < set(self._units) else (set(), set())
         self._store, self._shapes = Store(cache_device, root), {}
         self._item, self._calls = 0, Counter()
 
@@ -88,3 +83,13 @@ class Replay:
         if name in self._read:
             return owned(self._store.get(key, self._device))
         return pytree.tree_map_only(Tensor, lambda t: zeros_like(t, self._device), self._shapes[key])
+
+
+def _kept(units: dict[str, nn.Module], tuned: set[str], run: Callable[[int], Any]) -> tuple[set[str], set[str]]:
+    """The units that do not depend on the tuned ones, and those of them whose outputs the others or the model read."""
+    out: list[Any] = []
+    with torch.no_grad():
+        reading = read_units(units, lambda: out.append(run(0)))
+    kept = {name for name in units if name not in tuned and not reading.behind[name] & tuned}
+    read = units_behind(out).union(*(reading.reads[name] for name in units if name not in kept))
+    return kept, kept & read

@@ -97,7 +97,6 @@ def test_a_dry_run_of_a_config_that_lacks_a_key(complain, ptq_config, key):
             "calib: unknown key 'images'; allowed: dataset, seed, num_images, ",
         ),
         ({"cfg_options": {"test_cfg.calib.num_images": 0}}, "calib: `num_images` must be a positive integer, got 0"),
-        ({"cfg_options": {"test_cfg.calib.tune_images": 0}}, "calib: `tune_images` must be None or an integer of at"),
         ({"cfg_options": {"test_cfg.prompts": "detector"}}, "prompts='detector', but the config has NoDetector"),
         ({"cfg_options": {"test_cfg.prompts": "boxes.json"}}, "no detections file boxes.json: prompts must be"),
         ({"cfg_options": {"sam.size": 3}}, "`sam` takes name and checkpoint, got ['checkpoint', 'name', 'size']"),

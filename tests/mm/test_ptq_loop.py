@@ -93,6 +93,17 @@ def test_a_decoder_is_tuned_on_more_images_than_calibrate(run, monkeypatch):
     assert list(metrics["stages"]) == [name for name in quantization_loop.STAGES if name in metrics["stages"]]
 
 
+def test_wrong_numbers_of_images_to_tune_are_refused_by_their_key(run):
+    for number in (0, True, 2.5):
+        with pytest.raises(
+            ValueError, match=f"^calib: `tune_images` must be a positive integer or None, got {number}$"
+        ):
+            ptq_loop.Calibration(tune_images=number)
+    options = {"recipe.tune_steps": 2, "test_cfg.calib.num_images": 2, "test_cfg.calib.tune_images": 4}
+    code, text, _ = run(cfg_options=options)
+    assert code == 2 and "`tune_images` is 4, but only 3 of 3 calibration images have a box" in text
+
+
 def test_the_checkpoint_is_the_model_that_was_measured(run, ptq_config, tmp_path, sam_config):
     _, _, metrics = run()
     sam = load_quantized(tmp_path / "out" / "quantized.pth", lambda _: build_sam(**rename(sam_config)))

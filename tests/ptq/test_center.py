@@ -8,13 +8,12 @@ import torch
 from torch.nn import functional as F
 
 from ahcq_plugin import quantize
-from ahcq_plugin.ptq import Recipe, prepare
+from ahcq_plugin.ptq import prepare
 from ahcq_plugin.ptq.center import center_heads
 from ahcq_plugin.zoo.sam import box_forward
-from tests.ptq.standins import Attention, Block, Model, heads
-from tests.ptq.test_rotate import forward_in_float64, outputs
+from tests.ptq.standins import Attention, heads
+from tests.ptq.test_rotate import RECIPE, Shown, forward_in_float64, outputs, stand_in
 
-RECIPE = Recipe.from_config("qdrop")
 CROSS = "mask_decoder.transformer.layers.0.cross_attn_image_to_token"
 
 
@@ -77,23 +76,6 @@ class Turned(Attention):
     def forward(self, x):
         q, k, v = heads(self.q(x)), F.normalize(heads(self.k(x)), dim=-1), heads(self.v(x))
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class Shown(Attention):
-    """Values are used once more beside the attention: they must stay."""
-
-    def forward(self, x):
-        q, k, v = heads(self.q(x)), heads(self.k(x)), heads(self.v(x))
-        context = F.scaled_dot_product_attention(q, k, v) + v
-        return self.proj(context.transpose(1, 2).flatten(2))
-
-
-def stand_in(attention):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model, item = Model(lambda: Block(attention)).eval(), (torch.randn(2, 3, 32, 32),)
-    prepare(model, RECIPE, run=lambda model: model(*item))
-    return model, item, lambda model, item: model(*item)
 
 
 @pytest.mark.parametrize(("attention", "count"), [(Attention, 2), (Turned, 1), (Shown, 1)])

@@ -81,13 +81,18 @@ class Shown(Attention):
         return self.proj(context.transpose(1, 2).flatten(2))
 
 
-@pytest.mark.parametrize(("attention", "count"), [(Attention, 2), (Normed, 1), (Shown, 1)])
-def test_only_what_passes_a_rotation_is_rotated(attention, count):
+def stand_in(attention):
+    """A prepared model with such attentions, an item of it, and its forward."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, item = Model(lambda: Block(attention)).eval(), (torch.randn(2, 3, 32, 32),)
-    forward = lambda model, item: model(*item)  # noqa: E731
     prepare(model, RECIPE, run=lambda model: model(*item))
+    return model, item, lambda model, item: model(*item)
+
+
+@pytest.mark.parametrize(("attention", "count"), [(Attention, 2), (Normed, 1), (Shown, 1)])
+def test_only_what_passes_a_rotation_is_rotated(attention, count):
+    model, item, forward = stand_in(attention)
     (wanted,) = outputs(model, [item], forward)
     assert len(rotate_heads(model, item, forward)) == 2 * count
     (found,) = outputs(model, [item], forward)

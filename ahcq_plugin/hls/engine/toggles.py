@@ -8,8 +8,6 @@ memory and clock are left out.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,8 @@ from ahcq_plugin.hls.engine.baseline import element_rtl
 from ahcq_plugin.hls.engine.config import LANES
 from ahcq_plugin.hls.rtl.errors import ToolError
 from ahcq_plugin.hls.rtl.gates import COMMANDS, STREAMS, gates, of_streams, to_streams
-from ahcq_plugin.support.files import write_json
+from ahcq_plugin.support.cache import Cache
+from ahcq_plugin.support.digest import digest
 from ahcq_plugin.zoo.items import scene_items
 from ahcq_plugin.zoo.predict import make_batch
 from ahcq_plugin.zoo.sam import box_forward, build_sam
@@ -146,14 +145,11 @@ def _kept_row(
     number: str, left: np.ndarray, right: np.ndarray, cache: Path | None, limit: float | None
 ) -> dict[str, Any]:
     """The row of ``element_run``, from ``cache`` where it is there."""
-    if cache is None:
-        return element_run(number, left, right, None, limit)[1]
-    content = hashlib.sha256(json.dumps([FORMAT, COMMANDS, element_rtl(number, cache).files]).encode())
-    content.update(left.tobytes() + right.tobytes())
-    path = cache / f"toggles_{number}_{content.hexdigest()[:24]}.json"
-    if not path.is_file():
-        write_json(element_run(number, left, right, cache, limit)[1], path)
-    return json.loads(path.read_text(encoding="utf-8"))
+    return Cache(cache).fetch(
+        f"toggles_{number}",
+        lambda: digest([FORMAT, COMMANDS, element_rtl(number, cache).files, left, right]),
+        lambda: element_run(number, left, right, cache, limit)[1],
+    )
 
 
 def packaged_rows(cache: Path | None = None, limit: float | None = None) -> list[dict[str, Any]]:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -15,7 +13,8 @@ from typing import Any
 from ahcq_plugin.hls.rtl.errors import ToolError
 from ahcq_plugin.hls.rtl.netlist import CELLS, Rtl
 from ahcq_plugin.hls.rtl.yosys import run_yosys
-from ahcq_plugin.support.files import write_json
+from ahcq_plugin.support.cache import Cache
+from ahcq_plugin.support.digest import digest
 
 FORMAT = "ahcq_plugin.hls.rtl.cells/4"  # of the cache: raise it where the commands change
 _SYNTH = "synth_xilinx -family xcup -noiopad -noclkbuf{flatten} -top {top} -run "
@@ -75,17 +74,13 @@ def count(
     Raises:
         ToolError: pyosys is missing or fails, or takes longer than ``limit``.
     """
-    path = None
     files = {name: _ports_only(text) if name.removesuffix(".sv") in without else text for name, text in files.items()}
-    if cache is not None:
-        key = json.dumps([FORMAT, COMMANDS, list(files.items()), top, bool(without)])
-        path = cache / f"cells_{top}_{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
-        if path.is_file():
-            return Cells(**json.loads(path.read_text(encoding="utf-8")))
-    result = _counted(files, top, not without, limit)
-    if path is not None:
-        write_json(asdict(result), path)
-    return result
+    found = Cache(cache).fetch(
+        f"cells_{top}",
+        lambda: digest([FORMAT, COMMANDS, list(files.items()), top, bool(without)]),
+        lambda: asdict(_counted(files, top, not without, limit)),
+    )
+    return Cells(**found)
 
 
 def _ports_only(text: str) -> str:

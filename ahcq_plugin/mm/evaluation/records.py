@@ -140,9 +140,13 @@ def read_records(
     return records
 
 
-def calibration_records(dataset: InfoDataset, model: BoxPromptedSAM, num_images: int, seed: int) -> list[ImageRecord]:
+def calibration_records(
+    dataset: InfoDataset, model: BoxPromptedSAM, num_images: int, seed: int, key: str = "num_images"
+) -> list[ImageRecord]:
     """``num_images`` images with at least one prompt, in an order drawn with ``seed``.
 
+    Args:
+        key: of ``calib``, which asks for so many; for the message.
     Raises:
         ValueError: not that many images have a prompt.
     """
@@ -172,7 +176,7 @@ def calibration_records(dataset: InfoDataset, model: BoxPromptedSAM, num_images:
             "(metainfo) the names of the categories in the annotation file?"
         )
     raise ValueError(
-        f"calib: `num_images` is {num_images}, but only {len(chosen)} of {len(dataset)} calibration images have a box; "
+        f"calib: `{key}` is {num_images}, but only {len(chosen)} of {len(dataset)} calibration images have a box; "
         "lower it or give more images"
     )
 
