@@ -72,13 +72,22 @@ def fitting(path: Path) -> AbstractContextManager[None]:
 
 
 def determining(recipe: Recipe) -> dict[str, Any]:
-    """The settings of a recipe that determine the result: all but where caches live."""
-    return {key: value for key, value in recipe.to_dict().items() if key not in _UNCOUNTED}
+    """The settings of a recipe that determine what comes before tuning: all but where caches live, and ``tune_...``."""
+    return {key: value for key, value in recipe.to_dict().items() if not _is_uncounted(key, tuned=False)}
 
 
-def fingerprint(model: nn.Module, batches: Sequence[Any], recipe: Recipe) -> str:
-    """Hash of what determines the result: the model's state, the items, the recipe."""
-    settings = {key: value for key, value in recipe.to_hash().items() if key not in _UNCOUNTED}
+def _is_uncounted(key: str, tuned: bool) -> bool:
+    return key in _UNCOUNTED or (not tuned and key.startswith("tune_"))
+
+
+def fingerprint(model: nn.Module, batches: Sequence[Any], recipe: Recipe, tuned: bool = False) -> str:
+    """Hash of what determines the result: the model's state, the items, the recipe.
+
+    Args:
+        tuned: the result of tuning; all that comes before it does not depend on the recipe's ``tune_...``, so that a
+            run goes on from there with others.
+    """
+    settings = {key: value for key, value in recipe.to_hash().items() if not _is_uncounted(key, tuned)}
     trees = (dict(model.state_dict()), list(batches))
     return digest([settings, *(pytree.tree_map(_by_value, tree) for tree in trees)])
 

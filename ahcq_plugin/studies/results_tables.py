@@ -84,7 +84,7 @@ def _recipes(bits: int, seeds: int) -> tuple[Row, ...]:
 
 def _video_recipes(seeds: int) -> tuple[Row, ...]:
     """Six bits once, four bits over ``seeds`` where chance plays a part."""
-    names = ("qdrop", "ptq4sam", "ahcq")
+    names = ("qdrop", "ptq4sam", "ahcq", "ahcq_plus")
     six = [Row(name, Cell(name, 6)) for name in ("rtn", *names)]
     return (*six, Row("rtn", Cell("rtn", 4)), *(Row(name, Cell(name, 4), seeds) for name in names))
 

@@ -173,6 +173,27 @@ def test_the_state_of_another_run_is_refused(tmp_path):
         tune(other, items, targets, recipe, resume=True, progress=False)
 
 
+def test_a_finished_run_goes_on_with_tuning(tmp_path):
+    """To the bits of a run that tuned from the start; with other settings once more when its state is removed."""
+    model, items = small_model()
+    once = {**TUNED, "name": "qdrop", "iterations": 3}
+
+    def run(config, folder, resume=False):
+        return quantize(model, items, config, work_dir=tmp_path / folder, resume=resume, progress=False)
+
+    run({**once, "tune_steps": 0}, "kept")
+    reconstructed = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "kept" / "units").iterdir()}
+    assert reconstructed
+    for config in (once, {**once, "tune_weight_lr": 0.1, "tune_steps": 4}):
+        whole = run(config, f"whole{config['tune_steps']}")[0].state_dict()
+        state = run(config, "kept", resume=True)[0].state_dict()
+        assert state.keys() == whole.keys() and all(torch.equal(state[key], whole[key]) for key in state)
+        assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "kept" / "units").iterdir()} == reconstructed
+        with pytest.raises(ResumeError, match=r"tuned.pt: .* remove it to tune anew, or use a new work dir"):
+            run({**config, "tune_lr": 0.5}, "kept", resume=True)
+        (tmp_path / "kept" / "tuned.pt").unlink()
+
+
 def test_a_model_without_masks_comes_closer_to_its_floating_point_outputs():
     model, items = small_model()
     wanted = [model(*item).detach() for item in items]
