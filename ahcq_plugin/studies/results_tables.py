@@ -79,7 +79,7 @@ def _recipes(bits: int, seeds: int) -> tuple[Row, ...]:
     centred = (("center", True),)
     tuned = (("ahcq", (), "decoder tuned", TUNED_DECODER),)
     tuned += (("ahcq_plus", centred, "centred heads + decoder tuned", TUNED_DECODER),)
-    tuned += (("ahcq_plus", centred, "the same, its floats too", TUNED_DECODER + TUNED_FLOATS),)
+    tuned += (("ahcq_plus", centred, "centred heads + decoder and its floats tuned", TUNED_DECODER + TUNED_FLOATS),)
     more += [Row(f"{name} + {label}", Cell(name, bits, own + tuning), seeds) for name, own, label, tuning in tuned]
     return (*rows, *more)
 
