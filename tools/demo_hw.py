@@ -11,6 +11,7 @@ from ahcq_plugin.hls.engine import counts, report, sizes, toggles
 from ahcq_plugin.hls.engine.compare_rtl import compare_rtl
 from ahcq_plugin.hls.engine.config import PAPER
 from ahcq_plugin.hls.engine.rtl import SMALLEST, engine_rtl, simulation
+from ahcq_plugin.hls.engine.vitis import write_vitis
 from ahcq_plugin.hls.rtl import cache_folder
 from ahcq_plugin.support.arguments import at_least_one, writable_folder
 from ahcq_plugin.support.files import write_text
@@ -41,7 +42,8 @@ def main() -> int:
     rtl = engine_rtl(SMALLEST)
     for name, text in rtl.files.items():
         write_text(text, args.out / "rtl" / name)
-    say(f"{len(rtl.stages)} processes scheduled at II = 1; SystemVerilog: {args.out / 'rtl'}")
+    vitis = write_vitis(args.out / "vitis", PAPER)
+    say(f"{len(rtl.stages)} processes scheduled at II = 1; SystemVerilog: {args.out / 'rtl'}, for Vitis HLS: {vitis}")
     with ThreadPoolExecutor(1) as beside:  # yosys, while Verilator compiles and runs
         counting = beside.submit(counts.counted, PAPER, cache_folder())
         toggling = beside.submit(toggles.packaged_rows, cache_folder(), counts.LIMIT)

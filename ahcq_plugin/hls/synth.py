@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Vitis HLS, where it is installed: run a generated ``run_hls.tcl`` and read what synthesis reports."""
+"""Vitis HLS, where it is installed: write and run a ``run_hls.tcl`` and read what synthesis reports."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from ahcq_plugin.hls.options import HLSOptions
+from ahcq_plugin.hls.render import render
 
 STEPS = ("csim", "synth", "cosim", "export")
 
@@ -40,6 +44,17 @@ class SynthesisReport:
     def meets_timing(self) -> bool:
         """Whether the estimated period is at most the target."""
         return self.estimated_ns <= self.target_ns
+
+
+def script(top: str, tops: Sequence[str], options: HLSOptions, bench: bool) -> str:
+    """``run_hls.tcl`` of a folder with ``<top>.cpp``, which holds ``tops``; headers are in ``../include``.
+
+    Args:
+        options: part and clock.
+        bench: whether there are ``<top>_tb.cpp`` and ``golden.dat``; else csim and cosim are left out.
+    """
+    period = f"{1000 / options.clock_mhz:.3f}"
+    return render("run_hls.tcl.j2", dict(top=top, tops=tops, part=options.part, period_ns=period, bench=bench))
 
 
 def find_vitis() -> str:

@@ -13,6 +13,7 @@ from ahcq_plugin.export.matmul import heads_of, zeros_of
 from ahcq_plugin.hls import registers
 from ahcq_plugin.hls.layer import CodeInput, Layer
 from ahcq_plugin.hls.render import array, literal, render
+from ahcq_plugin.hls.synth import script
 from ahcq_plugin.hls.vectors import Vectors, quantizer_values
 from ahcq_plugin.hls.weights import starts, weight_words, zero_points
 
@@ -192,9 +193,7 @@ def _shell(layer: Layer) -> str:
 def _script(layer: Layer) -> str:
     top, options = layer.top, layer.options
     tops = [top, *(f"{top}_{given.quantizer}" for given in layer.inputs)]
-    return render(
-        "run_hls.tcl.j2", dict(top=top, tops=tops, part=options.part, period_ns=f"{1000 / options.clock_mhz:.3f}")
-    )
+    return script(top, tops, options, bench=True)
 
 
 def _golden_text(layer: Layer, vectors: Vectors) -> str:

@@ -13,14 +13,15 @@ module pack4 (
     input logic [7:0][3:0] w1,
     output logic [3:0][10:0] sum
 );
-  logic [47:0] cascade[9];
-  logic [47:0] p[8];
+  // No unpacked arrays: yosys connects none to the ports of an instance, and leaves nothing of the cell without a word.
+  logic [8:0][47:0] cascade;
+  logic [7:0][47:0] p;
   assign cascade[0] = '0;
   for (genvar i = 0; i < 8; i++) begin : g_input
-    logic [15:0] delayed[i+1];
-    assign delayed[0] = {w1[i], w0[i], a1[i], a0[i]};
+    logic [16*i+15:0] delayed;  // k cycles at bits [16 k, 16 k + 16)
+    assign delayed[15:0] = {w1[i], w0[i], a1[i], a0[i]};
     for (genvar k = 1; k <= i; k++) begin : g_delay
-      always_ff @(posedge clk) delayed[k] <= delayed[k-1];
+      always_ff @(posedge clk) delayed[16*k+:16] <= delayed[16*k-16+:16];
     end
     DSP48E2 #(
         .AREG(1),
@@ -30,8 +31,8 @@ module pack4 (
         .USE_MULT("MULTIPLY")
     ) dsp (
         .CLK(clk),
-        .A({4'b0, delayed[i][15:12], 18'b0, delayed[i][11:8]}),
-        .B({3'b0, delayed[i][7:4], 7'b0, delayed[i][3:0]}),
+        .A({4'b0, delayed[16*i+12+:4], 18'b0, delayed[16*i+8+:4]}),
+        .B({3'b0, delayed[16*i+4+:4], 7'b0, delayed[16*i+:4]}),
         .PCIN(cascade[i]),
         .OPMODE(i == 0 ? 9'b000000101 : 9'b000010101),
         .P(p[i]),

@@ -13,6 +13,7 @@ import pytest
 
 from ahcq_plugin.hls.csim import tool
 from ahcq_plugin.hls.resources import sources
+from ahcq_plugin.hls.rtl.cells import count
 
 BENCH = Path(__file__).with_name("pack_bench.cpp")
 
@@ -41,6 +42,11 @@ def compared(folder: Path, edits: dict[str, str]) -> tuple[int, int]:
 def test_four_products_in_a_dsp_are_exact(tmp_path: Path) -> None:
     count, wrong = compared(tmp_path, {})
     assert count > 1_000_000 and wrong == 0
+
+
+def test_it_takes_eight_dsps_and_at_most_four_luts_a_product() -> None:
+    cells = count({"pack4.sv": sources("rtl", "pe", "pack4.sv").read_text(encoding="utf-8")}, "pack4")
+    assert cells.dsp == 8 and 0 < cells.lut <= 4 * 32
 
 
 @pytest.mark.slow
