@@ -51,7 +51,8 @@ def evaluate_checkpoint(
     model.sam = load_quantized(checkpoint, lambda state: model.sam)
     kind = "integer" if integer else "fake"
     model = model.to(loop.device or get_device()).eval()
-    outcome = audit(model.sam, loop.calibration(model)[0], loop.forward, recipe_in(model.sam))
+    items, _ = loop.calibration(model, tune=False)
+    outcome = audit(model.sam, items[0], loop.forward, recipe_in(model.sam))
     if not outcome.passed:
         raise AuditError(outcome)
     if integer:

@@ -135,7 +135,9 @@ class QuantizationLoop(BaseLoop):
         sam = build_sam_from_config(cfg.sam, cls.build)
         check_finite(sam, "the SAM")
         widths = [layer.in_features for layer in sam.modules() if isinstance(layer, nn.Linear)]
-        Recipe.from_config(cfg.recipe).check_channels(max(widths, default=0), "the widest layer of the SAM")
+        recipe = Recipe.from_config(cfg.recipe)
+        recipe.check_channels(max(widths, default=0), "the widest layer of the SAM")
+        recipe.check_globs([name for name, _ in sam.named_modules() if name], "modules of the SAM")
         try:
             if loop.get("units") is not None and not find_units(sam, loop.units):
                 raise ValueError("test_cfg: `units` is empty: name blocks, or leave it out")
@@ -185,12 +187,8 @@ class QuantizationLoop(BaseLoop):
         """Records of the test data."""
 
     @abstractmethod
-    def calibration(self, model: nn.Module) -> Sequence[Any]:
-        """Calibration items, for ``forward``."""
-
-    def tuning(self, model: nn.Module) -> Sequence[Any] | None:
-        """Items that a recipe with ``tune_steps`` learns from in the end; None: those of the calibration."""
-        return None
+    def calibration(self, model: nn.Module, tune: bool) -> tuple[Sequence[Any], Sequence[Any] | None]:
+        """Calibration items, for ``forward``, and, with ``tune``, those to learn from in the end; None: the same."""
 
     @abstractmethod
     def evaluate(self, model: nn.Module, records: Sequence[Any], reference: Measured | None, desc: str) -> Measured:
@@ -235,9 +233,8 @@ class QuantizationLoop(BaseLoop):
         model = self.wrap(runner.model).to(self.device or get_device()).eval()
         runner.model = model
         with stages("detect", model.device):
+            batches, tune_batches = self.calibration(model, bool(self.recipe.tune_steps))  # may be too few
             records = self.read(model)
-            batches = self.calibration(model)
-            tune_batches = self.tuning(model) if self.recipe.tune_steps else None
         notes, self.computing = self.notes(batches), True
         with stages("fp_eval", model.device):
             floating = self._floating_point(model, records)

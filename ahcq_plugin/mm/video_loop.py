@@ -180,7 +180,7 @@ class VideoPTQLoop(QuantizationLoop):
             _ = video.annotated  # raises ValueError where the first frame has no annotation
         return videos
 
-    def calibration(self, model: VideoModel) -> CalibrationClips:
+    def calibration(self, model: VideoModel, tune: bool) -> tuple[CalibrationClips, None]:
         """First frames of some videos that show an object there."""
         calib = self.calib
         dataset = DATASETS.build(dict(_calibration_data(calib)))
@@ -192,7 +192,7 @@ class VideoPTQLoop(QuantizationLoop):
                 f"calib: `num_videos` is {calib.num_videos}, but only {len(videos)} of {len(dataset)} calibration "
                 "videos have an object in the first frame; lower it or give more videos"
             )
-        return CalibrationClips(videos, model.sam.image_size, calib.num_frames, calib.max_objects)
+        return CalibrationClips(videos, model.sam.image_size, calib.num_frames, calib.max_objects), None
 
     def evaluate(self, model, records, reference: VideoEvaluation | None, desc: str) -> VideoEvaluation:
         """J&F, and the distance to the reference's masks."""

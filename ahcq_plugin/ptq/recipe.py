@@ -270,6 +270,21 @@ class Recipe:
                 f"recipe: `cag_groups` is {self.cag_groups}, {whose} has {most} channels; 0 keeps every channel apart"
             )
 
+    def check_globs(self, names: Sequence[str], what: str) -> None:
+        """ValueError for a glob of ``without`` or ``tune_units`` that matches none of ``names``, which are ``what``.
+
+        Globs of a preset may be of another model's parts; those of a user should match something in this one.
+        """
+        usual = Recipe.from_config(self.name)
+        given = {f"without.{part}": (globs, usual.without.get(part, ())) for part, globs in self.without.items()}
+        given["tune_units"] = self.tune_units, usual.tune_units
+        for key, (globs, preset) in given.items():
+            for glob in globs:
+                if glob not in preset and not fnmatch.filter(names, glob):
+                    raise ValueError(
+                        f"recipe: `{key}` has {glob!r}, which matches none of the {len(names)} {what}, as {names[0]!r}"
+                    )
+
     @staticmethod
     def names() -> tuple[str, ...]:
         """Names of the recipes."""

@@ -150,6 +150,11 @@ def calibration_records(
     Raises:
         ValueError: not that many images have a prompt.
     """
+    if num_images > len(dataset):
+        raise ValueError(
+            f"calib: `{key}` is {num_images}, but there are only {len(dataset)} calibration images; lower it or give "
+            "more images"
+        )
     chosen = []
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
     with tqdm(total=num_images, desc="calibration images", unit="image") as bar:
