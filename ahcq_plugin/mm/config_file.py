@@ -9,6 +9,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ahcq_plugin.mm.readers import safe_readers
+
 #: What reading a config may raise, which is a program: it may also name itself as its base, or end the process.
 _CONFIG_ERRORS = (Exception, SystemExit)
 #: What keys of a config hold.
@@ -16,6 +18,7 @@ _KINDS: dict[str, type] = dict.fromkeys(("recipe", "test_cfg", "sam", "model", "
 _KINDS |= dict.fromkeys(("load_from", "default_scope"), str)
 
 
+@safe_readers()
 def load_config(path: str | Path) -> Config:
     """What a config file says.
 

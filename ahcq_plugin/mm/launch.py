@@ -24,6 +24,7 @@ from ahcq_plugin.mm.dry_run import initialise, make_dry_run
 from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.preflight import check_keys, loop_class, preflight
 from ahcq_plugin.mm.quantization_loop import PTQResult
+from ahcq_plugin.mm.readers import safe_readers
 from ahcq_plugin.mm.report.summary import coverage_lines, everything_lines, result_table, size_line, stage_table
 from ahcq_plugin.ptq import AuditError, ResumeError
 from ahcq_plugin.support.files import check_work_dir, write_text
@@ -38,6 +39,7 @@ _INPUT_ERRORS = (DataError, ResumeError, UnitError, FileNotFoundError)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE)
 
 
+@safe_readers()
 def launch(
     config: str,
     work_dir: str | None = None,

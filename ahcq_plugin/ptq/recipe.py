@@ -30,6 +30,8 @@ _WHOLE_NUMBERS = {
     "cag_groups": (0, 65_536),
     "seed": (0, 2**32 - 1),
 }
+#: Of learning rates, weights of terms and exponents.
+_LARGEST = 1e6
 _COMPONENTS = {
     "cag": ("qkv_in", "mlp_in", "gated_act"),
     "hluq": ("post_act",),
@@ -230,6 +232,11 @@ class Recipe:
         for key in (*rates, "rounding_weight", "exponent_start", "exponent_end", "acnr_lambda"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"recipe: `{key}` must be positive, got {getattr(self, key)!r}")
+        for item in dataclasses.fields(self):
+            if item.type == "float" and getattr(self, item.name) > _LARGEST:
+                raise ValueError(
+                    f"recipe: `{item.name}` must be at most {_LARGEST:g}, got {getattr(self, item.name)!r}"
+                )
         if self.exponent_end > self.exponent_start:
             raise ValueError(
                 f"recipe: the exponent falls from `exponent_start` to `exponent_end`, got {self.exponent_start!r} and "
