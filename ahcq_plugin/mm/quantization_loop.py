@@ -21,23 +21,25 @@ from ahcq_plugin.mm.box_prompted_sam import build_sam_from_config
 from ahcq_plugin.mm.report.data import ReportData
 from ahcq_plugin.mm.report.page import write_report
 from ahcq_plugin.mm.toolkits import unit_preparer
-from ahcq_plugin.ptq import Recipe
+from ahcq_plugin.ptq import Recipe, prepare
 from ahcq_plugin.ptq.checkpoint import QUANTIZED_FILE
 from ahcq_plugin.ptq.distributions import collect_distributions
 from ahcq_plugin.ptq.packed import PACKED_FILE
 from ahcq_plugin.ptq.tune import Loss
 from ahcq_plugin.support.arguments import check_device, check_writable
-from ahcq_plugin.support.batches import Forward
+from ahcq_plugin.support.batches import Forward, run_first
 from ahcq_plugin.support.cache import Cache
 from ahcq_plugin.support.digest import digest
 from ahcq_plugin.support.files import fresh, replace_together, write_json
 from ahcq_plugin.support.lock import locked
-from ahcq_plugin.support.state import check_finite
+from ahcq_plugin.support.state import check_finite, copied
 from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.workers import Workers
 
 #: Files written into the work dir.
 OUTPUTS = ("metrics.json", "report.html", QUANTIZED_FILE, PACKED_FILE)
+#: From more items of test data on, their evaluation takes longer than to try on one item whether units trace.
+_FEW = 16
 #: In the order of the run.
 STAGES = (
     "detect",
@@ -236,6 +238,8 @@ class QuantizationLoop(BaseLoop):
             batches, tune_batches = self.calibration(model, bool(self.recipe.tune_steps))  # may be too few
             records = self.read(model)
         notes, self.computing = self.notes(batches), True
+        if len(records) > _FEW:
+            self._try_units(model, batches)
         with stages("fp_eval", model.device):
             floating = self._floating_point(model, records)
         model.sam, report = quantize(
@@ -265,6 +269,14 @@ class QuantizationLoop(BaseLoop):
         runner.call_hook("after_test_epoch", metrics=flat)
         runner.call_hook("after_test")
         return flat
+
+    def _try_units(self, model: nn.Module, batches: Sequence[Any]) -> None:
+        """Prepare a copy of the SAM, which says what cannot be quantized."""
+
+        def run(sam: nn.Module) -> Any:
+            return run_first(sam, batches, type(self).forward)
+
+        prepare(copied(model.sam), self.recipe, self.units, self.prepare_unit, self.leave, run)
 
     def _floating_point(self, model: nn.Module, records: Sequence[Any]) -> Measured:
         def key() -> str:

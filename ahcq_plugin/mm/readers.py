@@ -17,6 +17,7 @@ from mmengine.fileio.handlers import JsonHandler, PickleHandler, YamlHandler, fi
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
+from ahcq_plugin.support.files import unique_keys
 from ahcq_plugin.support.safe_load import safe_load
 
 
@@ -24,7 +25,7 @@ class _Json(JsonHandler):
     """Refuses objects with one key twice, of which the first would be lost."""
 
     def load_from_fileobj(self, file: Any) -> Any:
-        return json.load(file, object_pairs_hook=unique)
+        return json.load(file, object_pairs_hook=unique_keys)
 
 
 class _Yaml(YamlHandler):
@@ -37,7 +38,7 @@ class _Yaml(YamlHandler):
 class _PlainLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         own = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        unique([(key, None) for key in own])
+        unique_keys([(key, None) for key in own])
         return super().construct_mapping(node, deep)
 
 
@@ -46,15 +47,6 @@ class _Pickle(PickleHandler):
 
     def load_from_fileobj(self, file: Any, **kwargs: Any) -> Any:
         raise ValueError("the config names a pickle, which can run any code: convert it to JSON")
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A dict of ``pairs``. ValueError: a key is there twice."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
-        raise ValueError(f"the key {twice!r} stands twice in one object")
-    return content
 
 
 def _read_checkpoint(filename: str, map_location: Any = None, **_: Any) -> dict[str, Tensor]:

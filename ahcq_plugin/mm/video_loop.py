@@ -24,6 +24,7 @@ from ahcq_plugin.mm.options import CalibrationOptions
 from ahcq_plugin.mm.quantization_loop import QuantizationLoop
 from ahcq_plugin.mm.report.videos import sample_videos
 from ahcq_plugin.ptq.loss import mask_error
+from ahcq_plugin.support.batches import blaming
 from ahcq_plugin.support.digest import digest
 from ahcq_plugin.zoo.sam2 import build_sam2
 from ahcq_plugin.zoo.segment import prepare_frames
@@ -136,7 +137,8 @@ class VideoPTQLoop(QuantizationLoop):
         _check_kinds(cfg)
         for config in (cfg.test_dataloader.dataset, _calibration_data(calib)):
             try:
-                dataset = DATASETS.build(dict(config))
+                with blaming("a data set of the config does not build"):
+                    dataset = DATASETS.build(dict(config))
             except FileNotFoundError as error:
                 where = f": {cfg.data_source}" if "data_source" in cfg else ""
                 raise FileNotFoundError(f"{error}{where}; {DRY_RUN}") from error

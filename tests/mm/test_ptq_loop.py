@@ -214,6 +214,13 @@ def test_bits_of_the_command_line_go_before_the_configs(run):
     assert metrics["bits"] == [6, 5] and metrics["recipe"] == "rtn"
 
 
+def test_units_are_tried_before_many_images_are_evaluated(run, monkeypatch):
+    monkeypatch.setattr(quantization_loop, "_FEW", 2)
+    monkeypatch.setattr(ptq_loop, "evaluate", lambda *_: pytest.fail("the expensive part was reached"))
+    code, text, _ = run(cfg_options={"test_cfg.leave": ["no.such"]})
+    assert code == 2 and text.count("\n") == 1 and "`leave` entry 'no.such' matches nothing in the units" in text
+
+
 def test_bad_data_found_late_is_one_line_and_a_trace_on_disk(run, tmp_path):
     code, text, _ = run(cfg_options={"test_cfg.calib.num_images": 4})
     assert code == 2 and text.count("\n") == 1 and "there are only 3 calibration images" in text
