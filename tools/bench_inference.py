@@ -18,7 +18,7 @@ from ahcq_plugin.studies.inference.artefacts import Subject, make
 from ahcq_plugin.studies.inference.bench import measure
 from ahcq_plugin.studies.inference.page import keep_row, read_rows, write_page
 from ahcq_plugin.studies.inference.variants import VARIANTS
-from ahcq_plugin.support.arguments import at_least_one, writable_folder
+from ahcq_plugin.support.arguments import at_least_one, box_count, thread_count, writable_folder
 from ahcq_plugin.support.tool import run_tool
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,9 +34,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--variants", nargs="+", choices=[v.name for v in VARIANTS], help="default: all")
-    parser.add_argument("--boxes", nargs="+", type=at_least_one, default=[1, 16, 64], help="of the decoder")
+    parser.add_argument("--boxes", nargs="+", type=box_count, default=[1, 16, 64], help="of the decoder")
     parser.add_argument("--repeats", type=at_least_one, default=5, help="pairs of calls")
-    parser.add_argument("--threads", type=at_least_one, default=1)
+    parser.add_argument("--threads", type=thread_count, default=1)
     parser.add_argument("--images", type=at_least_one, default=32, help="scenes whose masks are compared")
     parser.add_argument("--work", type=writable_folder, default=Path("work_dirs/bench_inference"))
     parser.add_argument("--write", action="store_true", help="docs/inference.md from all results in --work")

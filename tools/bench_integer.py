@@ -17,7 +17,7 @@ from ahcq_plugin.integer import BACKENDS, to_integer, use_backend
 from ahcq_plugin.integer.backends import backend_for
 from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.studies.inference.timing import in_turn, quantized_by_guess, sam_parts
-from ahcq_plugin.support.arguments import at_least_one
+from ahcq_plugin.support.arguments import at_least_one, box_count, thread_count
 from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.sam import CHECKPOINTS, build_sam
@@ -52,9 +52,9 @@ def main() -> None:
     named = [f"{name}:{bits}" for name in Recipe.names() for bits in range(2, 9)]
     parser.add_argument("--model", default="vit_b", choices=["sam_tiny", *CHECKPOINTS])
     parser.add_argument("--recipes", nargs="+", default=["ahcq:4", "rtn:8"], choices=named)
-    parser.add_argument("--boxes", type=at_least_one, default=16, help="of the decoder")
+    parser.add_argument("--boxes", type=box_count, default=16, help="of the decoder")
     parser.add_argument("--repeats", type=at_least_one, default=3)
-    parser.add_argument("--threads", type=at_least_one, default=1)
+    parser.add_argument("--threads", type=thread_count, default=1)
     parser.add_argument("--backend", choices=BACKENDS, help="default: the fastest that works here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

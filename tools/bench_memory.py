@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from ahcq_plugin.ptq import Recipe, calibrate, prepare, set_quantization
 from ahcq_plugin.ptq.store import Store
 from ahcq_plugin.studies.timing import start_learning, unit_inputs
-from ahcq_plugin.support.arguments import at_least_one, usable_device
+from ahcq_plugin.support.arguments import box_count, usable_device
 from ahcq_plugin.support.batches import to_device
 from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.tool import run_tool
@@ -58,7 +58,7 @@ def measure(sam, boxes: int, device: str) -> dict[str, tuple[float, float, float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--boxes", type=at_least_one, nargs=2, default=[8, 16])
+    parser.add_argument("--boxes", type=box_count, nargs=2, default=[8, 16])
     parser.add_argument("--device", type=usable_device, default="cpu")
     options = parser.parse_args()
     torch.manual_seed(0)

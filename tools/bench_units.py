@@ -13,7 +13,7 @@ from ahcq_plugin.ptq import Recipe, calibrate, prepare, set_quantization
 from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.studies.reference.compositions import composed
 from ahcq_plugin.studies.timing import start_learning, step_seconds, unit_inputs
-from ahcq_plugin.support.arguments import at_least_one, usable_device
+from ahcq_plugin.support.arguments import box_count, usable_device
 from ahcq_plugin.support.batches import to_device
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.sam import box_forward, build_sam
@@ -28,7 +28,7 @@ COLUMNS = ("FP s", "ours s", "composed s", "ours/FP", "composed/ours")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--boxes", type=at_least_one, default=8)
+    parser.add_argument("--boxes", type=box_count, default=8)
     parser.add_argument("--recipes", nargs="+", choices=Recipe.names(), default=["qdrop", "ptq4sam", "ahcq"])
     parser.add_argument("--device", type=usable_device, default="cpu")
     options = parser.parse_args()

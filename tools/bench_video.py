@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ahcq_plugin.ptq import Recipe, calibrate, freeze, prepare
-from ahcq_plugin.support.arguments import at_least_one, usable_device
+from ahcq_plugin.support.arguments import at_least_one, box_count, usable_device
 from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.sam2 import PUBLISHED, build_sam2
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=Recipe.names(), default=["rtn", "ahcq"])
     parser.add_argument("--size", type=at_least_one, default=256, help="of the published models' input")
     parser.add_argument("--frames", type=at_least_one, default=8)
-    parser.add_argument("--objects", type=at_least_one, default=1)
+    parser.add_argument("--objects", type=box_count, default=1)
     parser.add_argument("--device", type=usable_device, default="cpu")
     options = parser.parse_args()
     print(f"{'model':12}{'input':>7}{'computes':>11}{'s/frame':>10}{'CPU s':>10}{'peak GB':>10}")

@@ -9,7 +9,7 @@ with warnings.catch_warnings(record=True):  # torch shows one whatever the filte
 
     from ahcq_plugin.mm.report.compare import compare, draw, read_boxes
 
-from ahcq_plugin.support.arguments import usable_device, writable_file
+from ahcq_plugin.support.arguments import check_apart, usable_device, writable_file
 from ahcq_plugin.support.tool import run_tool
 
 
@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument("--out", type=writable_file, default="compare.png", help="default: %(default)s")
     parser.add_argument("--device", type=usable_device, default="cpu")
     args = parser.parse_args()
+    check_apart(args.out, args.image, *args.checkpoints, args.annotations, args.sam_checkpoint)
     boxes = read_boxes(args.annotations, args.image) if args.annotations else _parse(args.box)
     panels = compare(args.image, boxes, args.checkpoints, args.sam_checkpoint, args.device)
     draw(panels, args.out)

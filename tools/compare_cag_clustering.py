@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ahcq_plugin.functional import grouping, uniform
 from ahcq_plugin.studies.reference import clusterings
-from ahcq_plugin.support.arguments import at_least_one, bit_width
+from ahcq_plugin.support.arguments import at_least_one, bit_width, whole
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.items import coco_items, scene_items
 
@@ -25,10 +25,13 @@ def main() -> None:
     parser.add_argument("--bits", type=bit_width, nargs="+", default=[4, 5, 6])
     parser.add_argument("--groups", type=at_least_one, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--coco", help="COCO folder to take images from; default: generated scenes")
-    parser.add_argument("--images", type=at_least_one, default=12, help="two thirds calibrate, the others are measured")
+    parser.add_argument("--images", type=whole(2), default=12, help="two thirds calibrate, the others are measured")
     args = parser.parse_args()
     items = list(islice(coco_items(args.coco) if args.coco else scene_items(), args.images))
     sites = [*clusterings.sam_inputs(items, args.images * 2 // 3), *clusterings.synthetic_inputs()]
+    fewest = min(x.shape[-1] for *_, x, _ in sites)
+    if max(args.groups) > fewest:
+        raise ValueError(f"--groups: {max(args.groups)} groups of {fewest} channels; give at most as many")
     errors = defaultdict(list)
     for part, lo, hi, points, x, weight in tqdm(sites, unit="input"):
         importance, gram = weight.square().sum(0), weight.T @ weight

@@ -7,7 +7,7 @@ import warnings
 with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
     from ahcq_plugin.mm.detectors.convert_hdetr import convert_hdetr
 
-from ahcq_plugin.support.arguments import writable_file
+from ahcq_plugin.support.arguments import check_apart, writable_file
 from ahcq_plugin.support.tool import run_tool
 
 
@@ -19,6 +19,7 @@ def main() -> int:
         "--config", default="mm_configs/_base_/detectors/hdetr_r50.py", help="our config (default: %(default)s)"
     )
     args = parser.parse_args()
+    check_apart(args.out, args.checkpoint, args.config)
     count = convert_hdetr(args.checkpoint, args.out, args.config)
     print(f"{args.out}: {count} tensors from {args.checkpoint}")
     return 0

@@ -7,7 +7,7 @@ import warnings
 with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
     from ahcq_plugin.mm.detectors.convert_yolox import NANO_CONFIG, convert_yolox
 
-from ahcq_plugin.support.arguments import writable_file
+from ahcq_plugin.support.arguments import check_apart, writable_file
 from ahcq_plugin.support.tool import run_tool
 
 
@@ -19,6 +19,7 @@ def main() -> int:
         "--config", default=NANO_CONFIG, help="mmdet's config, below its configs (default: %(default)s)"
     )
     args = parser.parse_args()
+    check_apart(args.out, args.onnx, args.config)
     count = convert_yolox(args.onnx, args.out, args.config)
     print(f"{args.out}: {count} convolutions from {args.onnx}")
     return 0

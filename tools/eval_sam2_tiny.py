@@ -14,7 +14,7 @@ import torch
 
 from ahcq_plugin.mm.evaluation.jf_metric import JFMetric
 from ahcq_plugin.mm.evaluation.video_evaluation import evaluate_videos, keep_first_masks
-from ahcq_plugin.support.arguments import at_least_one, usable_device, writable_file, writable_folder
+from ahcq_plugin.support.arguments import at_least_one, check_apart, usable_device, writable_file, writable_folder
 from ahcq_plugin.support.files import write_json
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.checkpoints import packaged_config
@@ -37,6 +37,8 @@ def main() -> None:
     )
     parser.add_argument("--device", type=usable_device, default="cpu")
     args = parser.parse_args()
+    if args.out:
+        check_apart(args.out, args.weights)
     if args.weights is None:
         model = build_sam2("sam2_tiny")
     else:

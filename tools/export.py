@@ -20,10 +20,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--sam", help="sam_tiny, vit_b, vit_l or vit_h; default: as the checkpoint's shapes say")
     parser.add_argument("--onnx", action="store_true", help="also image_encoder.onnx, mask_decoder.onnx, bundle.json")
     parser.add_argument(
-        "--style", choices=("exact", "deploy"), default="exact", help="of the ONNX graphs (docs/export.md)"
+        "--style", choices=("exact", "deploy"), help="of the ONNX graphs (docs/export.md); default: exact"
     )
     parser.add_argument("--int4", action="store_true", help="style deploy: weights of at most 4 bits as INT4, opset 21")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.onnx and (args.style or args.int4):
+        parser.error("--style and --int4 are of the ONNX graphs: give --onnx too")
+    if args.int4 and args.style != "deploy":
+        parser.error("--int4 is of --style deploy")
+    args.style = args.style or "exact"
+    return args
 
 
 def main() -> int:

@@ -20,8 +20,11 @@ def main() -> int:
     parser.add_argument(
         "--folder", type=writable_folder, default=Path("checkpoints"), help="default: %(default)s, as in configs"
     )
-    parser.add_argument("--list", action="store_true", help="print files, sizes, checksums and URLs, and fetch nothing")
-    parser.add_argument("--check", action="store_true", help="compare the files that are there, and fetch nothing")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--list", action="store_true", help="print files, sizes, checksums and URLs, and fetch nothing"
+    )
+    instead.add_argument("--check", action="store_true", help="compare the files that are there, and fetch nothing")
     args = parser.parse_args()
     failed = 0
     entries = wanted(args.names) if args.names else list(PUBLISHED_FILES.values())

@@ -6,7 +6,7 @@ import argparse
 from ahcq_plugin.hls.engine.config import NIBBLE, EngineConfig
 from ahcq_plugin.hls.engine.cycles import DDR
 from ahcq_plugin.hls.engine.performance import by_layer, sam2_launches, sam_launches, total
-from ahcq_plugin.support.arguments import at_least_one, bit_width, positive, writable_file
+from ahcq_plugin.support.arguments import at_least_one, bit_width, box_count, positive, writable_file
 from ahcq_plugin.support.files import write_json
 from ahcq_plugin.support.tool import run_tool
 
@@ -16,7 +16,7 @@ BOXES = (1, 5, 20, 100)
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=["vit_b", "vit_l", "vit_h", "sam2.1_t"])
-    parser.add_argument("--boxes", type=at_least_one, nargs="+", default=BOXES, help="of SAM's decoder")
+    parser.add_argument("--boxes", type=box_count, nargs="+", default=BOXES, help="of SAM's decoder")
     parser.add_argument(
         "--cells", type=at_least_one, nargs="+", default=[2, 4, 8, 16], help="of 64 processing elements x 8"
     )

@@ -13,7 +13,7 @@ from itertools import islice
 from ahcq_plugin.studies.conditioning_errors import draw_conditioning
 from ahcq_plugin.studies.family_errors import draw_families
 from ahcq_plugin.studies.paper_figures import draw
-from ahcq_plugin.support.arguments import at_least_one, bit_width, usable_device, writable_folder
+from ahcq_plugin.support.arguments import at_least_one, bit_width, box_count, usable_device, writable_folder
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.predict import make_batch
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--weights", help="state_dict; default: the packaged weights of sam_tiny")
     parser.add_argument("--coco", help="COCO folder to take images from; default: generated scenes")
     parser.add_argument("--images", type=at_least_one, default=16)
-    parser.add_argument("--boxes", type=at_least_one, default=16, help="at most so many boxes an image")
+    parser.add_argument("--boxes", type=box_count, default=16, help="at most so many boxes an image")
     parser.add_argument("--bits", type=bit_width, default=4)
     parser.add_argument("--device", type=usable_device, default="cpu")
     parser.add_argument("--out", type=writable_folder, default="docs/results", help="folder for the pictures")

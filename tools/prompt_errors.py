@@ -10,7 +10,7 @@ from itertools import islice
 
 from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.studies.prompt_errors import prompt_errors
-from ahcq_plugin.support.arguments import at_least_one, bit_width, usable_device
+from ahcq_plugin.support.arguments import at_least_one, bit_width, box_count, usable_device
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.items import coco_items
 from ahcq_plugin.zoo.prompts import KINDS
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="rtn", choices=Recipe.names())
     parser.add_argument("--bits", type=bit_width, nargs="+", default=[8, 4], help="of weights and activations")
     parser.add_argument("--images", type=at_least_one, default=32, help="in either folder")
-    parser.add_argument("--objects", type=at_least_one, default=16, help="at most so many an image")
+    parser.add_argument("--objects", type=box_count, default=16, help="at most so many an image")
     parser.add_argument("--device", type=usable_device, default="cpu")
     args = parser.parse_args()
     sam = build_sam(args.model, args.weights).to(args.device)

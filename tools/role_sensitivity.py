@@ -13,7 +13,7 @@ from torch import Tensor
 from ahcq_plugin.export.compare import mask_overlap
 from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.studies.sensitivity import role_sensitivity
-from ahcq_plugin.support.arguments import at_least_one, bit_width, usable_device
+from ahcq_plugin.support.arguments import at_least_one, bit_width, box_count, usable_device
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.predict import make_batch
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--bits", type=bit_width, default=4)
     parser.add_argument("--calibration", type=at_least_one, default=16, help="images; the next are compared")
     parser.add_argument("--images", type=at_least_one, default=32)
-    parser.add_argument("--boxes", type=at_least_one, default=16, help="at most so many boxes an image")
+    parser.add_argument("--boxes", type=box_count, default=16, help="at most so many boxes an image")
     parser.add_argument("--device", type=usable_device, default="cpu")
     args = parser.parse_args()
     sam = build_sam(args.model, args.weights).to(args.device)

@@ -11,7 +11,7 @@ from ahcq_plugin import load_quantized
 from ahcq_plugin.integer import to_integer
 from ahcq_plugin.integer.backends import backend_for
 from ahcq_plugin.studies.inference.timing import in_turn, sam_parts
-from ahcq_plugin.support.arguments import at_least_one
+from ahcq_plugin.support.arguments import at_least_one, box_count, thread_count
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.rebuild import rebuild_from_state
 
@@ -20,9 +20,9 @@ from ahcq_plugin.zoo.rebuild import rebuild_from_state
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", help="quantized.safetensors or quantized.pth of a SAM (not SAM 2)")
-    parser.add_argument("--boxes", type=at_least_one, default=4, help="masks of the image")
+    parser.add_argument("--boxes", type=box_count, default=4, help="masks of the image")
     parser.add_argument("--repeats", type=at_least_one, default=5)
-    parser.add_argument("--threads", type=at_least_one, default=1)
+    parser.add_argument("--threads", type=thread_count, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     quantized = load_quantized(args.checkpoint)

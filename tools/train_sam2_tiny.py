@@ -10,7 +10,15 @@ import torch
 
 from ahcq_plugin.studies.training.clip_loop import SAM2_TINY, ClipTrainCfg, train_clips
 from ahcq_plugin.studies.training.job import Job
-from ahcq_plugin.support.arguments import at_least_one, at_least_zero, positive, usable_device, writable_folder
+from ahcq_plugin.support.arguments import (
+    at_least_one,
+    at_least_zero,
+    positive,
+    thread_count,
+    usable_device,
+    worker_count,
+    writable_folder,
+)
 from ahcq_plugin.support.tool import run_tool
 
 
@@ -20,8 +28,8 @@ def main() -> None:
     data.add_argument("--coco", help="COCO folder with instances.json and images/: backgrounds and cut-outs")
     data.add_argument("--scenes-only", action="store_true", help="generated shapes only; needs no data")
     parser.add_argument("--out", type=writable_folder, required=True, help="folder for state.pth and model.pth")
-    parser.add_argument("--workers", type=at_least_zero, default=0, help="processes that make clips (with a GPU)")
-    parser.add_argument("--threads", type=at_least_one, default=1, help="CPU threads")
+    parser.add_argument("--workers", type=worker_count, default=0, help="processes that make clips (with a GPU)")
+    parser.add_argument("--threads", type=thread_count, default=1, help="CPU threads")
     parser.add_argument("--device", type=usable_device, default="cpu")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pth")
     defaults = ClipTrainCfg()

@@ -9,7 +9,15 @@ import logging
 from ahcq_plugin.studies.training.job import Job
 from ahcq_plugin.studies.training.loop import TrainCfg, train
 from ahcq_plugin.studies.training.models import MODELS
-from ahcq_plugin.support.arguments import at_least_one, at_least_zero, positive, usable_device, writable_folder
+from ahcq_plugin.support.arguments import (
+    at_least_one,
+    at_least_zero,
+    positive,
+    thread_count,
+    usable_device,
+    worker_count,
+    writable_folder,
+)
 from ahcq_plugin.support.tool import run_tool
 
 
@@ -39,8 +47,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=writable_folder, required=True, help="folder for state.pth and model.pth")
     parser.add_argument("--model", default="sam_tiny", choices=sorted(MODELS))
-    parser.add_argument("--processes", type=at_least_one, default=1, help="CPU processes of one thread each")
-    parser.add_argument("--workers", type=at_least_zero, default=0, help="processes that make samples (with a GPU)")
+    parser.add_argument("--processes", type=thread_count, default=1, help="CPU processes of one thread each")
+    parser.add_argument("--workers", type=worker_count, default=0, help="processes that make samples (with a GPU)")
     parser.add_argument("--device", type=usable_device, default="cpu")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pth")
     defaults = TrainCfg()

@@ -26,7 +26,7 @@ from ahcq_plugin.export.matmul import Matmul, Patches
 from ahcq_plugin.export.operands import OPERANDS, SpecError, WeightOperand
 from ahcq_plugin.export.packing import pack, unpack
 from ahcq_plugin.export.spec import Spec, Step, UnitSpec
-from ahcq_plugin.support.files import given_path, json_checksum, replacing
+from ahcq_plugin.support.files import given_path, json_checksum, replacing, unique_keys
 
 FORMAT = "ahcq_plugin.spec/2"
 FORMER_FORMAT = "ahcq_plugin.spec/1"  # no operands per head, no groups of convolutions; still read
@@ -75,7 +75,7 @@ def load_spec(path: str | Path) -> Spec:
     if not file.is_file():
         raise FileNotFoundError(f"no spec at {file}: write one with export_spec or tools/export.py")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise SpecError(f"{file} is not valid JSON (truncated?): {error}") from error
     version = content.get("format") if isinstance(content, dict) else None

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from ahcq_plugin.mm.data.settings import check_data_set
 from ahcq_plugin.mm.data.wrappers import innermost, wrapped
 from ahcq_plugin.mm.detectors.loading import read_detector
+from ahcq_plugin.support.batches import blaming
 from ahcq_plugin.zoo.coco import check_coco, read_content, read_detections
 from ahcq_plugin.zoo.published import of_path
 
@@ -109,7 +110,8 @@ def check_detector(cfg: Config) -> None:
     if "://" not in path and not os.path.isfile(path):
         raise FileNotFoundError(f"no detector checkpoint {path}{_where_to_get(path)}; {DRY_RUN}")
     state = read_detector(cfg)
-    own = MODELS.build(cfg.model).state_dict()
+    with blaming("the config's `model` does not build"):
+        own = MODELS.build(cfg.model).state_dict()
     wrong = [f"{name} is missing" for name in own if name not in state and not name.endswith("num_batches_tracked")]
     wrong += [
         f"{name} has shape {tuple(state[name].shape)}, the model {tuple(value.shape)}"

@@ -9,13 +9,18 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ahcq_plugin.mm.readers import safe_readers
+
 #: What reading a config may raise, which is a program: it may also name itself as its base, or end the process.
 _CONFIG_ERRORS = (Exception, SystemExit)
 #: What keys of a config hold.
 _KINDS: dict[str, type] = dict.fromkeys(("recipe", "test_cfg", "sam", "model", "test_dataloader"), Mapping)
-_KINDS |= dict.fromkeys(("load_from", "default_scope"), str)
+_KINDS |= dict.fromkeys(("load_from", "default_scope", "data_source", "work_dir"), str)
+_KINDS["trust_checkpoint"] = bool
+_WORDS = {str: "text", bool: "True or False"}
 
 
+@safe_readers()
 def load_config(path: str | Path) -> Config:
     """What a config file says.
 
@@ -48,6 +53,5 @@ def read_config(path: str | Path, cfg_options: Mapping[str, Any] | None = None) 
         raise ValueError(f"--cfg-options: {error}") from error
     for key, kind in _KINDS.items():
         if not isinstance(cfg.get(key), (kind, type(None))):
-            expected = "text" if kind is str else "a dict"
-            raise ValueError(f"the config's `{key}` must be {expected}, got {cfg[key]!r:.60}")
+            raise ValueError(f"the config's `{key}` must be {_WORDS.get(kind, 'a dict')}, got {cfg[key]!r:.60}")
     return cfg

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from ahcq_plugin.support.files import write_json
 from ahcq_plugin.zoo.checkpoints import packaged_config
 from ahcq_plugin.zoo.hugging_face import PREFIX
 from ahcq_plugin.zoo.relatives import RELATIVES
-from ahcq_plugin.zoo.sam import check_name
+from ahcq_plugin.zoo.sam import build_sam, check_name
 from ahcq_plugin.zoo.scenes import write_coco
 
 IMAGES, FRAMES, IMAGE_SIZE, BOXES, ITERATIONS = 2, 4, 64, 2, 1
@@ -86,6 +87,29 @@ def small_sam(name: str | Mapping[str, Any]) -> dict[str, Any] | None:
     if config["depth"] > DEPTH:
         config.update(depth=DEPTH, global_attn_indexes=[DEPTH - 1])
     return config
+
+
+def drop_lost(cfg: Config, name: str | Mapping[str, Any], small: Mapping[str, Any]) -> list[str]:
+    """Take what names modules of the config's SAM that the small one lacks out of ``units``, ``leave``, ``without`` and
+    ``tune_units``, in place: it is right, and would be refused. Returns: the entries."""
+    lists = [(cfg.test_cfg, "units"), (cfg.test_cfg, "leave"), (cfg.recipe, "tune_units")]
+    lists += [(without, key) for without in [cfg.recipe.get("without") or {}] for key in without]
+    given = [(part, key) for part, key in lists if part.get(key) and isinstance(part[key], (list, tuple))]
+    if not given:
+        return []
+    with torch.device("meta"):
+        whole, left = (
+            [module for module, _ in build_sam(dict(sam) if isinstance(sam, Mapping) else sam, False).named_modules()]
+            for sam in (name, small)
+        )
+    lost = []
+    for part, key in given:
+        for entry in [entry for entry in part[key] if isinstance(entry, str)]:
+            if fnmatch.filter(whole, entry) and not fnmatch.filter(left, entry):
+                lost.append(entry)
+        kept = [entry for entry in part[key] if entry not in lost]
+        part[key] = None if key == "units" and not kept else kept  # all units, where none of those is there
+    return lost
 
 
 def scenes(config: Mapping[str, Any], folder: Path, count: int = IMAGES) -> dict[str, Any]:

@@ -14,11 +14,13 @@ from ahcq_plugin import load_quantized
 from ahcq_plugin.integer import to_integer
 from ahcq_plugin.mm.config_file import read_config
 from ahcq_plugin.mm.launch import build_runner, override_loop
+from ahcq_plugin.mm.readers import safe_readers
 from ahcq_plugin.ptq import AuditError, audit
 from ahcq_plugin.ptq.prepare import recipe_in
 from ahcq_plugin.support.files import write_json
 
 
+@safe_readers()
 def evaluate_checkpoint(
     config: str,
     checkpoint: str | Path,
@@ -51,7 +53,8 @@ def evaluate_checkpoint(
     model.sam = load_quantized(checkpoint, lambda state: model.sam)
     kind = "integer" if integer else "fake"
     model = model.to(loop.device or get_device()).eval()
-    outcome = audit(model.sam, loop.calibration(model)[0], loop.forward, recipe_in(model.sam))
+    items, _ = loop.calibration(model, tune=False)
+    outcome = audit(model.sam, items[0], loop.forward, recipe_in(model.sam))
     if not outcome.passed:
         raise AuditError(outcome)
     if integer:

@@ -24,8 +24,10 @@ from ahcq_plugin.mm.dry_run import initialise, make_dry_run
 from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.preflight import check_keys, loop_class, preflight
 from ahcq_plugin.mm.quantization_loop import PTQResult
+from ahcq_plugin.mm.readers import safe_readers
 from ahcq_plugin.mm.report.summary import coverage_lines, everything_lines, result_table, size_line, stage_table
 from ahcq_plugin.ptq import AuditError, ResumeError
+from ahcq_plugin.support.batches import blaming
 from ahcq_plugin.support.files import check_work_dir, write_text
 from ahcq_plugin.support.lock import LockedError
 from ahcq_plugin.support.tool import BAD_INPUT, OK, is_foreseen, one_line
@@ -38,6 +40,7 @@ _INPUT_ERRORS = (DataError, ResumeError, UnitError, FileNotFoundError)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE)
 
 
+@safe_readers()
 def launch(
     config: str,
     work_dir: str | None = None,
@@ -165,15 +168,13 @@ def build_runner(cfg: Config, dry_run: bool, console: Console) -> Runner:
         console.print(f"dry run: {line}", highlight=False)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints while it reads annotations
         preflight(cfg, random_weights=dry_run)
-        try:
+        with blaming("the config does not build"):
             load_from, cfg.load_from = cfg.get("load_from"), None  # MMEngine's loader would unpickle it
             runner = Runner.from_cfg(cfg)
             runner.cfg.load_from = cfg.load_from = load_from
             _ = runner.test_loop  # built on first access
             if load_from and not dry_run:
                 load_detector(runner.model, cfg)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"the config does not build: {error}") from error
     if dry_run:
         initialise(runner.model)
     return runner

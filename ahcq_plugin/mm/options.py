@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
+#: Beyond any use: catches slips.
+_MOST = 10**9
+
 
 @dataclass(frozen=True)
 class Options:
     """Base of the frozen dataclasses for a key of ``test_cfg``, named ``KEY``; the fields named in ``COUNTS`` are
-    positive integers, or None where that is their default."""
+    positive integers, of at most ``MOST``, or None where that is their default."""
 
     KEY: ClassVar[str]
     COUNTS: ClassVar[tuple[str, ...]] = ()
+    MOST: ClassVar[Mapping[str, int]] = {}
 
     def __post_init__(self) -> None:
         for key in self.COUNTS:
@@ -24,6 +28,8 @@ class Options:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 allowed = "a positive integer or None" if may_lack else "a positive integer"
                 raise ValueError(f"{self.KEY}: `{key}` must be {allowed}, got {value!r}")
+            if value > self.MOST.get(key, _MOST):
+                raise ValueError(f"{self.KEY}: `{key}` must be at most {self.MOST.get(key, _MOST):,}, got {value!r}")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None) -> Self:

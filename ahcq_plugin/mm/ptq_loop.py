@@ -64,8 +64,9 @@ class Calibration(CalibrationOptions):
             raise ValueError(f"calib: `prompts` must be a name, a path or a dict of shares, got {self.prompts!r}")
         if not isinstance(self.source, (str, type(None))):
             raise ValueError(f"calib: `prompts.source` must be 'detector', 'gt' or a path, got {self.source!r}")
-        if self.shares is not None:
-            assign_kinds(self.shares, self.num_images, self.seed)
+        for count in (self.num_images, self.tune_images):
+            if count is not None:
+                self.kinds(count)
 
     @property
     def source(self) -> str | None:
@@ -78,6 +79,10 @@ class Calibration(CalibrationOptions):
         if not isinstance(self.prompts, Mapping) or set(self.prompts) == {"source"}:
             return None
         return {kind: share for kind, share in self.prompts.items() if kind != "source"}
+
+    def kinds(self, count: int) -> list[str] | None:
+        """Of the prompts of ``count`` images; None: boxes. ValueError: a share gives none of them."""
+        return None if self.shares is None else assign_kinds(self.shares, count, self.seed)
 
 
 @LOOPS.register_module()
@@ -168,6 +173,7 @@ class PTQLoop(QuantizationLoop):
         check_known(_calibration_data(cfg, Calibration.from_config(loop.get("calib"))), "calib.dataset")
         name = cfg.sam["name"]
         sam = dry_run.small_sam(name)
+        lost = dry_run.drop_lost(cfg, name, sam) if sam else []
         cfg.sam = dict(name=sam or name, checkpoint=False)
         calib = Calibration.from_config(loop.get("calib"))
         kinds = [] if calib.shares is None else list(check_shares(calib.shares))
@@ -181,6 +187,8 @@ class PTQLoop(QuantizationLoop):
             if sam
             else f"SAM is {name} as it is, which may take minutes an image on a CPU",
         ]
+        if lost:
+            notes.append(f"it lacks {', '.join(lost)}, which are left out")
         if dry_run.shrink_inputs(dataset["pipeline"]):
             notes.append(f"the detector's input is {dry_run.DETECTOR_INPUT_SIZE} pixels")
         cfg.test_dataloader.update(batch_size=1, num_workers=0, persistent_workers=False)
@@ -213,26 +221,25 @@ class PTQLoop(QuantizationLoop):
         """Images with their prompts."""
         return read_records(self.dataloader, model, self.cache, self.workers)
 
-    def calibration(self, model: BoxPromptedSAM) -> CalibrationBatches:
-        """Images with sampled boxes, or other prompts."""
-        return self._images(model, "num_images")
-
-    def tuning(self, model: BoxPromptedSAM) -> CalibrationBatches | None:
-        """The calibration's images and more of them, or fewer."""
-        is_same = self.calib.tune_images in (None, self.calib.num_images)
-        return None if is_same else self._images(model, "tune_images")
-
-    def _images(self, model: BoxPromptedSAM, key: str) -> CalibrationBatches:
-        """As many images as ``key`` of ``calib`` says."""
+    def calibration(self, model: BoxPromptedSAM, tune: bool) -> tuple[CalibrationBatches, CalibrationBatches | None]:
+        """Images with sampled boxes, or other prompts; those to tune are the calibration's and more, or fewer of them.
+        A detector sees each once."""
         calib, cfg = self.calib, self.runner.cfg
+        counts = {"num_images": calib.num_images}
+        if tune and calib.tune_images not in (None, calib.num_images):
+            counts["tune_images"] = calib.tune_images
+        most = max(counts, key=counts.__getitem__)
         prompts = calib.source or ("gt" if model.detections is not None else model.prompts)
         if prompts != model.prompts:
             model = BoxPromptedSAM(model.sam, model.detector, prompts, cat_ids=self._cat_ids(), **self.box_options)
         pipeline = innermost(cfg.test_dataloader.dataset)["pipeline"]
         dataset = calibration_dataset(_calibration_data(cfg, calib), pipeline)
-        records = self.workers.first(calibration_records(dataset, model, getattr(calib, key), calib.seed, key))
-        kinds = None if calib.shares is None else assign_kinds(calib.shares, len(records), calib.seed)
-        return CalibrationBatches(model, records, calib.max_boxes, calib.seed, kinds, self.workers)
+        records = self.workers.first(calibration_records(dataset, model, counts[most], calib.seed, most))
+        items = [
+            CalibrationBatches(model, records[:count], calib.max_boxes, calib.seed, calib.kinds(count), self.workers)
+            for count in counts.values()
+        ]
+        return items[0], items[1] if len(items) > 1 else None
 
     def evaluate(self, model, records, reference: Evaluation | None, desc: str) -> Evaluation:
         """Mask AP and IoU, also of other prompts; everything mode; in floating point also the AP of detected boxes."""

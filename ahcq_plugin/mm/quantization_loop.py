@@ -21,23 +21,25 @@ from ahcq_plugin.mm.box_prompted_sam import build_sam_from_config
 from ahcq_plugin.mm.report.data import ReportData
 from ahcq_plugin.mm.report.page import write_report
 from ahcq_plugin.mm.toolkits import unit_preparer
-from ahcq_plugin.ptq import Recipe
+from ahcq_plugin.ptq import Recipe, prepare
 from ahcq_plugin.ptq.checkpoint import QUANTIZED_FILE
 from ahcq_plugin.ptq.distributions import collect_distributions
 from ahcq_plugin.ptq.packed import PACKED_FILE
 from ahcq_plugin.ptq.tune import Loss
 from ahcq_plugin.support.arguments import check_device, check_writable
-from ahcq_plugin.support.batches import Forward
+from ahcq_plugin.support.batches import Forward, run_first
 from ahcq_plugin.support.cache import Cache
 from ahcq_plugin.support.digest import digest
 from ahcq_plugin.support.files import fresh, replace_together, write_json
 from ahcq_plugin.support.lock import locked
-from ahcq_plugin.support.state import check_finite
+from ahcq_plugin.support.state import check_finite, copied
 from ahcq_plugin.support.stopwatch import Stopwatch
 from ahcq_plugin.support.workers import Workers
 
 #: Files written into the work dir.
 OUTPUTS = ("metrics.json", "report.html", QUANTIZED_FILE, PACKED_FILE)
+#: From more items of test data on, their evaluation takes longer than to try on one item whether units trace.
+_FEW = 16
 #: In the order of the run.
 STAGES = (
     "detect",
@@ -135,7 +137,9 @@ class QuantizationLoop(BaseLoop):
         sam = build_sam_from_config(cfg.sam, cls.build)
         check_finite(sam, "the SAM")
         widths = [layer.in_features for layer in sam.modules() if isinstance(layer, nn.Linear)]
-        Recipe.from_config(cfg.recipe).check_channels(max(widths, default=0), "the widest layer of the SAM")
+        recipe = Recipe.from_config(cfg.recipe)
+        recipe.check_channels(max(widths, default=0), "the widest layer of the SAM")
+        recipe.check_globs([name for name, _ in sam.named_modules() if name], "modules of the SAM")
         try:
             if loop.get("units") is not None and not find_units(sam, loop.units):
                 raise ValueError("test_cfg: `units` is empty: name blocks, or leave it out")
@@ -185,12 +189,8 @@ class QuantizationLoop(BaseLoop):
         """Records of the test data."""
 
     @abstractmethod
-    def calibration(self, model: nn.Module) -> Sequence[Any]:
-        """Calibration items, for ``forward``."""
-
-    def tuning(self, model: nn.Module) -> Sequence[Any] | None:
-        """Items that a recipe with ``tune_steps`` learns from in the end; None: those of the calibration."""
-        return None
+    def calibration(self, model: nn.Module, tune: bool) -> tuple[Sequence[Any], Sequence[Any] | None]:
+        """Calibration items, for ``forward``, and, with ``tune``, those to learn from in the end; None: the same."""
 
     @abstractmethod
     def evaluate(self, model: nn.Module, records: Sequence[Any], reference: Measured | None, desc: str) -> Measured:
@@ -235,10 +235,11 @@ class QuantizationLoop(BaseLoop):
         model = self.wrap(runner.model).to(self.device or get_device()).eval()
         runner.model = model
         with stages("detect", model.device):
+            batches, tune_batches = self.calibration(model, bool(self.recipe.tune_steps))  # may be too few
             records = self.read(model)
-            batches = self.calibration(model)
-            tune_batches = self.tuning(model) if self.recipe.tune_steps else None
         notes, self.computing = self.notes(batches), True
+        if len(records) > _FEW:
+            self._try_units(model, batches)
         with stages("fp_eval", model.device):
             floating = self._floating_point(model, records)
         model.sam, report = quantize(
@@ -268,6 +269,14 @@ class QuantizationLoop(BaseLoop):
         runner.call_hook("after_test_epoch", metrics=flat)
         runner.call_hook("after_test")
         return flat
+
+    def _try_units(self, model: nn.Module, batches: Sequence[Any]) -> None:
+        """Prepare a copy of the SAM, which says what cannot be quantized."""
+
+        def run(sam: nn.Module) -> Any:
+            return run_first(sam, batches, type(self).forward)
+
+        prepare(copied(model.sam), self.recipe, self.units, self.prepare_unit, self.leave, run)
 
     def _floating_point(self, model: nn.Module, records: Sequence[Any]) -> Measured:
         def key() -> str:

@@ -24,6 +24,7 @@ from ahcq_plugin.mm.options import CalibrationOptions
 from ahcq_plugin.mm.quantization_loop import QuantizationLoop
 from ahcq_plugin.mm.report.videos import sample_videos
 from ahcq_plugin.ptq.loss import mask_error
+from ahcq_plugin.support.batches import blaming
 from ahcq_plugin.support.digest import digest
 from ahcq_plugin.zoo.sam2 import build_sam2
 from ahcq_plugin.zoo.segment import prepare_frames
@@ -136,7 +137,8 @@ class VideoPTQLoop(QuantizationLoop):
         _check_kinds(cfg)
         for config in (cfg.test_dataloader.dataset, _calibration_data(calib)):
             try:
-                dataset = DATASETS.build(dict(config))
+                with blaming("a data set of the config does not build"):
+                    dataset = DATASETS.build(dict(config))
             except FileNotFoundError as error:
                 where = f": {cfg.data_source}" if "data_source" in cfg else ""
                 raise FileNotFoundError(f"{error}{where}; {DRY_RUN}") from error
@@ -180,7 +182,7 @@ class VideoPTQLoop(QuantizationLoop):
             _ = video.annotated  # raises ValueError where the first frame has no annotation
         return videos
 
-    def calibration(self, model: VideoModel) -> CalibrationClips:
+    def calibration(self, model: VideoModel, tune: bool) -> tuple[CalibrationClips, None]:
         """First frames of some videos that show an object there."""
         calib = self.calib
         dataset = DATASETS.build(dict(_calibration_data(calib)))
@@ -192,7 +194,7 @@ class VideoPTQLoop(QuantizationLoop):
                 f"calib: `num_videos` is {calib.num_videos}, but only {len(videos)} of {len(dataset)} calibration "
                 "videos have an object in the first frame; lower it or give more videos"
             )
-        return CalibrationClips(videos, model.sam.image_size, calib.num_frames, calib.max_objects)
+        return CalibrationClips(videos, model.sam.image_size, calib.num_frames, calib.max_objects), None
 
     def evaluate(self, model, records, reference: VideoEvaluation | None, desc: str) -> VideoEvaluation:
         """J&F, and the distance to the reference's masks."""

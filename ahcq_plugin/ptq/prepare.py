@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -122,7 +121,7 @@ def prepare(
     if run is not None:
         check_traced(model, traced, run)
     _check_leave(traced, leave)
-    _check_globs(recipe, names)
+    recipe.check_globs(names, "units")
     if recipe.quantize_positions:
         layer_positions(traced)
     devices = {name: _device(unit, model) for name, unit in traced.items()}
@@ -212,16 +211,3 @@ def _check_leave(units: Mapping[str, fx.GraphModule], leave: Sequence[str]) -> N
     for entry in leave:
         if not any(name_matches(entry, name, unit) for name, unit in names):
             raise ValueError(f"`leave` entry {entry!r} matches nothing in the units {', '.join(list(units)[:4])}")
-
-
-def _check_globs(recipe: Recipe, units: Sequence[str]) -> None:
-    """Globs of a preset may be of another model's parts; those of a user should match something in this one."""
-    usual = Recipe.from_config(recipe.name)
-    given = {f"without.{part}": (globs, usual.without.get(part, ())) for part, globs in recipe.without.items()}
-    given["tune_units"] = recipe.tune_units, usual.tune_units
-    for key, (globs, preset) in given.items():
-        for glob in globs:
-            if glob not in preset and not fnmatch.filter(units, glob):
-                raise ValueError(
-                    f"recipe: `{key}` has {glob!r}, which matches none of the {len(units)} units, as {units[0]!r}"
-                )

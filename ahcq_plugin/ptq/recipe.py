@@ -30,6 +30,8 @@ _WHOLE_NUMBERS = {
     "cag_groups": (0, 65_536),
     "seed": (0, 2**32 - 1),
 }
+#: Of learning rates, weights of terms and exponents.
+_LARGEST = 1e6
 _COMPONENTS = {
     "cag": ("qkv_in", "mlp_in", "gated_act"),
     "hluq": ("post_act",),
@@ -233,6 +235,11 @@ class Recipe:
         for key in (*rates, "rounding_weight", "exponent_start", "exponent_end", "acnr_lambda"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"recipe: `{key}` must be positive, got {getattr(self, key)!r}")
+        for item in dataclasses.fields(self):
+            if item.type == "float" and getattr(self, item.name) > _LARGEST:
+                raise ValueError(
+                    f"recipe: `{item.name}` must be at most {_LARGEST:g}, got {getattr(self, item.name)!r}"
+                )
         if self.exponent_end > self.exponent_start:
             raise ValueError(
                 f"recipe: the exponent falls from `exponent_start` to `exponent_end`, got {self.exponent_start!r} and "
@@ -272,6 +279,21 @@ class Recipe:
             raise ValueError(
                 f"recipe: `cag_groups` is {self.cag_groups}, {whose} has {most} channels; 0 keeps every channel apart"
             )
+
+    def check_globs(self, names: Sequence[str], what: str) -> None:
+        """ValueError for a glob of ``without`` or ``tune_units`` that matches none of ``names``, which are ``what``.
+
+        Globs of a preset may be of another model's parts; those of a user should match something in this one.
+        """
+        usual = Recipe.from_config(self.name)
+        given = {f"without.{part}": (globs, usual.without.get(part, ())) for part, globs in self.without.items()}
+        given["tune_units"] = self.tune_units, usual.tune_units
+        for key, (globs, preset) in given.items():
+            for glob in globs:
+                if glob not in preset and not fnmatch.filter(names, glob):
+                    raise ValueError(
+                        f"recipe: `{key}` has {glob!r}, which matches none of the {len(names)} {what}, as {names[0]!r}"
+                    )
 
     @staticmethod
     def names() -> tuple[str, ...]:

@@ -33,6 +33,8 @@ def whole(least: int, most: int = _MOST) -> Callable[[str], int]:
 
 
 at_least_one, at_least_zero, bit_width = whole(1), whole(0), whole(2, 8)
+# more of them than these ask for terabytes, or end the process
+box_count, thread_count, worker_count = whole(1, 100_000), whole(1, 1024), whole(0, 1024)
 
 
 def matrix_shape(text: str) -> tuple[int, int]:
@@ -44,13 +46,13 @@ def matrix_shape(text: str) -> tuple[int, int]:
 
 
 def positive(text: str) -> float:
-    """A finite number above 0."""
+    """A finite number above 0, from 1e-12 to 1e12: sums and squares of it are finite too."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"give a finite number above 0, got {text!r}")
+    if not 1e-12 <= value <= 1e12:
+        raise argparse.ArgumentTypeError(f"give a finite number above 0, from 1e-12 to 1e12, got {text!r}")
     return value
 
 
@@ -102,6 +104,13 @@ def check_writable(text: str) -> Path:
     return path
 
 
+def check_apart(out: str | Path, *inputs: str | Path | None) -> None:
+    """ValueError where a file to write is one of those to read, which would be lost."""
+    for given in inputs:
+        if given is not None and os.path.exists(out) and os.path.exists(given) and os.path.samefile(out, given):
+            raise ValueError(f"{out} is read, and would be written over: give another name")
+
+
 def check_device(name: str | None) -> None:
     """The name of a CPU or of a GPU that this machine has; else ValueError."""
     if name is None:
@@ -112,5 +121,7 @@ def check_device(name: str | None) -> None:
         raise ValueError(f"unknown device {name!r}: give cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device {name!r} is none that runs were tried on: give cpu, cuda or cuda:N")
+    if device.type == "cpu" and device.index:
+        raise ValueError(f"device {name!r} is not there: all of a CPU is 'cpu'")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices")

@@ -87,7 +87,7 @@ def blaming(what: str, hint: str = "") -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if is_foreseen(error) or "can't allocate memory" in str(error):
             raise
         reason = " ".join(str(error).split())

@@ -152,12 +152,22 @@ def read_json(path: str | Path, remedy: str = "") -> Any:
         remedy: for the message: what helps against a damaged one.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is not JSON; one line that names it.
+        ValueError: it is not JSON, or an object has a key twice; one line that names it.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}){remedy and '; '}{remedy}") from error
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict of ``pairs``, of an object in JSON. ValueError: a key is there twice, one of its values would be lost."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for number, key in enumerate(keys) if key in keys[:number])
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return content
 
 
 def write_text(text: str, path: str | Path) -> None:

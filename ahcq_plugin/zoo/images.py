@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -17,8 +18,9 @@ T = TypeVar("T")
 def decode_image(content: bytes, path: str | Path) -> np.ndarray:
     """The bytes of an image file as (H, W, 3) uint8 RGB, rotated by its EXIF flag; ``path`` is for the message.
 
-    Raises: ValueError: not an image.
+    Raises: ValueError: not an image, or one of so many pixels (179 million) that Pillow takes it for an attack.
     """
+    _check_pixels(content, path)
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     except cv2.error:  # a header of more pixels than it takes
@@ -26,6 +28,17 @@ def decode_image(content: bytes, path: str | Path) -> np.ndarray:
     if image is None:
         raise ValueError(f"{path} is not a readable image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _check_pixels(content: bytes, path: str | Path) -> None:
+    """A header of few bytes can ask for gigabytes. What else is wrong with a file, its decoder says."""
+    try:
+        with Image.open(io.BytesIO(content)):
+            pass
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is not a readable image ({error})") from error
+    except Exception:  # noqa: BLE001 - anything, see ``with_pillow``
+        return
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

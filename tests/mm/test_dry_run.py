@@ -9,7 +9,8 @@ import pytest
 from mmengine.runner import Runner
 from rich.console import Console
 
-from ahcq_plugin.mm.launch import launch
+from ahcq_plugin.mm.dry_run import drop_lost, small_sam
+from ahcq_plugin.mm.launch import launch, read_config
 
 
 @pytest.fixture
@@ -26,6 +27,24 @@ def dry_run(monkeypatch, tmp_path):
         return last
 
     return run
+
+
+def test_blocks_that_only_the_whole_sam_has_are_left_out(ptq_config):
+    """They are right, and the small one lacks them; what neither has stays, to be refused."""
+    blocks = [f"image_encoder.blocks.{number}" for number in range(13)]
+    cfg = read_config(str(ptq_config), {"sam.name": "vit_b"})
+    cfg.recipe["without"] = {"lnq": ["*.blocks.1[01]", "no.such"]}
+    cfg.recipe["tune_units"] = [blocks[1], blocks[7], "mask_decoder.*", blocks[12]]
+    cfg.test_cfg.units = [blocks[11]]
+    assert drop_lost(cfg, "vit_b", small_sam("vit_b")) == [blocks[11], blocks[7], "*.blocks.1[01]"]
+    assert cfg.recipe["without"] == {"lnq": ["no.such"]} and cfg.test_cfg.units is None
+    assert cfg.recipe["tune_units"] == [blocks[1], "mask_decoder.*", blocks[12]]
+
+
+def test_globs_of_no_module_are_refused_before_the_run(dry_run, ptq_config, tmp_path):
+    out, options = io.StringIO(), {"recipe.without": {"lnq": ["no.such"]}}
+    assert launch(str(ptq_config), str(tmp_path / "out"), options, console=Console(file=out, width=200)) == 2
+    assert "`without.lnq` has 'no.such', which matches none of the" in out.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_a_dry_run_of_a_config_that_lacks_a_key(complain, ptq_config, key):
             "test_cfg: `score_thr` must be a number from 0 to 1, got nan",
         ),
         ({"device": "cuda:99"}, "device 'cuda:99' is not there: this machine has "),
-        ({"cfg_options": {"test_dataloader.dataset.typ": "x"}}, "the config does not build: "),
+        ({"cfg_options": {"test_dataloader.dataset.typ": "x"}}, "the config does not build ("),
         ({"cfg_options": {"test_dataloader.batch_size": 0}}, "test_dataloader: `batch_size` must be a whole number"),
         ({"cfg_options": {"test_dataloader.sampler": 5}}, "test_dataloader: `sampler` must be a dict, got 5"),
         (

@@ -93,15 +93,29 @@ def test_a_decoder_is_tuned_on_more_images_than_calibrate(run, monkeypatch):
     assert list(metrics["stages"]) == [name for name in quantization_loop.STAGES if name in metrics["stages"]]
 
 
+def test_a_detector_sees_each_image_to_calibrate_and_to_tune_once(ptq_config, tmp_path):
+    cfg = read_config(str(ptq_config), {"test_cfg.calib.tune_images": 3, "test_cfg.prompts": "detector"})
+    cfg.work_dir = str(tmp_path / "out")
+    cfg.model = dict(type="FixedDetector", boxes=[[3.0, 4.0, 30.0, 41.0]], scores=[0.9])
+    loop = Runner.from_cfg(cfg).test_loop
+    model = loop.wrap(loop.runner.model)
+    items, more = loop.calibration(model, tune=True)
+    assert (len(items), len(more), model.detector.images) == (2, 3, 3) and more.image_ids[:2] == items.image_ids
+    items, more = loop.calibration(model, tune=False)
+    assert (len(items), more, model.detector.images) == (2, None, 5)
+
+
 def test_wrong_numbers_of_images_to_tune_are_refused_by_their_key(run):
     for number in (0, True, 2.5):
         with pytest.raises(
             ValueError, match=f"^calib: `tune_images` must be a positive integer or None, got {number}$"
         ):
             ptq_loop.Calibration(tune_images=number)
+    with pytest.raises(ValueError, match="^prompts: a share of 0.5 of 1 images gives 'mask' none"):
+        ptq_loop.Calibration(tune_images=1, prompts={"box": 0.5, "mask": 0.5})
     options = {"recipe.tune_steps": 2, "test_cfg.calib.num_images": 2, "test_cfg.calib.tune_images": 4}
     code, text, _ = run(cfg_options=options)
-    assert code == 2 and "`tune_images` is 4, but only 3 of 3 calibration images have a box" in text
+    assert code == 2 and "`tune_images` is 4, but there are only 3 calibration images" in text
 
 
 def test_the_checkpoint_is_the_model_that_was_measured(run, ptq_config, tmp_path, sam_config):
@@ -200,9 +214,16 @@ def test_bits_of_the_command_line_go_before_the_configs(run):
     assert metrics["bits"] == [6, 5] and metrics["recipe"] == "rtn"
 
 
+def test_units_are_tried_before_many_images_are_evaluated(run, monkeypatch):
+    monkeypatch.setattr(quantization_loop, "_FEW", 2)
+    monkeypatch.setattr(ptq_loop, "evaluate", lambda *_: pytest.fail("the expensive part was reached"))
+    code, text, _ = run(cfg_options={"test_cfg.leave": ["no.such"]})
+    assert code == 2 and text.count("\n") == 1 and "`leave` entry 'no.such' matches nothing in the units" in text
+
+
 def test_bad_data_found_late_is_one_line_and_a_trace_on_disk(run, tmp_path):
     code, text, _ = run(cfg_options={"test_cfg.calib.num_images": 4})
-    assert code == 2 and text.count("\n") == 1 and "only 3 of 3 calibration images have a box" in text
+    assert code == 2 and text.count("\n") == 1 and "there are only 3 calibration images" in text
     assert "Traceback" in (tmp_path / "out" / "error.txt").read_text()
 
 
@@ -305,7 +326,7 @@ def test_a_plain_mmdet_config_becomes_a_ptq_run(coco_scenes, sam_config, tmp_pat
 
 
 def _batches(loop):
-    return list(loop.calibration(loop.runner.model))
+    return list(loop.calibration(loop.runner.model, tune=False)[0])
 
 
 def test_a_loop_without_recipe_says_where_it_belongs(ptq_config, tmp_path):

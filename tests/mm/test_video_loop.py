@@ -131,7 +131,7 @@ def test_first_masks_are_read_until_there_are_enough_videos(config, tmp_path, mo
         return masks(video, index)
 
     monkeypatch.setattr(Video, "masks", counted)
-    items = loop.calibration(loop.wrap(None))
+    items, _ = loop.calibration(loop.wrap(None), tune=True)
     assert len(items) == 2 and reads == items.names
 
 

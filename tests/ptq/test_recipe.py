@@ -89,6 +89,7 @@ def test_a_component_may_be_kept_to_some_units():
         ({"name": "rtn", "seed": -1}, r"recipe: `seed` must be in \[0, 4294967295\], got -1"),
         ({"name": "qdrop", "warmup": 1.5}, r"recipe: `warmup` must be in \[0, 1\], got 1.5"),
         ({"name": "qdrop", "scale_lr": 0}, r"recipe: `scale_lr` must be positive, got 0"),
+        ({"name": "qdrop", "scale_lr": 1e30}, r"recipe: `scale_lr` must be at most 1e\+06, got 1e\+30"),
         ({"name": "qdrop", "cache_device": "tape"}, r"`cache_device` must be one of cpu, cuda, disk, got 'tape'"),
         ({"name": "rtn", "families": {"softmx": "uniform"}}, r"`families` has 'softmx'; allowed: .*softmax"),
         ({"name": "rtn", "families": {"softmax": "lgn"}}, r"`families` has 'lgn'; allowed: uniform"),

@@ -48,6 +48,13 @@ def recipe_values(good: Materials) -> Iterator[Case]:
         kind = types.get(str(field.type), dict)
         for value in kinds.VALUES[kind]:
             yield Case("recipe", f"{field.name}={value}", "ptq.py", config_with(f"recipe = dict({field.name}={value})"))
+        if kind is float:
+            yield Case("recipe", f"{field.name}=1e30", "ptq.py", config_with(f"recipe = dict({field.name}=1e30)"))
+        if str(field.type) == "Sequence[str]":
+            for value in ("None", "[]", "['']", "['no.such']", "[None]", "[['*']]", "['*', 5]"):
+                text = f"recipe = dict(tune_steps=1, {field.name}={value})"
+                if value != "[]":  # all
+                    yield Case("recipe", f"{field.name}={value}", "ptq.py", config_with(text))
     for key in ("w_bits", "a_bits"):
         for value in ("0", "1", "9", "64"):
             yield Case("recipe", f"{key}={value}", "ptq.py", config_with(f"recipe = dict({key}={value})"))
@@ -56,6 +63,7 @@ def recipe_values(good: Materials) -> Iterator[Case]:
 #: Settings of the loop and of its parts -> their type.
 _LOOP: dict[str, type] = {
     **dict.fromkeys(("max_boxes", "box_chunk", "calib.num_images", "calib.max_boxes", "calib.seed"), int),
+    "calib.tune_images": int,
     "score_thr": float,
     **dict.fromkeys(("prompts", "toolkit", "device"), str),
     "resume": bool,
@@ -72,6 +80,7 @@ def loop_values(good: Materials) -> Iterator[Case]:
         ("everything", "None"),
         ("device", "None"),
         ("calib.max_boxes", "None"),
+        ("calib.tune_images", "None"),
         ("calib", "None"),
     }
     for key, kind in _LOOP.items():
@@ -311,7 +320,7 @@ def specs(good: Materials) -> Iterator[Case]:
             yield Case("spec", f"{file} {kind}", "make_hls.py", copied(lambda spec, f=file, d=damage: d(spec / f)))
     options = [["--layers", pattern] for pattern in ("no.such.unit", "", "[", "image_encoder.blocks.0.no_such")]
     for option in ("--pe", "--simd", "--out-floats", "--clock-mhz"):
-        few = ["--layers", "image_encoder.blocks.0.attn.qkv"]
+        few = ["--layers", "image_encoder.blocks.0.attn_qkv"]
         options += [[f"{option}={value}", *few] for value in (*kinds.numbers(int), "0", "100000000")]
     for argv in options:
 

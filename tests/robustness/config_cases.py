@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.robustness.case import DEMO, Case, config_with
-from tests.robustness.materials import Materials
+from tests.robustness.kinds import Payload
+from tests.robustness.materials import Materials, config_text
 from tests.robustness.zygote import ROOT
 
 _VIDEO_DEMO = str(ROOT / "mm_configs" / "demo_sam2_tiny_w4a4.py")
@@ -22,6 +24,12 @@ _VALUES = {
     "env_cfg": ("5", "dict(mp_cfg=5)"),
     "load_from": ("5", "['x']", "dict(a=1)", "'/nowhere.pth'", "'https://nowhere.invalid/x.pth'", "True"),
     "resume": ("True", "'x'"),
+    "trust_checkpoint": ("'no'", "1", "[]"),
+    "data_source": ("5", "['x']"),
+    "work_dir": ("5", "['x']"),
+    "randomness": ("5", "dict(seed='x')", "dict(no_such=1)"),
+    "log_processor": ("5", "dict(no_such=1)"),
+    "param_scheduler": ("5",),
     "model": ("dict(type='SAM')", "dict(type=5)", "dict(type='NoDetector', no_such=1)", "[]"),
     "test_evaluator": ("5", "'x'", "dict(type='NoSuch')", "[5]", "dict(type=5)"),
     "test_dataloader": (
@@ -48,6 +56,20 @@ _VALUES = {
         "dict(dataset=dict(_delete_=True, type='CocoDataset', ann_file='x', data_prefix=5))",
         "dict(dataset=dict(_delete_=True, type='ConcatDataset', datasets=5))",
         "dict(dataset=dict(_delete_=True, type='ConcatDataset', datasets=[]))",
+        *(
+            f"dict({key}={value})"
+            for key in ("persistent_workers", "pin_memory", "drop_last")
+            for value in ("'x'", "1")
+        ),
+        *(
+            f"dict({key}={value})"
+            for key in ("collate_fn", "batch_sampler", "worker_init_fn")
+            for value in ("5", "'x'")
+        ),
+        "dict(num_workers=100000)",
+        "dict(sampler=dict(type='InfiniteSampler'))",
+        "dict(sampler=dict(type='DefaultSampler', shuffle='x'))",
+        "dict(prefetch_factor=3)",
     ),
     "test_cfg": (
         "dict(cache_dir=5)",
@@ -74,6 +96,17 @@ _VALUES = {
         "dict(everything=dict(num_images=0))",
         "dict(everything=dict(points_per_side=0))",
         "dict(everything=dict(points_per_side='x'))",
+        "dict(everything=dict(points_per_side=10**6))",
+        "dict(everything=dict(pred_iou_thresh=float('nan')))",
+        "dict(calib=dict(tune_images=10**9))",
+        "dict(calib=dict(tune_images=1, prompts=dict(box=0.5, mask=0.5)))",
+        "dict(calib=dict(tune_batches=2))",
+        "dict(calib=dict(max_boxes=10**30))",
+        "dict(eval_prompts=['box'])",
+        "dict(eval_prompts='mask')",
+        "dict(device='cpu:1')",
+        "dict(device=0)",
+        "dict(toolkit='MQBENCH')",
         "dict(everything=dict(no_such=1))",
         "dict(toolkit=5)",
         "dict(type=5)",
@@ -120,6 +153,22 @@ _VALUES = {
         "dict(name=dict(image_size=64))",
         "dict(name='')",
     ),
+}
+#: Keys of a data set of MMDetection -> values that they cannot have.
+_OF_DATA_SETS = {
+    "data_prefix": ("'images/'", "5", "dict(img=5)", "dict(img=None)", "dict(img='nowhere/')"),
+    "metainfo": (
+        *("5", "[]", "dict(classes='object')", "dict(classes=[])", "dict(classes=5)", "dict(classes=(5,))"),
+        *("dict(classes=('object', 'object'))", "dict(clases=('object',))"),
+    ),
+    "ann_file": ("''", "'.'", "'/dev/null'", "None", "['x']"),
+    "data_root": ("5", "'/'", "['x']"),
+    "filter_cfg": ("5", "'x'"),
+    "backend_args": ("5", "dict(backend='no')"),
+    "indices": ("-1", "0", "'x'", "[99]", "[]", "[1.5]"),
+    "max_refetch": ("-1", "'x'"),
+    "proposal_file": ("5", "'nowhere.pkl'"),
+    **dict.fromkeys(("serialize_data", "test_mode", "lazy_init", "return_classes"), ("'x'", "1", "None")),
 }
 #: What only a run that loads the data can see; a dry run draws its own.
 _IN_A_RUN = (
@@ -192,6 +241,14 @@ def further_configs(good: Materials) -> Iterator[Case]:
             text = f"{key} = {value}"
             options = () if any(mark in text for mark in _IN_A_RUN) else ("--dry-run",)
             yield Case("config", text, "ptq.py", config_with(text, options))
+    for key, values in _OF_DATA_SETS.items():
+        for value in values:
+
+            def of_data(folder: Path, text: str = f'test_dataloader["dataset"].update({key}={value})') -> list[str]:
+                (folder / "config.py").write_text(f"{config_text(good.coco)}\n{text}\n")
+                return [str(folder / "config.py"), "--work-dir", "run"]
+
+            yield Case("config", f"data set, {key}={value}", "ptq.py", of_data)
     for key, values in {
         "test_cfg": ("dict(units=5)", "dict(max_frames=0)", "dict(calib=dict(no_such=1))", "dict(cache_dir=5)"),
         "data": ("dict(_delete_=True, type='VideoFolder', data_root='.', layout='davis')",),
@@ -243,13 +300,35 @@ def further_configs(good: Materials) -> Iterator[Case]:
             return [str(folder / "leaf.py"), "--dry-run", "--work-dir", str(folder / "run")]
 
         yield Case("config", kind, "ptq.py", prepare)
-    for suffix, text in {"json": "{}", "yaml": "a: [", "yml": "recipe: 5", "txt": plain, "": plain}.items():
+    others = {
+        "JSON": ("leaf.json", "{}"),
+        "JSON, a list": ("leaf.json", "[1]"),
+        "JSON, a key twice": ("leaf.json", f'{{"_base_": "{DEMO}", "recipe": {{"name": "rtn", "name": "qdrop"}}}}'),
+        "JSON, NaN": ("leaf.json", f'{{"_base_": "{DEMO}", "recipe": {{"scale_lr": NaN}}}}'),
+        "YAML, cut off": ("leaf.yaml", "a: ["),
+        "YAML, a list": ("leaf.yaml", "- 1"),
+        "YAML, a key twice": ("leaf.yaml", f"_base_: {DEMO}\nrecipe: {{name: rtn, name: qdrop}}\n"),
+        "YAML, an object": ("leaf.yaml", "a: !!python/object/apply:os.system ['touch payload_ran']\n"),
+        "YAML, an anchor of nothing": ("leaf.yaml", "a: *b\n"),
+        "YAML, wrong values": ("leaf.yml", "recipe: 5"),
+        "text": ("leaf.txt", plain),
+        "without a suffix": ("leaf", plain),
+    }
+    for kind, (name, text) in others.items():
 
-        def another(folder: Path, name: str = f"leaf.{suffix}".rstrip("."), text: str = text) -> list[str]:
+        def another(folder: Path, name: str = name, text: str = text) -> list[str]:
             (folder / name).write_text(text)
             return [str(folder / name), "--dry-run", "--work-dir", str(folder / "run")]
 
-        yield Case("config", f"file of kind {suffix!r}", "ptq.py", another)
+        yield Case("config", f"file of {kind}", "ptq.py", another)
+    for place in ("test_dataloader", "test_cfg.calib"):
+
+        def proposals(folder: Path, place: str = place) -> list[str]:
+            (folder / "proposals.pkl").write_bytes(pickle.dumps(Payload()))
+            option = f"{place}.dataset.proposal_file={folder / 'proposals.pkl'}"
+            return [str(good.config), "--work-dir", "run", "--cfg-options", option]
+
+        yield Case("config", f"a payload in {place}.dataset.proposal_file", "ptq.py", proposals)
 
 
 #: Benchmarks, which only developers call.

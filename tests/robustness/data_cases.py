@@ -45,6 +45,7 @@ def _array(shape: tuple[int, ...], kind: str) -> Callable[[Path], None]:
 #: What is no image that a model can see.
 IMAGES: dict[str, Callable[[Path], object]] = {
     "a header of 60,000 x 60,000": png_header,
+    "900 million pixels of one bit": lambda path: Image.new("1", (30_000, 30_000)).save(path, "png"),
     "a link to /dev/zero": _linked("/dev/zero"),
     "a link to /dev/null": _linked("/dev/null"),
     "a link to a folder": _linked("/"),

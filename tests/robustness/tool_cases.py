@@ -41,6 +41,30 @@ _COCO += ("prompt_errors", "role_sensitivity", "sam_tiny_stats", "train_sam2_tin
 _WEIGHTS = ("eval_sam2_tiny", "eval_sam_tiny", "plot_distributions", "prompt_errors", "role_sensitivity")
 _WEIGHTS += ("sam_tiny_stats",)
 
+#: Options that do not go together, or are no use without another.
+_COMBINATIONS = (
+    ("compare.py", ["--annotations", "x.json"]),
+    ("compare.py", ["--box", "1,2,3,4,5"]),
+    ("compare.py", ["--box", "0,0,inf,5"]),
+    ("compare.py", ["--sam-checkpoint", "nowhere.pth"]),
+    ("compare_cag_clustering.py", ["--images", "1"]),
+    ("compare_cag_clustering.py", ["--images", "3", "--bits", "4", "--groups", "100000000"]),
+    ("compare_golden.py", ["--coco", "nowhere"]),
+    ("fetch_weights.py", ["--list", "--check"]),
+    ("hw_model.py", ["--models", "vit_b", "--cells", "2", "--bandwidth", "1e-300"]),
+    ("demo_hls.py", ["another.pth"]),
+    ("eval_sam2_tiny.py", ["--davis", "nowhere"]),
+    ("evaluate.py", ["--integer", "--device", "cuda"]),
+    ("evaluate.py", ["another.pth"]),
+    ("export_bundle.py", ["--style", "exact", "--int4"]),
+    ("ptq.py", ["--resume", "--seed", "x"]),
+    ("time_image.py", ["--threads", "100000"]),
+    ("time_image.py", ["--boxes", "1000000000"]),
+    ("train_sam_tiny.py", ["--coco", "nowhere"]),
+    ("train_sam_tiny.py", ["--processes", "1000000"]),
+    ("train_sam_tiny.py", ["--lr", "1e300"]),
+)
+
 
 def call(tool: str, good: Materials) -> list[str]:
     """Arguments with which a tool would run, but for those that a case adds."""
@@ -92,6 +116,25 @@ def options(good: Materials) -> Iterator[Case]:
         "make_hls.py": [str(good.spec), "-o", "out", "--part", ""],
     }.items():
         yield Case("options", f"{' '.join(argv[-2:])}", tool, _always(argv))
+    for tool, words in _COMBINATIONS:
+        yield Case("options", " ".join(words), tool, _always([*call(tool, good), *words]))
+    for tool, argv in (("compare.py", call("compare.py", good)), ("convert_yolox.py", ["x.onnx"])):
+
+        def over(folder: Path, tool: str = tool, argv: list[str] = argv) -> list[str]:
+            shutil.copy(argv[0], folder) if tool == "compare.py" else (folder / argv[0]).write_bytes(b"x")
+            name = Path(argv[0]).name
+            return [name, *argv[1:], *(["--out", name] if tool == "compare.py" else [name])]
+
+        yield Case("options", "what it writes is what it reads", tool, over)
+    for where in ("mine", ".", "spec"):
+
+        def mine(folder: Path, where: str = where) -> list[str]:
+            shutil.copytree(good.spec, folder / "spec")
+            (folder / where).mkdir(exist_ok=True)
+            (folder / where / "thesis.txt").write_text("years of work")
+            return ["spec", "-o", where, "--layers", "image_encoder.blocks.0.attn_qkv"]
+
+        yield Case("folders", f"-o {where}, which holds other files", "make_hls.py", mine)
 
 
 def folders(good: Materials) -> Iterator[Case]:

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import argparse
-import math
 import os
 import re
 from pathlib import Path
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from ahcq_plugin.support.arguments import (
     at_least_one,
+    check_apart,
     positive,
     usable_device,
     whole,
@@ -39,19 +39,19 @@ def test_what_is_no_count_is_refused(text: str) -> None:
         at_least_one(text)
 
 
-@given(st.floats())
-def test_positive_numbers_are_finite_and_above_zero(value: float) -> None:
-    if 0 < value < math.inf:
+@given(st.floats() | st.floats(1e-13, 1e13))
+def test_positive_numbers_are_above_zero_and_not_beyond_any_use(value: float) -> None:
+    if 1e-12 <= value <= 1e12:
         assert positive(repr(value)) == value
     else:
         with pytest.raises(argparse.ArgumentTypeError, match="give a finite number above 0"):
             positive(repr(value))
 
 
-@pytest.mark.parametrize("name", ["", "gpu", "meta", "mps", "xla", "cuda:99"])
+@pytest.mark.parametrize("name", ["", "gpu", "meta", "mps", "xla", "cuda:99", "cpu:1"])
 def test_devices_that_are_not_there_are_refused(name: str) -> None:
     assert usable_device("cpu") == "cpu" and torch.cuda.device_count() < 99
-    with pytest.raises(argparse.ArgumentTypeError, match="give cpu, cuda or cuda:N|this machine has"):
+    with pytest.raises(argparse.ArgumentTypeError, match="give cpu, cuda or cuda:N|is not there"):
         usable_device(name)
 
 
@@ -95,3 +95,13 @@ def test_no_tool_takes_a_number_or_a_device_unchecked() -> None:
         text = path.read_text(encoding="utf-8")
         wrong = re.findall(r'type=(?:int|float)\b|"--device", default|"--device", help', text)
         assert not wrong or path.name in checked_later, f"{path.name}: {wrong}; see support/arguments.py"
+
+
+def test_what_is_read_is_not_written_over(tmp_path: Path) -> None:
+    path, link = tmp_path / "x.png", tmp_path / "link.png"
+    check_apart(path, None, tmp_path / "y.png", path)  # not there: nothing is lost
+    path.write_bytes(b"x")
+    link.symlink_to(path)
+    check_apart(path, None, tmp_path / "y.png")
+    with pytest.raises(ValueError, match="link.png is read, and would be written over"):
+        check_apart(link, None, path)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -34,6 +34,7 @@ class EverythingOptions(Options):
 
     KEY: ClassVar[str] = "everything"
     COUNTS: ClassVar[tuple[str, ...]] = ("num_images", "points_per_side", "points_per_batch")
+    MOST: ClassVar[Mapping[str, int]] = {"points_per_side": 1024}
 
     num_images: int = 8
     points_per_side: int = 32

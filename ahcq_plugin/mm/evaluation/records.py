@@ -26,6 +26,7 @@ from ahcq_plugin.mm.data.prompts import BoxPrompts, prompts_from_annotations
 from ahcq_plugin.mm.data.wrappers import innermost, wrapped
 from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.evaluation import masks
+from ahcq_plugin.support.batches import blaming
 from ahcq_plugin.support.cache import Cache
 from ahcq_plugin.support.digest import digest
 from ahcq_plugin.support.workers import ALONE, Workers
@@ -150,6 +151,11 @@ def calibration_records(
     Raises:
         ValueError: not that many images have a prompt.
     """
+    if num_images > len(dataset):
+        raise ValueError(
+            f"calib: `{key}` is {num_images}, but there are only {len(dataset)} calibration images; lower it or give "
+            "more images"
+        )
     chosen = []
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
     with tqdm(total=num_images, desc="calibration images", unit="image") as bar:
@@ -235,7 +241,10 @@ class CalibrationBatches(Sequence):
 
 def calibration_dataset(config: Mapping[str, Any], pipeline: Sequence[Mapping[str, Any]]) -> InfoDataset:
     """Data set of a training config under another pipeline: without filtering, repetition and mixing of images."""
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints while it reads annotations
+    with (
+        contextlib.redirect_stdout(io.StringIO()),  # pycocotools prints while it reads annotations
+        blaming("the calibration data set does not build"),
+    ):
         return DATASETS.build(_calibration_config(config, pipeline))
 
 

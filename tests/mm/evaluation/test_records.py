@@ -82,6 +82,13 @@ def test_calibration_images_follow_the_seed(scenes_config, tiny_sam):
     assert orders[0] == [r.img_id for r in calibration_records(dataset, model, 3, 0)]
 
 
+def test_more_images_than_there_are_are_refused_before_the_detector_runs(scenes_config, detecting):
+    dataset = calibration_dataset(scenes_config, scenes_config["pipeline"])
+    with pytest.raises(ValueError, match="`tune_images` is 4, but there are only 3 calibration images"):
+        calibration_records(dataset, detecting, 4, 0, "tune_images")
+    assert detecting.detector.images == 0
+
+
 def test_images_without_boxes_do_not_calibrate(scenes, scenes_config, tiny_sam):
     path = scenes / "instances.json"
     content = json.loads(path.read_text())
