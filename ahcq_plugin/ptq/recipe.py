@@ -53,7 +53,7 @@ _EXCLUSIVE = (
 _LATER = {
     **{"rotate": False, "refit": 0.0, "tune_steps": 0, "tune_lr": 1e-3, "tune_scale_lr": 1e-3},
     **{"quantize_positions": False, "pcc": False, "par": False, "per_head": False, "center": False},
-    **{"tune_weight_lr": 0.0, "tune_float_lr": 0.0, "tune_units": []},
+    **{"tune_weight_lr": 0.0, "tune_units": []},
 }
 
 #: Keys that have another name now, old -> new. Hashes are made with the old ones: earlier results stay valid.
@@ -137,8 +137,6 @@ class Recipe:
         tune_lr, tune_scale_lr: Adam learning rates of biases and norms, and of activation scales, in these steps; both
             follow a cosine to 0, and a scale moves by at most 2 % of itself.
         tune_weight_lr: 0, or the learning rate of weights in these steps, as a share of the step of their grid.
-        tune_float_lr: 0, or the learning rate of parameters in these steps that stay in floating point, outside of the
-            units, where their names match one of ``tune_units`` (SAM's mask upscaling and mask tokens, say).
         without: one of ``cag``, ``hluq``, ``lnq``, ``agq`` -> globs of the units that do without it.
         families: role -> family of its quantizer; goes before all of the above.
         quantize_positions: tables of relative positions are quantized like weights, and multiplied with the codes of
@@ -188,7 +186,6 @@ class Recipe:
     tune_lr: float = 1e-3
     tune_scale_lr: float = 1e-3
     tune_weight_lr: float = 0.0
-    tune_float_lr: float = 0.0
     tune_units: Sequence[str] = ()
     without: Mapping[str, Sequence[str]] = field(default_factory=dict)
     families: Mapping[str, str] = field(default_factory=dict)
@@ -228,7 +225,7 @@ class Recipe:
                 raise ValueError(
                     f"recipe: `{key}` needs the granularity `unit` or `none`, got 'layer'; set one of the two"
                 )
-        for key in ("acnr_beta", "refit", "tune_weight_lr", "tune_float_lr"):
+        for key in ("acnr_beta", "refit", "tune_weight_lr"):
             if not getattr(self, key) >= 0:
                 raise ValueError(f"recipe: `{key}` must not be negative, got {getattr(self, key)!r}")
         rates = ("rounding_lr", "scale_lr", "tune_lr", "tune_scale_lr")

@@ -4,14 +4,12 @@
 Reconstruction looks at one unit at a time; what it leaves adds up, and not all of it matters to a mask. Here the whole
 quantized model runs, and activation scales, biases and the scales and shifts of norms learn by the error of what the
 model returns. Hardware has all of them already. Weights stay on their grids; where a recipe says so they learn as well,
-by straight-through rounding, and end on the same grids with other codes; and so may what stays in floating point
-outside of the units, as a SAM's mask upscaling. Where a recipe names the units that
+by straight-through rounding, and end on the same grids with other codes. Where a recipe names the units that
 learn (a decoder, say), what does not depend on them runs once for an item.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import time
 from collections import defaultdict
@@ -25,7 +23,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
-from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq.loss import model_error
 from ahcq_plugin.ptq.optimise import gradients, seeded, small_steps
 from ahcq_plugin.ptq.prepared import (
@@ -132,9 +129,9 @@ def tune(
 
     Tuned are, of the units that ``recipe.tune_units`` names, the learned scales of activation quantizers and what has
     one dimension: biases and the scales and shifts of norms; with ``recipe.tune_weight_lr`` codes of weights too, on
-    the scales that they have; with ``recipe.tune_float_lr`` parameters outside of the units. With ``work_dir`` the
-    state is kept every ``KEPT_EVERY`` steps in ``work_dir/tuned.pt``; with ``resume`` it goes on from there, and the
-    result equals that of an uninterrupted run.
+    the scales that they have. With ``work_dir`` the state is kept every ``KEPT_EVERY``
+    steps in ``work_dir/tuned.pt``; with ``resume`` it goes on from there, and the result equals that of an
+    uninterrupted run.
 
     Args:
         targets: ``floating_outputs`` of the same items.
@@ -223,8 +220,6 @@ class Tuner:
             for layer in self._layers:
                 steps[read_parameters(layer)[0]].append(layer.weight_fake_quant.scale.mean())
             rates += [([w], recipe.tune_weight_lr * float(torch.stack(parts).mean())) for w, parts in steps.items()]
-        if recipe.tune_float_lr:
-            rates.append((_outside(model, recipe.tune_units), recipe.tune_float_lr))
         self.parameters, self.done = [parameter for group, _ in rates for parameter in group], 0
         self._rates = [rate for group, rate in rates if group]
         groups = [{"params": group, "lr": rate} for group, rate in rates if group]
@@ -294,13 +289,6 @@ def _vectors(units: Mapping[str, nn.Module]) -> list[nn.Parameter]:
     """What units read that has one dimension, each once."""
     read = dict.fromkeys(p for unit in units.values() for p in read_parameters(unit))
     return [parameter for parameter in read if parameter.ndim == 1]
-
-
-def _outside(model: nn.Module, globs: Sequence[str]) -> list[nn.Parameter]:
-    """The parameters that no unit reads and whose names match one of ``globs``; all of them where there is none."""
-    inside = {parameter for unit in prepared_units(model).values() for parameter in read_parameters(unit)}
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter not in inside}
-    return [p for name, p in named.items() if not globs or any(fnmatch.fnmatch(name, glob) for glob in globs)]
 
 
 def _check_gradients(model: nn.Module, run: Callable[[int], Any], device: torch.device) -> None:

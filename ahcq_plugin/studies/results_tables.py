@@ -66,8 +66,6 @@ TUNED_DECODER = (
     ("tune_units", ("mask_decoder.*",)),
     ("test_cfg.calib.tune_images", 256),
 )
-#: And so does what of it stays in floating point.
-TUNED_FLOATS = (("tune_float_lr", 3e-4),)
 
 
 def _recipes(bits: int, seeds: int) -> tuple[Row, ...]:
@@ -76,11 +74,11 @@ def _recipes(bits: int, seeds: int) -> tuple[Row, ...]:
     extras = (("ahcq", "BIG", "big"), ("ahcq", "searched ranges", "range_by_output_error"))
     extras += (("ahcq_plus", "one scale a head", "per_head"), ("ahcq_plus", "centred heads", "center"))
     more = [Row(f"{name} + {label}", Cell(name, bits, ((key, True),)), seeds) for name, label, key in extras]
-    centred = (("center", True),)
-    tuned = (("ahcq", (), "decoder tuned", TUNED_DECODER),)
-    tuned += (("ahcq_plus", centred, "centred heads + decoder tuned", TUNED_DECODER),)
-    tuned += (("ahcq_plus", centred, "centred heads + decoder and its floats tuned", TUNED_DECODER + TUNED_FLOATS),)
-    more += [Row(f"{name} + {label}", Cell(name, bits, own + tuning), seeds) for name, own, label, tuning in tuned]
+    tuned = (("ahcq", Cell("ahcq", bits)), ("ahcq_plus + centred heads", Cell("ahcq_plus", bits, (("center", True),))))
+    more += [
+        Row(f"{label} + decoder tuned", replace(cell, options=cell.options + TUNED_DECODER), seeds)
+        for label, cell in tuned
+    ]
     return (*rows, *more)
 
 

@@ -7,13 +7,10 @@ import torch
 from torch import nn
 
 from ahcq_plugin import quantize
-from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.ptq import Recipe, audit, prepare, tune
 from ahcq_plugin.ptq.prepared import weight_layers
 from ahcq_plugin.ptq.replay import Replay
-from ahcq_plugin.ptq.tune import Tuner
 from ahcq_plugin.support.batches import model_device
-from ahcq_plugin.support.workers import ALONE
 from ahcq_plugin.zoo.sam import box_forward
 from tests.ptq.standins import DIM, Block
 from tests.ptq.test_tune import TUNED, frozen
@@ -124,18 +121,3 @@ def test_weights_learn_on_the_grids_that_they_have(tiny_sam, tiny_items):
         assert all(torch.equal(value, grids[name][key]) for key, value in quantizer.state_dict().items())
         moved |= {name} if bool((codes != before[name]).any()) else set()
     assert moved and all(name.startswith("mask_decoder.transformer.") for name in moved)
-
-
-def test_what_stays_in_floating_point_learns_where_its_name_matches(tiny_sam, tiny_items):
-    recipe = Recipe.from_config(DECODER, tune_float_lr=1e-3)
-    model, targets = frozen(tiny_sam, tiny_items, recipe)
-    inside = tuple(f"{name}." for name in prepared_units(model))
-    outside = {name: p.detach().clone() for name, p in model.named_parameters() if not name.startswith(inside)}
-    report = tune(model, tiny_items, targets, recipe, box_forward, progress=False)
-    assert report.loss_after < report.loss_before and audit(model, tiny_items[0], box_forward, recipe).passed
-    moved = {name for name, value in outside.items() if not torch.equal(value, model.get_parameter(name))}
-    assert "mask_decoder.output_upscaling.0.weight" in moved and "mask_decoder.mask_tokens.weight" in moved
-    assert all(name.startswith("mask_decoder.") for name in moved) and "image_encoder.pos_embed" in outside
-    learning = sum(value.numel() for name, value in outside.items() if name.startswith("mask_decoder."))
-    alone = Tuner(model, DECODER, None, ALONE).parameters
-    assert report.values == sum(parameter.numel() for parameter in alone) + learning
