@@ -20,7 +20,7 @@ DEPS := $(VENV)/.deps-$(PINS)
 INSTALLED := $(VENV)/.installed-$(PINS)
 
 help:  ## print the targets
-	@sed -n 's/^\([a-z-]*\):.*##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 	@echo
 	@echo "  Variables: VENV=$(VENV)  PYTHON=$(PYTHON)  WORKERS=$(WORKERS) (parallel tests)"
 
@@ -77,7 +77,7 @@ test-slow: deps  ## the tests that take minutes each
 	$(PY) -m pytest -m slow
 
 test-mqbench: deps  ## the tests against the real MQBench (docs/mqbench.md: how to install it); fails where it is missing
-	@$(PY) -c 'import mqbench.prepare_by_platform, mqbench.convert_deploy, mqbench.advanced_ptq, onnxsim' || \
+	@$(PY) -c 'import mqbench.prepare_by_platform, mqbench.convert_deploy, mqbench.advanced_ptq, onnxsim' 2>/dev/null || \
 	{ echo "make: MQBench does not import in $(VENV): see docs/mqbench.md, or name its folder in PYTHONPATH"; exit 1; }
 	OMP_NUM_THREADS=1 $(PY) -m pytest -W ignore --durations=10 $$(find tests -name 'test_mqbench_*.py' | sort)
 

@@ -17,6 +17,7 @@ from tests.robustness.zygote import Zygote
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DEMO = "mm_configs/demo_sam_tiny_w4a4.py"
 TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py") if path.name != "build_mmcv.py")  # installs
 
 
@@ -142,6 +143,32 @@ def test_converters_from_a_clean_clone(
     monkeypatch.setenv("PYTHONPATH", str(clone))
     onnx = shared_data / "yolox_nano" / "yolox_nano.onnx"
     assert "113 convolutions" in run("tools/convert_yolox.py", str(onnx), str(tmp_path / "nano.pth"), cwd=clone)
+
+
+def documented_runs() -> list[str]:
+    """Arguments of ``tools/ptq.py`` in README and docs, with a config that is there; README's of a tuned decoder."""
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    runs = [run for text in texts for run in re.findall(r"python tools/ptq.py (mm_configs/[^`#\n|]*)", text)]
+    tuned = re.findall(r"^`(--recipe ahcq_plus --cfg-options [^`]*)`", texts[0], re.MULTILINE)
+    return sorted(
+        {run.replace("--dry-run", "").strip() for run in runs if "mqbench" not in run}
+        | {f"{DEMO} {options}" for options in tuned}
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", documented_runs())
+def test_documented_runs_pass_a_dry_run(
+    arguments: str, clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(clone))
+    words = shlex.split(arguments)
+    options = ["--dry-run"] if "--work-dir" in words else ["--dry-run", "--work-dir", str(tmp_path)]
+    assert "audit passed" in run("tools/ptq.py", *words[:1], *options, *words[1:], cwd=clone)
+
+
+def test_documented_runs_are_found() -> None:
+    assert len(documented_runs()) >= 4 and any("tune_steps" in run for run in documented_runs())
 
 
 def test_every_tool_is_run_by_a_test() -> None:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from ahcq_plugin.ptq import Recipe, calibrate, freeze, prepare
 from ahcq_plugin.support.arguments import at_least_one, box_count, usable_device
 from ahcq_plugin.support.stopwatch import Stopwatch
-from ahcq_plugin.support.tool import run_tool
-from ahcq_plugin.zoo.sam2 import PUBLISHED, build_sam2
-from ahcq_plugin.zoo.track import clip_forward, track
+from ahcq_plugin.support.tool import importing, run_tool
+
+with importing("sam2"):
+    from ahcq_plugin.zoo.sam2 import PUBLISHED, build_sam2
+    from ahcq_plugin.zoo.track import clip_forward, track
 
 
 def make_clip(size: int, frames: int, objects: int) -> dict[str, Tensor]:

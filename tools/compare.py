@@ -2,15 +2,15 @@
 """One picture: an image under the floating-point SAM and under quantized checkpoints, with the overlap of masks."""
 
 import argparse
-import warnings
 
-with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
+from ahcq_plugin.support.tool import importing, run_tool
+
+with importing("mm"):
     import torch
 
     from ahcq_plugin.mm.report.compare import compare, draw, read_boxes
 
 from ahcq_plugin.support.arguments import check_apart, usable_device, writable_file
-from ahcq_plugin.support.tool import run_tool
 
 
 def main() -> int:

@@ -2,13 +2,13 @@
 """Convert an official H-Deformable-DETR checkpoint (R50, Swin-T or Swin-L) to one for our config of that detector."""
 
 import argparse
-import warnings
 
-with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
+from ahcq_plugin.support.tool import importing, run_tool
+
+with importing("mm"):
     from ahcq_plugin.mm.detectors.convert_hdetr import convert_hdetr
 
 from ahcq_plugin.support.arguments import check_apart, writable_file
-from ahcq_plugin.support.tool import run_tool
 
 
 def main() -> int:

@@ -2,13 +2,13 @@
 """Convert a YOLOX ONNX file (batch norm folded) to a checkpoint for mmdet's config of the same size."""
 
 import argparse
-import warnings
 
-with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
+from ahcq_plugin.support.tool import importing, run_tool
+
+with importing("mm"):
     from ahcq_plugin.mm.detectors.convert_yolox import NANO_CONFIG, convert_yolox
 
 from ahcq_plugin.support.arguments import check_apart, writable_file
-from ahcq_plugin.support.tool import run_tool
 
 
 def main() -> int:

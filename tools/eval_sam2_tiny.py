@@ -12,14 +12,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in ptq.py
 
 import torch
 
-from ahcq_plugin.mm.evaluation.jf_metric import JFMetric
-from ahcq_plugin.mm.evaluation.video_evaluation import evaluate_videos, keep_first_masks
 from ahcq_plugin.support.arguments import at_least_one, check_apart, usable_device, writable_file, writable_folder
 from ahcq_plugin.support.files import write_json
-from ahcq_plugin.support.tool import run_tool
+from ahcq_plugin.support.tool import importing, run_tool
 from ahcq_plugin.zoo.checkpoints import packaged_config
-from ahcq_plugin.zoo.sam2 import build_sam2
 from ahcq_plugin.zoo.videos import DAVIS, read_videos, write_clips
+
+with importing("mm"):
+    from ahcq_plugin.mm.evaluation.jf_metric import JFMetric
+    from ahcq_plugin.mm.evaluation.video_evaluation import evaluate_videos, keep_first_masks
+    from ahcq_plugin.zoo.sam2 import build_sam2
 
 TEST_SEED = 20260101  # of the clips; training and checks during it use other seeds
 KEYS = ("J&F", "J", "F")

@@ -5,11 +5,11 @@
 import argparse
 import json
 import logging
-from pathlib import Path
 
 from ahcq_plugin.studies.evaluation.report import evaluate, evaluation_tables
 from ahcq_plugin.studies.training.models import MODELS
 from ahcq_plugin.support.arguments import usable_device, writable_folder
+from ahcq_plugin.support.files import write_text
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.sam import build_sam
 
@@ -27,11 +27,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     sam = build_sam(MODELS[args.model] if args.model else "sam_tiny", args.weights).to(args.device)
     result = evaluate(sam, args.coco)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_text(json.dumps(result, indent=1) + "\n", args.out / "evaluation.json")
     tables = evaluation_tables(result)
-    (out / "evaluation.md").write_text(tables, encoding="utf-8")
+    write_text(tables, args.out / "evaluation.md")
     print(tables)
 
 

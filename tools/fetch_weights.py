@@ -2,13 +2,13 @@
 """Fetch the published weights that configs need into checkpoints/: resumed, verified, converted."""
 
 import argparse
-import warnings
 from pathlib import Path
 
-with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
+from ahcq_plugin.support.tool import importing, run_tool
+
+with importing("mm"):
     from ahcq_plugin.mm.weights import fetch, state_of, wanted
     from ahcq_plugin.support.arguments import writable_folder
-    from ahcq_plugin.support.tool import run_tool
     from ahcq_plugin.zoo.published import PUBLISHED_FILES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "mm_configs"

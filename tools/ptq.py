@@ -8,10 +8,11 @@ import warnings
 # Read once, when torch is loaded: threads that wait by spinning make a run several times slower on busy cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-with warnings.catch_warnings(record=True):  # torch shows one whatever the filters when mmengine imports its optimizers
+from ahcq_plugin.support.tool import importing, run_tool
+
+with importing("mm"):
     from ahcq_plugin.mm.cfg_options import CfgOptions
     from ahcq_plugin.mm.launch import launch
-    from ahcq_plugin.support.tool import run_tool
 
 # Deprecations in these packages, which users cannot act on.
 warnings.filterwarnings("ignore", module=r"mmengine|mmcv|mmdet|torch\.functional")

@@ -5,12 +5,12 @@
 import argparse
 import json
 from itertools import islice
-from pathlib import Path
 
 from ahcq_plugin.studies.evaluation.report import statistics_tables
 from ahcq_plugin.studies.evaluation.stats import activation_statistics
 from ahcq_plugin.studies.tensors import condition_numbers
 from ahcq_plugin.support.arguments import at_least_one, usable_device, writable_folder
+from ahcq_plugin.support.files import write_text
 from ahcq_plugin.support.tool import run_tool
 from ahcq_plugin.zoo.items import coco_items, scene_items
 from ahcq_plugin.zoo.sam import build_sam
@@ -31,13 +31,9 @@ def main() -> None:
     items = coco_items(args.coco) if args.coco else scene_items(size=sam.image_encoder.img_size)
     conditions = condition_numbers(sam)
     activations = activation_statistics(sam, islice(items, args.images))
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "statistics.json").write_text(
-        json.dumps({"conditions": conditions, **activations}, indent=1) + "\n", encoding="utf-8"
-    )
+    write_text(json.dumps({"conditions": conditions, **activations}, indent=1) + "\n", args.out / "statistics.json")
     tables = statistics_tables(conditions, activations)
-    (out / "statistics.md").write_text(tables, encoding="utf-8")
+    write_text(tables, args.out / "statistics.md")
     print(tables)
 
 

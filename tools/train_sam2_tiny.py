@@ -8,7 +8,6 @@ import logging
 
 import torch
 
-from ahcq_plugin.studies.training.clip_loop import SAM2_TINY, ClipTrainCfg, train_clips
 from ahcq_plugin.studies.training.job import Job
 from ahcq_plugin.support.arguments import (
     at_least_one,
@@ -19,7 +18,10 @@ from ahcq_plugin.support.arguments import (
     worker_count,
     writable_folder,
 )
-from ahcq_plugin.support.tool import run_tool
+from ahcq_plugin.support.tool import importing, run_tool
+
+with importing("sam2"):
+    from ahcq_plugin.studies.training.clip_loop import SAM2_TINY, ClipTrainCfg, train_clips
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,15 +105,21 @@ class OnnxSam:
 
         Raises:
             RuntimeError: no image was set.
+            ValueError: a prompt of another shape, or not finite.
         """
         if self.embeddings is None:
             raise RuntimeError("no image is set: call set_image first")
+        size = tuple(self.bundle["prompts"]["mask_input_size"])
+        point_coords = _numbers("point_coords", point_coords, (None, 2))
+        point_labels = _numbers("point_labels", point_labels, (None,))
+        box = _numbers("box", box[0] if np.ndim(box) == 2 and len(box) == 1 else box, (4,))
+        mask_input = _numbers("mask_input", mask_input, (1, *size))
         ratio = np.array([self.shown[1] / self.size[1], self.shown[0] / self.size[0]])
         logits, quality = self.decode(
             self.embeddings,
             None if point_coords is None else (point_coords * ratio)[None],
             None if point_labels is None else point_labels[None],
-            None if box is None else (np.asarray(box).reshape(2, 2) * ratio).reshape(1, 4),
+            None if box is None else (box.reshape(2, 2) * ratio).reshape(1, 4),
             None if mask_input is None else mask_input[None],
             multimask_output,
         )
@@ -120,6 +127,21 @@ class OnnxSam:
         masks = resize_bilinear(square, self.size)
         threshold = self.bundle["postprocessing"]["mask_threshold"]
         return (masks if return_logits else masks > threshold), quality[0], logits[0]
+
+
+def _numbers(name: str, value: Any, shape: tuple[int | None, ...]) -> np.ndarray | None:
+    """``value`` as an array of ``shape``, in which None is any number."""
+    if value is None:
+        return None
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        array = np.full((), np.nan)
+    fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
+    if not fits or not np.isfinite(array).all():
+        wanted = ", ".join("N" if want is None else str(want) for want in shape)
+        raise ValueError(f"`{name}` must be ({wanted}) finite numbers, got {value!r:.80}")
+    return array
 
 
 def prompt_inputs(

@@ -8,7 +8,9 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -40,6 +42,21 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
         status = getattr(error, "exit_status", BAD_INPUT)
         sys.stderr.write(f"error: {one_line(error)}\n" if status == BAD_INPUT else f"{error}\n")
         sys.exit(status)
+
+
+@contextmanager
+def importing(extra: str) -> Iterator[None]:
+    """Imports of a tool from a room that needs the packages of an extra: where one is not installed, a line says how to
+    get it, and the process ends. Warnings are not shown: torch has one, whatever the filters, when mmengine imports its
+    optimizers."""
+    try:
+        with warnings.catch_warnings(record=True):
+            yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith(_OURS.name):
+            raise
+        sys.stderr.write(f"error: {error}: this tool needs what `pip install 'ahcq_plugin[{extra}]'` installs\n")
+        sys.exit(BAD_INPUT)
 
 
 def announcer() -> Callable[[str], None]:

@@ -17,7 +17,11 @@ def input_image(sam: Sam, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
     normalised, zero-padded at the bottom and the right.
 
     Returns: float32 (1, 3, S, S) on SAM's device, and (height, width) without the padding.
+    Raises: ValueError: an image of another type or shape, or one so narrow that nothing of it is left.
     """
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        found = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"an image must be (H, W, 3) uint8 RGB, got {found}")
     size = sam.image_encoder.img_size
     if min(ResizeLongestSide.get_preprocess_shape(*image.shape[:2], size)) < 1:
         raise ValueError(
@@ -36,8 +40,14 @@ def input_boxes(sam: Sam, boxes: Tensor, original_size: tuple[int, int]) -> Tens
 
 
 def make_batch(sam: Sam, image: np.ndarray, boxes: np.ndarray) -> dict[str, Tensor]:
-    """The input of :func:`~ahcq_plugin.zoo.sam.box_forward` for an image (H, W, 3) uint8 RGB and boxes (N, 4) xyxy."""
-    corners = torch.from_numpy(np.asarray(boxes, np.float32).reshape(-1, 4))
+    """The input of :func:`~ahcq_plugin.zoo.sam.box_forward` for an image (H, W, 3) uint8 RGB and boxes (N, 4) xyxy.
+
+    Raises: ValueError: see ``input_image``; boxes of another shape, or not finite.
+    """
+    corners = np.asarray(boxes, np.float32)
+    if corners.shape[-1:] != (4,) or corners.ndim > 2 or not np.isfinite(corners).all():
+        raise ValueError(f"boxes must be (N, 4) finite numbers x0, y0, x1, y1, got {boxes!r:.80}")
+    corners = torch.from_numpy(corners.reshape(-1, 4))
     return {"image": input_image(sam, image)[0], "boxes": input_boxes(sam, corners, image.shape[:2])}
 
 

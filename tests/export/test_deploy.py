@@ -322,6 +322,15 @@ def test_errors(driver, w8a8, tmp_path):
         driver_without_image = object.__new__(OnnxSam)
         driver_without_image.embeddings = None
         driver_without_image.predict()
+    driver.set_image(np.zeros((8, 8, 3), np.uint8))
+    for name, value in {
+        "box": [1, 2, 3],
+        "point_coords": np.full((1, 2), np.nan),
+        "point_labels": "x",
+        "mask_input": np.zeros((2, 2)),
+    }.items():
+        with pytest.raises(ValueError, match=f"`{name}` must be .* finite numbers, got "):
+            driver.predict(**{name: value})
     with pytest.raises(ValueError, match="belong together, got one of them"):
         driver.decode(np.zeros((1, 16, 8, 8), np.float32), points=np.zeros((1, 1, 2)))
     with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8 RGB, got \(8, 8\) float64"):

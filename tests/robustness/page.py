@@ -41,9 +41,10 @@ Right is: one line that begins with `error:`, and exit status 2.
 - Kinds: settings of a wrong type, sign or size, not a number, infinite; names of nothing; files that are missing,
   empty, folders, noise, text, zeros, cut off, links to themselves, pipes, with a bit flipped, with a pickle that
   runs code; annotations that lie; folders that cannot be written; files that are whole, with a digest that is right,
-  and hold what cannot be; images of other formats and sizes; options that are none; calls of the Python API with
-  arguments of another kind, items that do not go through the model, weights that layers share; a machine without
-  room for files or for what is printed, names that are not UTF-8.
+  and hold what cannot be; keys that stand twice; images of other formats and sizes; options that are none, or do not
+  go together; what is written in the place of what is read; calls of the Python API with arguments of another kind,
+  items that do not go through the model, weights that layers share; a machine without room for files or for what is
+  printed, names that are not UTF-8.
 
 {commits}
 

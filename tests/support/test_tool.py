@@ -2,6 +2,7 @@
 """How tools end: what a user can mend is one line and status 2, a defect is a traceback and status 1."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from ahcq_plugin.ptq import AuditError, Recipe
 from ahcq_plugin.ptq.audit import AuditReport
 from ahcq_plugin.support.safe_load import safe_load
-from ahcq_plugin.support.tool import run_tool
+from ahcq_plugin.support.tool import importing, run_tool
 
 TOOLS = sorted((Path(__file__).resolve().parents[2] / "tools").glob("*.py"))
 
@@ -82,3 +83,14 @@ def test_every_tool_ends_so(path: Path) -> None:
     assert isinstance(last, ast.If) and ast.unparse(last.test) == "__name__ == '__main__'"
     (call,) = last.body
     assert isinstance(call.value, ast.Call) and call.value.func.id == "run_tool"
+
+
+def test_a_package_that_is_missing_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "mmdet", None)
+    with pytest.raises(SystemExit) as ended, importing("mm"):
+        import mmdet  # noqa: F401
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
+    assert "`pip install 'ahcq_plugin[mm]'`" in said
+    with pytest.raises(ModuleNotFoundError), importing("mm"):
+        import ahcq_plugin.no_such_part  # noqa: F401

@@ -82,6 +82,10 @@ class Program:
     includes: tuple[Path, ...] = ()
     defines: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "main", self.main.absolute())  # clang runs in another folder
+        object.__setattr__(self, "includes", tuple(folder.absolute() for folder in self.includes))
+
     @cached_property
     def files(self) -> dict[Path, Source]:
         """Every C++ file of the folders, and the main one."""

@@ -76,6 +76,14 @@ class ImageRecord:
             raise DataError(f"{self.img_path} has {image.shape[:2]} pixels (H, W), its annotation says {self.size}")
         return image
 
+    def check_shape(self, side: int) -> None:
+        """DataError for an image of which no row or column is left when its longer side is resized to ``side``."""
+        if min(self.size) * side < 0.5 * max(self.size):
+            raise DataError(
+                f"{self.img_path} has {self.size} pixels (H, W): no row or column is left when its longer side is "
+                f"resized to {side}; cut it into parts"
+            )
+
     def identity(self) -> list:
         """What determines results on this image: pixels (by hash), annotations and prompts; plain values."""
         pixels = Path(self.img_path).read_bytes() if self.pixels is None and self.img_path else self.pixels
@@ -121,6 +129,8 @@ def read_records(
     """
     dataset: Any = dataloader.dataset  # an InfoDataset, of which the loader's type knows nothing
     records = [record_of(dataset.get_data_info(index)) for index in range(len(dataset))]
+    for record in records:
+        record.check_shape(model.sam.image_encoder.img_size)
     if model.prompts == "detector":
 
         def key() -> str:
@@ -161,6 +171,7 @@ def calibration_records(
     with tqdm(total=num_images, desc="calibration images", unit="image") as bar:
         for index in order:
             record = record_of(dataset.get_data_info(index))
+            record.check_shape(model.sam.image_encoder.img_size)
             batch = None
             if model.prompts == "detector" or record.img_path is None:
                 batch = pseudo_collate([dataset[index]])

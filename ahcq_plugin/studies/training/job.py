@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from ahcq_plugin.studies.training.run import Run
 from ahcq_plugin.support.batches import blaming
 from ahcq_plugin.support.checked import save_checked
+from ahcq_plugin.support.files import write_text
 from ahcq_plugin.support.safe_load import safe_load
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def write_result(run: Run, job: Job, model_cfg: Mapping[str, Any], real_images: 
         "extra": {Path(folder).name: weight for folder, weight in job.extra},
         "held_out_images": held_out,
     }
-    job.weights_file.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_text(json.dumps(facts, indent=1) + "\n", job.weights_file.with_suffix(".json"))
 
 
 class _Log:

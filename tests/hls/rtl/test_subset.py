@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 
@@ -158,3 +159,15 @@ void top(hls::stream<load>& in, hls::stream<turn>& ask, hls::stream<unsigned> (&
 }"""
     (process,) = compile_rtl(source(tmp_path, body), "top", faults=True).design.processes.values()
     assert [(ram.depth, ram.bits) for ram in process.rams] == [(40, 256), (40, 256)]
+
+
+def test_a_path_from_the_folder_one_is_in(tmp_path, monkeypatch):
+    """Clang runs elsewhere."""
+    (tmp_path / "cpp").mkdir()
+    (tmp_path / "cpp" / "one.h").write_text("#define ONE 1\n")
+    (tmp_path / "cpp" / "top.cpp").write_text('#include "one.h"\nint top() { return ONE; }\n')
+    monkeypatch.chdir(tmp_path)
+    program = Program(Path("cpp/top.cpp"), (Path("cpp"),))
+    assert program.syntax_tree()["kind"] == "TranslationUnitDecl" and any(
+        "top" in name for name in program.module().functions
+    )

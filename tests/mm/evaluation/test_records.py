@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 
 from ahcq_plugin.mm import BoxPromptedSAM
 from ahcq_plugin.mm.data.wrappers import innermost, wrapped
+from ahcq_plugin.mm.errors import DataError
 from ahcq_plugin.mm.evaluation import masks
 from ahcq_plugin.mm.evaluation.image_evaluation import evaluate
 from ahcq_plugin.mm.evaluation.records import (
@@ -80,6 +81,21 @@ def test_calibration_images_follow_the_seed(scenes_config, tiny_sam):
     orders = {seed: [r.img_id for r in calibration_records(dataset, model, 3, seed)] for seed in range(6)}
     assert all(sorted(order) == [1, 2, 3] for order in orders.values()) and len(set(map(tuple, orders.values()))) > 1
     assert orders[0] == [r.img_id for r in calibration_records(dataset, model, 3, 0)]
+
+
+def test_an_image_that_vanishes_is_named_before_the_detector_runs(scenes, scenes_config, detecting):
+    path = scenes / "instances.json"
+    content = json.loads(path.read_text())
+    for row in content["images"]:
+        row.update(height=1, width=20_000)
+    path.write_text(json.dumps(content))
+    dataset = calibration_dataset(scenes_config, scenes_config["pipeline"])
+    with pytest.raises(DataError, match=r"images/\w+.png has \(1, 20000\) pixels \(H, W\): no row or column is left"):
+        calibration_records(dataset, detecting, 1, 0)
+    loader = SimpleNamespace(dataset=dataset)
+    with pytest.raises(DataError, match="no row or column is left"):
+        read_records(loader, detecting, Cache(None))
+    assert detecting.detector.images == 0
 
 
 def test_more_images_than_there_are_are_refused_before_the_detector_runs(scenes_config, detecting):
