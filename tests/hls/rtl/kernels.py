@@ -72,7 +72,7 @@ def floating(rng: random.Random, depth: int) -> str:
     if form == 4:
         return f"({x} {rng.choice(['<', '>', '<=', '>=', '==', '!='])} {y} ? {x} : {y})"
     if form == 5:
-        return f"(-{x})"
+        return f"(-({x}))"  # a literal may be negative
     return f"float(int(({x} > 1e6f || {x} < -1e6f) ? 1.5f : {x}))"
 
 
