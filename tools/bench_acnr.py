@@ -8,7 +8,6 @@ are one chunk, used over and over.
 """
 
 import argparse
-import json
 import time
 
 import torch
@@ -16,7 +15,7 @@ import torch
 from ahcq_plugin.prequant.acnr import ErrorGram, condition_weight
 from ahcq_plugin.studies.reference.acnr import reduce_step_by_step
 from ahcq_plugin.support.arguments import at_least_one, matrix_shape, writable_file
-from ahcq_plugin.support.files import write_text
+from ahcq_plugin.support.files import write_json
 from ahcq_plugin.support.tool import run_tool
 
 STEPS, ROWS = 200, 4096
@@ -70,7 +69,7 @@ def main() -> None:
             print(f" {'~':>8}{row[f'definition_{dtype}_s']:8.0f} {row[f'ratio_{dtype}']:6.0f}x", end="")
         print(f"  {row['condition_before']:.0f} -> {row['condition_after']:.0f} {row['difference']:10.0e}", flush=True)
     if args.json:
-        write_text(json.dumps(rows, indent=1) + "\n", args.json)
+        write_json(rows, args.json)
 
 
 if __name__ == "__main__":

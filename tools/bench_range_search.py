@@ -7,7 +7,6 @@ At 4 bits the reference runs in full; else 64 candidates are timed (~: extrapola
 
 import argparse
 import itertools
-import json
 import time
 
 import torch
@@ -15,7 +14,7 @@ import torch
 from ahcq_plugin.functional.range_search import range_error, search_range
 from ahcq_plugin.studies.reference.range_search import search_one_by_one
 from ahcq_plugin.support.arguments import bit_width, matrix_shape, writable_file
-from ahcq_plugin.support.files import write_text
+from ahcq_plugin.support.files import write_json
 from ahcq_plugin.support.tool import run_tool
 
 STEPS, TIMED, SAMPLE = 100, 64, 16
@@ -74,7 +73,7 @@ def main() -> None:
         print(f"{size:10} {bits:4d} {seconds:>12} {row['ours_s']:9.3f} {row['speedup']:5.0f}x", end="")
         print(f" {row['max_error_ratio']:18.9f} {row['share_lower']:14.1%}", flush=True)
     if args.json:
-        write_text(json.dumps(rows, indent=1) + "\n", args.json)
+        write_json(rows, args.json)
 
 
 if __name__ == "__main__":
