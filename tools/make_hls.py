@@ -6,9 +6,10 @@ from pathlib import Path
 
 from ahcq_plugin.export import load_spec
 from ahcq_plugin.hls import HLSOptions, cosim, flow, generate, select, synth
+from ahcq_plugin.hls.rtl import ScheduleOptions
 from ahcq_plugin.hls.rtl import layers as rtl_layers
 from ahcq_plugin.hls.vectors import make_vectors
-from ahcq_plugin.support.arguments import writable_folder
+from ahcq_plugin.support.arguments import at_least_one, writable_folder
 from ahcq_plugin.support.tool import run_tool
 
 
@@ -25,6 +26,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--csim", action="store_true", help="compile and run every test bench with g++")
     parser.add_argument("--cosim", action="store_true", help="run every top behind its AXI ports (cocotb, Verilator)")
     parser.add_argument("--rtl", action="store_true", help="kernels of constant weights to RTL with open tools, run it")
+    parser.add_argument(
+        "--stage-ps", type=at_least_one, default=1500, help="with --rtl: length of a stage; wide accumulators want more"
+    )
     parser.add_argument("--synth", choices=synth.STEPS[1:], nargs="?", const="synth", help="run Vitis HLS that far")
     return parser.parse_args()
 
@@ -48,7 +52,7 @@ def main() -> int:
             measured["cosim"] = not result.failed
             print(f"cosim  {layer.top}: {result.failed or f'{len(result.passed)} tests passed'}")
         if args.rtl and not layer.is_product:
-            measured["rtl"] = rtl_layers.check(layer, args.out)
+            measured["rtl"] = rtl_layers.check(layer, args.out, options=ScheduleOptions(args.stage_ps))
             print(f"rtl    {layer.top}: {measured['rtl']}")
         if args.synth:
             report = synth.synthesize(args.out / layer.top, layer.top, args.synth)

@@ -82,7 +82,7 @@ def differences(
     }
 
 
-def check(layer: Layer, folder: Path, rows: int = 16) -> dict[str, int]:
+def check(layer: Layer, folder: Path, rows: int = 16, options: ScheduleOptions | None = None) -> dict[str, int]:
     """Make RTL of one layer of the generated ``folder`` (into ``<top>/rtl``) and run it on random and directed rows.
 
     Returns:
@@ -90,7 +90,7 @@ def check(layer: Layer, folder: Path, rows: int = 16) -> dict[str, int]:
     Raises:
         SpecError, RtlError: see ``compile_layers``.
     """
-    rtl = compile_layers({"layer": layer}, folder, cache=cache_folder())
+    rtl = compile_layers({"layer": layer}, folder, options, cache_folder())
     rtl.write(folder / layer.top / "rtl")
     vectors = {"layer": make_vectors(layer.matmul, 1, rows, seed=2)}
     simulation = build(rtl, cache_folder())

@@ -144,6 +144,7 @@ class Memories(Pointers):
             if (
                 use.fixed < 0
                 or end > part.size
+                or not use.pointer.stays_within(part.size)  # clang makes a constant array that ends in zeros a struct
                 or index
                 and use.pointer.terms
                 and self._at_end(use, use.fixed - at, part)

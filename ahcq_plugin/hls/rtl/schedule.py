@@ -150,7 +150,8 @@ def _explained(process: Process, said: str, options: ScheduleOptions) -> str:
     for weight, variable, places in found[:3]:
         lines.append(f"  `{variable}` goes round through {', '.join(places) or 'no operation'} (weight {weight})")
     lines.append(
-        "The first of these circles is probably the one: it has to fit into one stage. Sum inside first, add once."
+        "The first of these circles is probably the one: it has to fit into one stage. Sum inside first, add once, or "
+        "give longer stages (ScheduleOptions.clock_ps; make_hls --stage-ps)."
     )
     return "\n".join([*lines, f"XLS: {short}"])
 

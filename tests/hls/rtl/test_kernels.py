@@ -38,10 +38,13 @@ def vectors(layers: dict[str, Layer], rows: int) -> dict[str, Vectors]:
 
 
 def test_rows_through_all_kernels_are_equal(tmp_path) -> None:
+    """One layer has a tile that is nearly empty: clang makes constant arrays that end in zeros structures."""
     layers = {name: dataclasses.replace(cases.make_layer(name), options=OPTIONS) for name in FAMILIES}
+    padded = cases.make_layer("padded", ("linear", "uniform", 8, 8, 21, 17))
+    layers["padded"] = dataclasses.replace(padded, options=HLSOptions(pe=16, simd=4, out=1))
     simulation = built(layers, tmp_path / "layers")
     for stalls in STALLS:
-        assert differences(simulation, layers, vectors(layers, 12), stalls) == dict.fromkeys(FAMILIES, 0), stalls
+        assert differences(simulation, layers, vectors(layers, 12), stalls) == dict.fromkeys(layers, 0), stalls
 
 
 @pytest.mark.slow
