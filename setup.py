@@ -53,7 +53,7 @@ setup(
     ],
     extras_require={
         # setuptools < 80: mmengine still imports pkg_resources; matplotlib and rich: report and summary
-        "mm": pinned("mmengine", "mmcv", "mmdet", "setuptools", "sam2", "matplotlib", "rich"),
+        "mm": pinned("mmengine", "mmcv", "mmdet", "setuptools", "sam2", "matplotlib", "rich", "PyYAML"),
         # figures and comparisons of ahcq_plugin.studies, which tools and tests run
         "studies": pinned("matplotlib", "scikit-learn"),
         "sam2": pinned("sam2"),

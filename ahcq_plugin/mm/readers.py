@@ -35,7 +35,9 @@ class _Yaml(YamlHandler):
         return yaml.load(file, Loader=_PlainLoader)
 
 
-class _PlainLoader(yaml.SafeLoader):
+class _PlainLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """libyaml's where PyYAML has it, ten times as fast: a config of ``mmdet::`` reads a hundred small files."""
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         own = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         unique_keys([(key, None) for key in own])
