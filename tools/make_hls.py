@@ -27,7 +27,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--cosim", action="store_true", help="run every top behind its AXI ports (cocotb, Verilator)")
     parser.add_argument("--rtl", action="store_true", help="kernels of constant weights to RTL with open tools, run it")
     parser.add_argument(
-        "--stage-ps", type=at_least_one, default=1500, help="with --rtl: length of a stage; wide accumulators want more"
+        "--stage-ps",
+        type=at_least_one,
+        default=ScheduleOptions.clock_ps,
+        help="with --rtl: length of a stage; wide accumulators want more",
     )
     parser.add_argument("--synth", choices=synth.STEPS[1:], nargs="?", const="synth", help="run Vitis HLS that far")
     return parser.parse_args()

@@ -6,18 +6,11 @@ import argparse
 import dataclasses
 import logging
 
+from ahcq_plugin.studies.training.arguments import add_training_arguments, scheduled
 from ahcq_plugin.studies.training.job import Job
 from ahcq_plugin.studies.training.loop import TrainCfg, train
 from ahcq_plugin.studies.training.models import MODELS
-from ahcq_plugin.support.arguments import (
-    at_least_one,
-    at_least_zero,
-    positive,
-    thread_count,
-    usable_device,
-    worker_count,
-    writable_folder,
-)
+from ahcq_plugin.support.arguments import thread_count
 from ahcq_plugin.support.tool import run_tool
 
 
@@ -45,21 +38,16 @@ def main() -> None:
         metavar="FOLDER=WEIGHT",
         help="more COCO folders",
     )
-    parser.add_argument("--out", type=writable_folder, required=True, help="folder for state.pth and model.pth")
     parser.add_argument("--model", default="sam_tiny", choices=sorted(MODELS))
     parser.add_argument("--processes", type=thread_count, default=1, help="CPU processes of one thread each")
-    parser.add_argument("--workers", type=worker_count, default=0, help="processes that make samples (with a GPU)")
-    parser.add_argument("--device", type=usable_device, default="cpu")
-    parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pth")
     defaults = TrainCfg()
-    for name, kind in {"steps": at_least_one, "batch": at_least_one, "lr": positive, "seed": at_least_zero}.items():
-        parser.add_argument(f"--{name}", type=kind, default=getattr(defaults, name))
+    add_training_arguments(parser, defaults, "samples")
     args = parser.parse_args()
     configure_logging(0)
     model = MODELS[args.model]
     size = model["image_size"]
     sample = dataclasses.replace(defaults.sample, size=size, mask_size=4 * size // model["patch_size"])
-    cfg = dataclasses.replace(defaults, steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed, sample=sample)
+    cfg = scheduled(defaults, args, sample=sample)
     if args.extra and not args.coco:
         parser.error("--extra needs --coco, the folder of which images are held out")
     job = Job(

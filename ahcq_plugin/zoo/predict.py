@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from segment_anything.modeling import Sam
@@ -23,7 +25,7 @@ def input_image(sam: Sam, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
         found = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"an image must be (H, W, 3) uint8 RGB, got {found}")
     size = sam.image_encoder.img_size
-    if min(ResizeLongestSide.get_preprocess_shape(*image.shape[:2], size)) < 1:
+    if vanishes(image.shape[:2], size):
         raise ValueError(
             f"an image of {image.shape[0]} x {image.shape[1]} pixels has no row or column left when its longer side is "
             f"resized to {size}: cut it into parts"
@@ -31,6 +33,11 @@ def input_image(sam: Sam, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
     resized = ResizeLongestSide(size).apply_image(image)
     pixels = torch.as_tensor(resized, device=sam.device).permute(2, 0, 1)[None]
     return sam.preprocess(pixels), resized.shape[:2]
+
+
+def vanishes(size: Sequence[int], side: int) -> bool:
+    """Whether no row or no column is left of ``size`` (height, width) when its longer side is resized to ``side``."""
+    return min(ResizeLongestSide.get_preprocess_shape(*size, side)) < 1
 
 
 def input_boxes(sam: Sam, boxes: Tensor, original_size: tuple[int, int]) -> Tensor:

@@ -132,10 +132,8 @@ class Memories(Pointers):
         parts = []
         if kind.kind == "struct" and kind.fields:
             parts = list(zip(kind.offsets, kind.fields, strict=True))
-        elif kind.kind == "array" and kind.element.kind in ("array", "struct"):
-            size = kind.element.size
-            if size and all(use.pointer.stays_within(size) for use in uses):
-                parts = [(index * size, kind.element) for index in range(kind.count)]
+        elif kind.kind == "array" and kind.element.kind in ("array", "struct") and kind.element.size:
+            parts = [(index * kind.element.size, kind.element) for index in range(kind.count)]
         chosen: dict[int, list[_Use]] = {}
         for use in uses if parts else ():
             index = max((i for i, (at, _) in enumerate(parts) if at <= use.fixed), default=0)
@@ -144,7 +142,7 @@ class Memories(Pointers):
             if (
                 use.fixed < 0
                 or end > part.size
-                or not use.pointer.stays_within(part.size)  # clang makes a constant array that ends in zeros a struct
+                or not use.pointer.stays_within(part.size)  # also of a struct: clang makes arrays that end in zeros one
                 or index
                 and use.pointer.terms
                 and self._at_end(use, use.fixed - at, part)

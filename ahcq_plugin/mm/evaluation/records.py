@@ -30,6 +30,7 @@ from ahcq_plugin.support.batches import blaming
 from ahcq_plugin.support.cache import Cache
 from ahcq_plugin.support.digest import digest
 from ahcq_plugin.support.workers import ALONE, Workers
+from ahcq_plugin.zoo.predict import vanishes
 from ahcq_plugin.zoo.prompts import CLICKS, item_generator, with_masks
 
 
@@ -78,7 +79,7 @@ class ImageRecord:
 
     def check_shape(self, side: int) -> None:
         """DataError for an image of which no row or column is left when its longer side is resized to ``side``."""
-        if min(self.size) * side < 0.5 * max(self.size):
+        if vanishes(self.size, side):
             raise DataError(
                 f"{self.img_path} has {self.size} pixels (H, W): no row or column is left when its longer side is "
                 f"resized to {side}; cut it into parts"

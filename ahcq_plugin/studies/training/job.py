@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from ahcq_plugin.studies.training.run import Run
 from ahcq_plugin.support.batches import blaming
 from ahcq_plugin.support.checked import save_checked
-from ahcq_plugin.support.files import write_text
+from ahcq_plugin.support.files import write_json
 from ahcq_plugin.support.safe_load import safe_load
 
 logger = logging.getLogger(__name__)
@@ -117,7 +116,7 @@ def write_result(run: Run, job: Job, model_cfg: Mapping[str, Any], real_images: 
         "extra": {Path(folder).name: weight for folder, weight in job.extra},
         "held_out_images": held_out,
     }
-    write_text(json.dumps(facts, indent=1) + "\n", job.weights_file.with_suffix(".json"))
+    write_json(facts, job.weights_file.with_suffix(".json"), indent=1)
 
 
 class _Log:
