@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ahcq_plugin.export import SpecError
 from ahcq_plugin.export.operands import check_int
 
 LANES = 8
@@ -28,23 +29,28 @@ class EngineConfig:
         digit: bits of a left operand that a cell takes a cycle: 4, or 17, with which decode tables of 17 bits take one.
         left_depth: beats (32 bytes) of each half of a cell's left buffer.
         right_depth: folds (8 codes) of 64 columns of each half of the right buffer.
+        plane: bits of a right code that a cell takes a cycle: 4, or 8, with which all codes take one. That is the
+            engine of INT8 which the one of INT4 is compared with: it has no shift lanes, so no HLUQ.
     """
 
     cells: int = 2
     digit: int = NIBBLE
     left_depth: int = 1024
     right_depth: int = 1024
+    plane: int = NIBBLE
 
     def __post_init__(self) -> None:
         check_int("cells", self.cells, 1, 16)
         check_int("digit", self.digit, NIBBLE, 17)
         check_int("left_depth", self.left_depth, 1, 2**14)
-        check_int("right_depth", self.right_depth, 1, 2**14)
+        check_int("right_depth", self.right_depth, 1, 2**14 if self.plane == NIBBLE else 2**12)
+        if self.plane not in (NIBBLE, 8):
+            raise SpecError(f"`plane` must be 4 or 8, got {self.plane!r}")
 
     @property
     def cpp(self) -> str:
         """The C++ type."""
-        return f"ahcq::engine::cells<{self.cells}, {self.digit}, {self.left_depth}, {self.right_depth}>"
+        return f"ahcq::engine::cells<{self.cells}, {self.digit}, {self.left_depth}, {self.right_depth}, {self.plane}>"
 
     @property
     def lanes(self) -> int:
@@ -59,3 +65,4 @@ class EngineConfig:
 
 PAPER = EngineConfig()
 WIDE = EngineConfig(digit=17)
+INT8 = EngineConfig(digit=8, plane=8)

@@ -137,7 +137,7 @@ def process_turns(shape: Shape, config: EngineConfig, output: Output | None = No
     steps = sum(count for _, count in blocks) * shape.batch * shape.tiles
     tile_loads = len(blocks) * shape.tiles * shape.batch
     chunks = steps // shape.tiles * ((shape.tiles - 1) * CHUNKS + last_chunks(shape.n, d.groups))
-    passes = shape.planes * d.digits
+    passes = shape.planes_passed(config) * d.digits
     corrections = 0 if product else CHUNKS * (1 + 2 * d.groups) * tile_loads
     scales = 0 if product else SCALE_BEATS * tile_loads
     turns = steps * shape.folds * passes
@@ -162,7 +162,7 @@ def process_turns(shape: Shape, config: EngineConfig, output: Output | None = No
 
 def _left_works(shape: Shape, config: EngineConfig, blocks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """What the left buffer does in each phase: turns of a block, beats of the next."""
-    per_step = shape.tiles * shape.folds * shape.planes * shape.digits(config)
+    per_step = shape.tiles * shape.folds * shape.planes_passed(config) * shape.digits(config)
     before = 0
     for _ in range(shape.batch):
         for rows, steps in blocks:
@@ -173,7 +173,8 @@ def _left_works(shape: Shape, config: EngineConfig, blocks: list[tuple[int, int]
 
 def _right_works(shape: Shape, config: EngineConfig, blocks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """The same of the right buffer: turns of a tile, beats of the next. One tile stays for all blocks of a product."""
-    beats, per_step = shape.folds * shape.planes * CHUNKS, shape.folds * shape.planes * shape.digits(config)
+    beats = shape.folds * shape.planes * CHUNKS
+    per_step = shape.folds * shape.planes_passed(config) * shape.digits(config)
     whole = [(sum(rows for rows, _ in blocks), sum(steps for _, steps in blocks))] if shape.tiles == 1 else blocks
     before = 0
     for _ in range(shape.batch):
@@ -198,7 +199,7 @@ def cycles(
     output, ddr, d = output or Output(), ddr or DDR(), shape.descriptor(config)
     blocks = _blocks(shape, d.block_rows, config.cells)
     product = shape.kind != "linear"
-    passes = shape.planes * d.digits
+    passes = shape.planes_passed(config) * d.digits
     right_beats = shape.folds * shape.planes * CHUNKS
     corrections = 0 if product else CHUNKS * (1 + 2 * d.groups)
     behind = max(

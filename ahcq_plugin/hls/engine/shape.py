@@ -80,8 +80,12 @@ class Shape:
 
     @property
     def planes(self) -> int:
-        """Passes over the nibbles of the right codes."""
+        """Nibbles of the right codes, which lie one behind the other in memory."""
         return planes_of(self.right_bits)
+
+    def planes_passed(self, config: EngineConfig) -> int:
+        """Passes over the right codes."""
+        return -(-self.planes * NIBBLE // config.plane)
 
     @property
     def tiles(self) -> int:
@@ -99,17 +103,18 @@ class Shape:
 
     def check(self, config: EngineConfig, name: str) -> None:
         """SpecError where a memory or an accumulator of the engine is too small; ``name`` is the matmul's."""
-        nibble = min(top(self.right_bits), top(NIBBLE))
-        sums = self.k * nibble * max(min(self.left_top, top(config.digit)), 2**self.log_levels // 2)
+        plane = min(top(self.right_bits), top(config.plane))
+        sums = self.k * plane * max(min(self.left_top, top(config.digit)), 2**self.log_levels // 2)
         products = max(self.left_top, 2**self.log_levels // 2) * top(self.right_bits)
         check_limits(
             name,
             ("the left buffer: beats of a row", self.length, config.left_depth),
-            ("the right buffer: folds", self.folds * self.planes, config.right_depth),
+            ("the right buffer: folds", self.folds * self.planes_passed(config), config.right_depth),
             ("an accumulator: largest sum", sums, 2 ** (config.accumulator_bits - 1) - 1),
             ("registers behind the cells: largest sum", self.k * products, 2 ** (SUM_BITS - 2) - 1),
             ("groups", len(self.groups), MAX_GROUPS),
             ("heads", self.heads, MAX_HEADS),
+            ("shift lanes for log levels", self.log_levels, 2**8 if config.plane == NIBBLE else 0),
         )
 
     def descriptor(self, config: EngineConfig) -> Descriptor:
@@ -117,7 +122,7 @@ class Shape:
         cells, digits = config.cells, self.digits(config)
         blocks = -(-self.m // (config.left_depth // self.length * cells))
         steps = -(-self.m // (blocks * cells))
-        turns = steps * self.folds * self.planes * digits  # of a tile
+        turns = steps * self.folds * self.planes_passed(config) * digits  # of a tile
         family = _FAMILIES.get(self.family, fields.UNIFORM)
         flags = fields.PRODUCT if self.kind != "linear" else fields.OFFSET if family else 0
         if self.kind == "av":

@@ -6,22 +6,26 @@ A figure is counted, every process and what joins them, or put together from cou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ahcq_plugin.hls.engine.config import LANES, NIBBLE, PAPER, PES, WIDE, EngineConfig
+from ahcq_plugin.hls.engine.config import INT8, NIBBLE, PAPER, PES, WIDE, EngineConfig
 from ahcq_plugin.hls.engine.counts import BOARD, CELL_PROCESSES, JOINS, LIMIT, process_rows, size_rows, synthesis
 from ahcq_plugin.hls.engine.rtl import engine_rtl
 
 Row = Mapping[str, Any]
 #: Processes of a cell that an engine of float32 has: no codes, no zero points, no scales.
 OF_FLOATS = ("gelu_unit", "write")
-_BRAM_BITS = 36 * 1024
 
 
 def size_figures(
-    paper: Sequence[Row], elements: Sequence[Row], cells: Sequence[int], count_all: bool, cache: Path | None = None
+    paper: Sequence[Row],
+    elements: Sequence[Row],
+    cells: Sequence[int],
+    count_all: bool,
+    cache: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """``sizes`` and ``engines`` of the report.
 
@@ -31,12 +35,18 @@ def size_figures(
         cells: numbers of them.
         count_all: count engines of each number of cells, with digits of 4 and of 17 bits, and INT8's; else
             there are multiples of ``paper`` and no ``engines``.
+        cache: keeps every count: a run that was broken off goes on where it was.
+        say: is told of each engine when it has been counted.
     """
     if not count_all:
         return dict(sizes=size_rows(paper, PAPER.cells, cells, PAPER.digit), engines=[])
     configs = [EngineConfig(number, digit) for digit in (NIBBLE, WIDE.digit) for number in cells]
-    parts = {config: paper if config == PAPER else counted_parts(config, cache) for config in configs}
-    int8 = counted_parts(EngineConfig(PAPER.cells, 8), cache)
+    parts: dict[EngineConfig, Sequence[Row]] = {}
+    for config in (*configs, INT8):
+        parts[config] = paper if config == PAPER else counted_parts(config, cache)
+        late = ", ".join(part["process"] for part in parts[config] if part["reason"])
+        say(f"{config.cpp}: " + (f"no count of {late}" if late else f"{total(parts[config], 'lut'):,.0f} LUT"))
+    int8 = parts.pop(INT8)
     return dict(sizes=counted_sizes(parts), engines=baseline_engines(paper, int8, elements))
 
 
@@ -72,34 +82,32 @@ def counted_sizes(parts: Mapping[EngineConfig, Sequence[Row]]) -> list[dict[str,
 def baseline_engines(int4: Sequence[Row], int8: Sequence[Row], elements: Sequence[Row]) -> list[dict[str, Any]]:
     """Engines of two cells' shape, 128 x 8, and how many elements each format has in the LUTs of INT4's.
 
-    INT8 is the engine with 8-bit digits whose ``multiply`` is eight elements of INT8, uniform codes in one pass: right
-    operands of 8 bits want ``buffer_right`` and its memory twice. FP32 is what of the engine knows no codes, and
-    elements of FP32; buffers as large as INT4's hold an eighth of the operands. What that leaves out only adds.
+    INT4 and INT8 are counted. FP32 is what of INT4's engine knows no codes, and elements of FP32; buffers as large hold
+    an eighth of the operands. What that leaves out only adds.
 
     Args:
-        int4, int8: ``counted_parts`` of two cells with digits of 4 and of 8 bits.
+        int4, int8: ``counted_parts`` of ``PAPER`` and of ``config.INT8``.
         elements: rows of ``baseline.element_rows``.
     Returns:
         A row for each format; none where a count is missing.
     """
     if any(row["reason"] for row in (*int4, *int8, *elements)):
         return []
-    of = {row["element"]: row for row in elements}
-    whole = {key: total(int4, key) for key in ("lut", "dsp", "bram")}
-    memory = 2 * PAPER.right_depth * PES * LANES * NIBBLE / _BRAM_BITS
-    rows = [dict(format="INT4", how="counted", **whole, elements=PAPER.cells * PES)]
-    for number, parts, kept in (("INT8", int8, CELL_PROCESSES), ("FP32", int4, OF_FLOATS)):
-        element = of[number]
-        row: dict[str, Any] = dict(format=number, how="put together")
+    (fp32,) = (row for row in elements if row["element"] == "FP32")
+    lanes = PAPER.cells * PES
+    rows: list[dict[str, Any]] = []
+    for number, parts, how in (("INT4", int4, "counted"), ("INT8", int8, "counted"), ("FP32", int4, "put together")):
+        row: dict[str, Any] = dict(format=number, how=how)
+        rooms = [float(lanes)] if number == "INT4" else []
         for key in ("lut", "dsp"):
-            fixed = total(parts, key, once=True) + (total(parts, key, ("buffer_right",)) if number == "INT8" else 0)
-            behind = total(parts, key, [name for name in kept if name != "multiply"]) + total(parts, key, (JOINS,))
-            row[key], row[f"{key}_fixed"] = fixed + behind + PAPER.cells * PES * element[key], fixed
-            row[f"{key}_element"] = element[key] + behind / (PAPER.cells * PES)
-        row["bram"] = total(parts, "bram") + (memory if number == "INT8" else 0)
-        rooms = [(whole["lut"] - row.pop("lut_fixed")) / row.pop("lut_element")]
-        rooms += [(BOARD["dsp"] - row.pop("dsp_fixed")) / row.pop("dsp_element")]
-        rows.append(row | dict(elements=int(min(rooms))))
+            fixed = total(parts, key, once=True)
+            row[key] = total(parts, key)
+            if number == "FP32":
+                row[key] = fixed + total(parts, key, OF_FLOATS) + total(parts, key, (JOINS,)) + lanes * fp32[key]
+            if number != "INT4":
+                room = rows[0]["lut"] if key == "lut" else BOARD["dsp"]
+                rooms.append((room - fixed) * lanes / (row[key] - fixed))
+        rows.append(row | dict(bram=total(parts, "bram"), elements=int(min(rooms))))
     return rows
 
 

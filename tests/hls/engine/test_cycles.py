@@ -19,6 +19,7 @@ from ahcq_plugin.hls.engine.image import Image
 from ahcq_plugin.hls.engine.shape import Shape
 
 SMALL = EngineConfig(cells=2, digit=4, left_depth=24, right_depth=48)
+SMALL_INT8 = EngineConfig(cells=2, digit=8, left_depth=24, right_depth=48, plane=8)
 FOR_EACH_CELL = ("decode", "multiply", "correct", "dequantize", "dequantize_lane", "gelu_unit", "quantize", "write")
 FOR_EVER = {"multiply": CHUNKS, "dequantize_lane": LANES, "gelu_unit": GELUS}  # of a cell
 # (kind, family, bits of left and right, k, n), rows, products: windows, global attention, layers, decoders
@@ -99,9 +100,10 @@ def test_codes_and_scores_of_16_bits(cases) -> None:
 def test_turns_of_any_matmul(cases, kind, bits, right_bits, k, n, rows, batch, seed) -> None:
     image, batch = Image(), 1 if kind[0] == "linear" else batch
     matmul = cases.make_matmul(*kind, bits, right_bits, k, n, np.random.default_rng(seed))
-    command = compile_matmul(matmul, image, SMALL, rows=rows, batch=batch)
-    run = simulate.run(image, [command.descriptor], SMALL)
-    check_turns(run, Shape.of(matmul, rows, batch), SMALL)
+    for config in (SMALL, SMALL_INT8) if kind[1] != "hluq" else (SMALL,):
+        command = compile_matmul(matmul, image, config, rows=rows, batch=batch)
+        run = simulate.run(image, [command.descriptor], config)
+        check_turns(run, Shape.of(matmul, rows, batch), config)
 
 
 def test_utilisation_counts_a_multiplication_once(cases) -> None:

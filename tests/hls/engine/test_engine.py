@@ -31,9 +31,9 @@ KINDS = (
 )
 # Small buffers: several blocks and tiles with small shapes.
 SMALL = EngineConfig(cells=2, digit=4, left_depth=24, right_depth=48)
+SMALL_INT8 = EngineConfig(cells=2, digit=8, left_depth=24, right_depth=48, plane=8)
 CASES = st.fixed_dictionaries(
     dict(
-        kind=st.sampled_from(KINDS),
         bits=st.integers(2, 8),
         right_bits=st.integers(2, 8),
         k=st.integers(1, 150),
@@ -56,8 +56,8 @@ def with_zeros(operand, zeros: str):
     return dataclasses.replace(operand, zero_points=np.full_like(operand.zero_points, value))
 
 
-def make_matmul(cases, case: dict):
-    kind, family, *right = case["kind"]
+def make_matmul(cases, which: tuple[str, ...], case: dict):
+    kind, family, *right = which
     rng = np.random.default_rng(case["seed"])
     matmul = cases.make_matmul(kind, family, case["bits"], case["right_bits"], case["k"], case["n"], rng, *right)
     left, other = with_zeros(matmul.left, case["zeros"]), with_zeros(matmul.right, case["zeros"])
@@ -75,15 +75,15 @@ def check(launch, matmul, vectors: Vectors, config: EngineConfig) -> None:
     assert (command.read_output(image).view(np.uint32) == wanted.output.view(np.uint32)).all(), "floats differ"
 
 
-@pytest.mark.parametrize("config", [SMALL, WIDE], ids=["nibbles", "wide"])
+@pytest.mark.parametrize("config", [SMALL, WIDE, SMALL_INT8], ids=["nibbles", "wide", "int8"])
 def test_any_matmul_is_equal(cases, launch, config: EngineConfig) -> None:
     @settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
-    @given(case=CASES)
-    @example(case=dict(kind=KINDS[1], bits=8, right_bits=8, k=150, n=129, rows=40, batch=1, zeros="most", seed=1))
-    @example(case=dict(kind=KINDS[4], bits=4, right_bits=4, k=64, n=140, rows=33, batch=4, zeros="most", seed=2))
-    @example(case=dict(kind=KINDS[7], bits=4, right_bits=4, k=149, n=64, rows=40, batch=3, zeros="least", seed=3))
-    def property_holds(case: dict) -> None:
-        matmul = make_matmul(cases, case)
+    @given(kind=st.sampled_from([one for one in KINDS if config.plane == 4 or one[1] != "hluq"]), case=CASES)
+    @example(KINDS[1], dict(bits=8, right_bits=8, k=150, n=129, rows=40, batch=1, zeros="most", seed=1))
+    @example(KINDS[4], dict(bits=4, right_bits=4, k=64, n=140, rows=33, batch=4, zeros="most", seed=2))
+    @example(KINDS[7], dict(bits=4, right_bits=4, k=149, n=64, rows=40, batch=3, zeros="least", seed=3))
+    def property_holds(kind: tuple[str, ...], case: dict) -> None:
+        matmul = make_matmul(cases, kind, case)
         check(launch, matmul, make_vectors(matmul, case["batch"], case["rows"], case["seed"]), config)
 
     property_holds()

@@ -32,12 +32,14 @@ PROCESSES += ("quantize", "write")
 # TWO takes blocks of at most 48 rows; an odd number leaves a cell without one. WIDE takes 17-bit tables in one pass.
 TWO = EngineConfig(cells=2, digit=4, left_depth=24, right_depth=48)
 WIDE = EngineConfig(cells=1, digit=17, left_depth=24, right_depth=48)
+INT8 = EngineConfig(cells=1, digit=8, left_depth=24, right_depth=48, plane=8)  # no shift lanes, so no HLUQ
 ENGINES = pytest.mark.parametrize(
     "config",
     [
         pytest.param(SMALLEST, id="one_cell"),
         pytest.param(TWO, id="two_cells", marks=pytest.mark.slow),
         pytest.param(WIDE, id="wide", marks=pytest.mark.slow),
+        pytest.param(INT8, id="int8", marks=pytest.mark.slow),
     ],
 )
 # (kind, family, bits of left and right, k, n, family of the right), rows, products: all families, tails everywhere
@@ -79,8 +81,14 @@ SHAPES = [
 ]
 
 
+def of_engine(shape: tuple, config: EngineConfig) -> tuple:
+    """The shape; where the engine has no shift lanes for its family, a uniform one of as many bits."""
+    return (shape[0], "uniform", *shape[2:]) if config.plane == 8 and shape[1] == "hluq" else shape
+
+
 def launched(cases, launch, shape: tuple, rows: int, batch: int, seed: int = 0, config: EngineConfig = SMALLEST):
     """(command, its memory, the floats that the golden model gives, Shape)."""
+    shape = of_engine(shape, config)
     matmul = cases.make_matmul(*shape[:6], np.random.default_rng(seed), *shape[6:])
     vectors, image = make_vectors(matmul, batch, rows, seed), Image()
     command = launch(matmul, vectors, config, image)
@@ -121,7 +129,7 @@ def test_an_mlp_is_one_program_whose_codes_are_those_of_the_cpp(cases, launch, c
     """The second command waits for the results of the first in memory, which answers late."""
     rng = np.random.default_rng(4)
     first = cases.make_matmul("linear", "grouped", 4, 4, 24, 70, rng)
-    second = cases.make_matmul("linear", "hluq", 4, 4, 70, 30, rng)
+    second = cases.make_matmul(*of_engine(("linear", "hluq", 4, 4, 70, 30), config), rng)
     vectors, image = make_vectors(first, 1, 21, 1), Image()
     one = launch(first, vectors, config, image, destination=left_rows(21, 70, second.left, activation="gelu"))
     two = compile_matmul(second, image, config, rows=21, left=one.descriptor.out)
@@ -165,7 +173,10 @@ def test_cycles_are_those_of_the_model(cases, launch, latency: int, config: Engi
         run = rtl.run(image, [command.descriptor], config, memory=Memory(latency))
         model = cycles(size, config, ddr=DDR(1e12, latency=latency - 1))
         assert different(command, image, wanted) == 0
-        assert abs(run.cycles - model.cycles) <= 0.02 * run.cycles + 48, (shape, rows, batch, run.cycles, model)
+        slack = (
+            48 if config.plane == 4 else 56
+        )  # 8-bit passes leave less time for parameters, of which the model knows little
+        assert abs(run.cycles - model.cycles) <= 0.02 * run.cycles + slack, (shape, rows, batch, run.cycles, model)
 
 
 @pytest.mark.slow

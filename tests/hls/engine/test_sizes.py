@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from ahcq_plugin.hls.engine import counts, sizes
-from ahcq_plugin.hls.engine.config import PAPER, EngineConfig
+from ahcq_plugin.hls.engine.config import INT8, PAPER, EngineConfig
 from ahcq_plugin.hls.rtl.errors import ToolError
 
 
@@ -44,31 +42,28 @@ def test_an_engine_of_its_own_counts_is_their_sum_and_what_is_missing_is_named()
     assert row["lut"] is None and row["fits"] is None
 
 
-def test_engines_of_int8_and_fp32_are_put_together_from_counts() -> None:
-    int4, int8, fp32 = sizes.baseline_engines(PARTS, PARTS, ELEMENTS)
+def test_int8_is_counted_and_fp32_is_put_together() -> None:
+    of_int8 = [*PARTS[:-1], part("decode", 500, 4, instances=2), part(counts.JOINS, 1000, 0, 354.0)]
+    int4, int8, fp32 = sizes.baseline_engines(PARTS, of_int8, ELEMENTS)
     assert int4 == dict(format="INT4", how="counted", lut=2080, dsp=74, bram=240.0, elements=128)
-    behind = 140 + 80 + 20 + 640
-    assert int8["lut"] == 100 + 2 * 300 + behind + 128 * 3 and int8["dsp"] == 2 + 8 + 128 * 8
-    assert int8["bram"] == pytest.approx(240 + 2 * 1024 * 64 * 32 / 36864)
-    assert int8["elements"] == int((2080 - 700) / (3 + behind / 128))
+    assert int8 | dict(elements=0) == dict(format="INT8", how="counted", lut=3440, dsp=82, bram=354.0, elements=0)
+    assert int8["elements"] == int((2080 - 400) / ((3440 - 400) / 128))
     assert fp32["lut"] == 100 + 300 + 80 + 20 + 640 + 128 * 80 and fp32["dsp"] == 8 + 128 * 16
     assert fp32["elements"] == int((2080 - 400) / (80 + 740 / 128)) and fp32["how"] == "put together"
-    many = [row | dict(lut=1) for row in ELEMENTS]  # then DSPs are what ends first
-    assert sizes.baseline_engines(PARTS, PARTS, many)[1]["elements"] == int(
-        min(1380 / (1 + behind / 128), 2520 / (8 + 10 / 128))
-    )
+    many = [row | dict(lut=1) if row["process"] in counts.CELL_PROCESSES else row for row in of_int8]
+    many[-2] = part("decode", 1, 100, instances=20)  # then DSPs are what ends first
+    assert sizes.baseline_engines(PARTS, many, ELEMENTS)[1]["elements"] == int(2520 / ((74 + 2000) / 128))
     assert sizes.baseline_engines([*PARTS, part("decode", None)], PARTS, ELEMENTS) == []
 
 
 def test_without_counting_all_there_are_multiples_and_the_paper_is_not_counted_again(monkeypatch) -> None:
     found = sizes.size_figures(PARTS, ELEMENTS, [2, 4], False)
     assert [row["how"] for row in found["sizes"]] == ["counted", "multiple of 2 cells"] and found["engines"] == []
-    asked = []
+    asked, said = [], []
     monkeypatch.setattr(sizes, "counted_parts", lambda config, cache: asked.append(config) or PARTS)
-    found = sizes.size_figures(PARTS, ELEMENTS, [2, 4], True)
-    assert (
-        asked == [EngineConfig(4), EngineConfig(2, 17), EngineConfig(4, 17), EngineConfig(2, 8)] and PAPER not in asked
-    )
+    found = sizes.size_figures(PARTS, ELEMENTS, [2, 4], True, say=said.append)
+    assert asked == [EngineConfig(4), EngineConfig(2, 17), EngineConfig(4, 17), INT8] and PAPER not in asked
+    assert said == [f"{config.cpp}: 2,080 LUT" for config in (PAPER, *asked)]
     assert [(row["cells"], row["digit"]) for row in found["sizes"]] == [(2, 4), (4, 4), (2, 17), (4, 17)]
     assert [row["format"] for row in found["engines"]] == ["INT4", "INT8", "FP32"]
 

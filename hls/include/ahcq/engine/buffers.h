@@ -100,16 +100,17 @@ void buffer_left(
 }
 
 // Tiles of PES columns for all cells, and of run-time operands the sum of each column. A beat is eight columns of a fold,
-// or, TRANSPOSED, one k of 64 columns; then a fold is complete after eight beats.
+// or, TRANSPOSED, one k of 64 columns; then a fold is complete after eight beats. With PLANE = 8 the high nibbles have a
+// memory of their own, and both are read at once.
 template <class C>
 void buffer_right(
     hls::stream<command>& commands,
     hls::stream<beat>& in,
     hls::stream<turn>& turns,
-    hls::stream<beat> (&out)[C::CELLS][CHUNKS],
+    hls::stream<right_columns<C> > (&out)[C::CELLS][CHUNKS],
     hls::stream<column_sums> (&out_sums)[C::CELLS]) {
     const command c = commands.read();
-    right_fold memory[2 * C::RIGHT_DEPTH];
+    right_fold memory[2 * C::RIGHT_DEPTH], high[C::PLANE == 4 ? 1 : 2 * C::RIGHT_DEPTH];
     uint32_t sum[PES];  // of the tile that is loaded
 #pragma HLS ARRAY_PARTITION variable = sum complete
     column_sums sums;  // of the tile that the cells work on
@@ -160,7 +161,10 @@ void buffer_right(
                     if (transposed || chunk == uint32_t(j)) sum[column] = (before + (codes << shift)) & C::COLUMN;
                 }
             }
-            if (chunk == CHUNKS - 1) memory[half * C::RIGHT_DEPTH + fold] = loads;
+            if (chunk == CHUNKS - 1 && (C::PLANE == 4 || fold < c.folds)) memory[half * C::RIGHT_DEPTH + fold] = loads;
+            if (C::PLANE == 8 && chunk == CHUNKS - 1 && fold >= c.folds) {
+                high[half * C::RIGHT_DEPTH + fold - c.folds] = loads;
+            }
             pause = c.right_interval - 1;
             if (++chunk == CHUNKS) {
                 chunk = 0;
@@ -176,16 +180,19 @@ void buffer_right(
             const turn now = turns.read();
             const right_fold columns = memory[(1 - half) * C::RIGHT_DEPTH + now.right_address];
 #pragma HLS ARRAY_PARTITION variable = columns.column complete
+            const right_fold above = C::PLANE == 4 ? columns : high[(1 - half) * C::RIGHT_DEPTH + now.right_address];
+#pragma HLS ARRAY_PARTITION variable = above.column complete
+            const bool wide = C::PLANE == 8 && c.right_bits > 4;
             const bool first = at(now.places, BEGINS | FIRST_PASS | FIRST_GROUP | FIRST_STEP);
             for (int cell = 0; cell < C::CELLS; ++cell) {
 #pragma HLS UNROLL
                 for (int j = 0; j < CHUNKS; ++j) {
 #pragma HLS UNROLL
-                    beat part;
+                    right_columns<C> part;
 #pragma HLS ARRAY_PARTITION variable = part.word complete
                     for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL
-                        part.word[i] = columns.column[j * LANES + i];
+                        part.word[i] = joined<C>(columns.column[j * LANES + i], wide ? above.column[j * LANES + i] : 0);
                     }
                     out[cell][j].write(part);
                 }

@@ -55,16 +55,17 @@ void decode(
             uint8_t shift = 0;
             bool shifted = false;
             if (c.family == TABLE) value = table[i][code];
-            if (c.family == HLUQ) {
+            if (C::SHIFTS && c.family == HLUQ) {
                 value = code > c.log_levels ? code - c.log_levels : 0;
                 shift = code > c.log_levels ? c.log_levels - 1 : c.log_levels - 1 - code;
                 shifted = inside && code != c.log_levels && fold.now.digit == 0;
             }
             const uint32_t digit = inside ? (value >> (C::DIGIT * fold.now.digit)) & ((1u << C::DIGIT) - 1) : 0;
             result.digit[i] = digit;
-            result.power[i] = shifted ? 1u << (shift % MAX_LOG_LEVELS) : 0;
+            const uint16_t power = C::SHIFTS && shifted ? 1u << (shift % MAX_LOG_LEVELS) : 0;
+            result.power[i % C::SHIFT_LANES] = power;
             digits += digit;
-            powers += result.power[i];
+            powers += power;
         }
         row_multiply = ((result.begins ? acc_t(0) : row_multiply) + digits) & C::PRODUCTS;
         row_shift = ((result.begins ? acc_t(0) : row_shift) + powers) & C::SHIFTED;
@@ -89,7 +90,7 @@ void decode(
 // The shift lanes of two of them are one multiplication by the power, (w1 << 22 | w0) * 2^s: 26 by 16 bits, a DSP. Eight
 // such products are below 2^22 in the lower part, 8 * 15 * 2^15, so nothing carries into the upper one.
 template <class C>
-void multiply(hls::stream<operands<C> >& left, hls::stream<beat>& right, hls::stream<sums<C> >& out) {
+void multiply(hls::stream<operands<C> >& left, hls::stream<right_columns<C> >& right, hls::stream<sums<C> >& out) {
     typedef typename C::acc_t acc_t;
     sums<C> acc;
 #pragma HLS ARRAY_PARTITION variable = acc.multiply complete
@@ -100,14 +101,14 @@ void multiply(hls::stream<operands<C> >& left, hls::stream<beat>& right, hls::st
         const operands<C> u = left.read();
 #pragma HLS ARRAY_PARTITION variable = u.power complete
 #pragma HLS ARRAY_PARTITION variable = u.digit complete
-        const beat w = right.read();  // a column a word
+        const right_columns<C> w = right.read();  // a column a word
 #pragma HLS ARRAY_PARTITION variable = w.word complete
         for (int pe = 0; pe < LANES; ++pe) {
 #pragma HLS UNROLL
             acc_t sum = 0;
             for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL
-                const uint32_t code = (w.word[pe] >> (4 * i)) & 15;
+                const uint32_t code = (w.word[pe] >> (C::PLANE * i)) & ((1u << C::PLANE) - 1);
                 // no wider than a digit, which the type of the stream may be
                 sum += acc_t(u.digit[i] & ((1u << C::DIGIT) - 1)) * code;
             }
@@ -119,11 +120,12 @@ void multiply(hls::stream<operands<C> >& left, hls::stream<beat>& right, hls::st
             for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL
                 const uint64_t low = (w.word[pe] >> (4 * i)) & 15, high = (w.word[pe + 1] >> (4 * i)) & 15;
-                both += (high << FIELD | low) * u.power[i];
+                if (C::SHIFTS) both += (high << FIELD | low) * u.power[i % C::SHIFT_LANES];
             }
             const acc_t low = both % (uint64_t(1) << FIELD), high = both >> FIELD;
-            acc.shift[pe] = ((u.begins ? acc_t(0) : acc.shift[pe]) + low) & C::SHIFTED;
-            acc.shift[pe + 1] = ((u.begins ? acc_t(0) : acc.shift[pe + 1]) + high) & C::SHIFTED;
+            const int one = pe % C::SHIFT_LANES, two = (pe + 1) % C::SHIFT_LANES;
+            acc.shift[one] = ((u.begins ? acc_t(0) : acc.shift[one]) + low) & C::SHIFTED;
+            acc.shift[two] = ((u.begins ? acc_t(0) : acc.shift[two]) + high) & C::SHIFTED;
         }
         if (u.gives) out.write(acc);
     }

@@ -67,7 +67,7 @@ void correct(
             }
             const int64_t row = now.plane == 0 ? int64_t(now.multiply) << (C::DIGIT * (now.digit % MAX_DIGITS)) : 0;
             row_multiply = narrow((first_pass ? 0 : row_multiply) + row);
-            row_shift = first_pass ? int64_t(now.shift) : row_shift;
+            if (C::SHIFTS) row_shift = first_pass ? int64_t(now.shift) : row_shift;
         }
         if (loads != 0) {
             const beat value = parameters.read();
@@ -109,8 +109,9 @@ void correct(
                 const int64_t of_pass = int64_t(uint64_t(sum.multiply[i]) << pass_shift);
                 const int64_t total = narrow((first_pass ? 0 : multiply[chunk][i]) + of_pass);
                 // the shift lane takes no digits of the left operand: only its first pass counts
-                const int64_t shift_of_pass = now.digit == 0 ? int64_t(uint64_t(sum.shift[i]) << plane_shift) : 0;
-                const int64_t shift_total = narrow((first_pass ? 0 : shift[chunk][i]) + shift_of_pass);
+                const int64_t shift_of_pass =
+                    C::SHIFTS && now.digit == 0 ? int64_t(uint64_t(sum.shift[i % C::SHIFT_LANES]) << plane_shift) : 0;
+                const int64_t shift_total = narrow((!C::SHIFTS || first_pass ? 0 : shift[chunk][i]) + shift_of_pass);
                 multiply[chunk][i] = total;
                 shift[chunk][i] = shift_total;
                 const int64_t right_zero = product ? head_zero : uint8_t(zero.word[i]);

@@ -93,7 +93,8 @@ void dequantize(
 }
 
 // Runs for ever: what it does stands in the work.
-inline void dequantize_lane(hls::stream<lane_work>& in, hls::stream<float>& out, hls::stream<float>& out_curved) {
+template <class C>
+void dequantize_lane(hls::stream<lane_work>& in, hls::stream<float>& out, hls::stream<float>& out_curved) {
     float partial[CHUNKS];  // sums of the groups so far
     while (true) {
 #pragma HLS PIPELINE II = 1
@@ -103,8 +104,8 @@ inline void dequantize_lane(hls::stream<lane_work>& in, hls::stream<float>& out,
         float t = float(narrow(work.multiply)) * bits_float(work.scale);
         const float shifted = float(narrow(work.shift)) * bits_float(work.shift_scale);
         // only one of the two is added: what has a shift lane has no groups
-        const float other = (work.flags & LANE_SHIFTS) != 0 ? shifted : partial[work.chunk % CHUNKS];
-        if ((work.flags & LANE_SHIFTS) != 0 || (work.flags & LANE_FIRST) == 0) t = other + t;
+        const float other = C::SHIFTS && (work.flags & LANE_SHIFTS) != 0 ? shifted : partial[work.chunk % CHUNKS];
+        if ((C::SHIFTS && (work.flags & LANE_SHIFTS) != 0) || (work.flags & LANE_FIRST) == 0) t = other + t;
         partial[work.chunk % CHUNKS] = t;
         if ((work.flags & LANE_OFFSET) != 0) t = t + bits_float(work.offset);
         const float scaled = t * bits_float(work.weight);

@@ -49,7 +49,7 @@ void run(
     hls::stream<turn> left_turns("left_turns"), right_turns("right_turns");
 #pragma HLS STREAM variable = right_turns depth = 16
     hls::stream<left_fold> left_folds[C::CELLS];
-    hls::stream<beat> right_folds[C::CELLS][CHUNKS];
+    hls::stream<right_columns<C> > right_folds[C::CELLS][CHUNKS];
     hls::stream<column_sums> columns[C::CELLS];
     hls::stream<operands<C> > decoded[C::CELLS][CHUNKS];
     hls::stream<sums<C> > passes[C::CELLS][CHUNKS];
@@ -70,7 +70,7 @@ void run(
     AHCQ_PROCESS(
         distribute<C>, to_parameters, parameter_beats, groups, tables, corrections, scales, quantizers, headers);
     AHCQ_PROCESS(walk_steps, to_steps, steps);
-    AHCQ_PROCESS(walk_passes, to_passes, groups, steps, passes_to_make);
+    AHCQ_PROCESS(walk_passes<C>, to_passes, groups, steps, passes_to_make);
     AHCQ_PROCESS(walk_folds, to_folds, passes_to_make, left_turns, right_turns);
     AHCQ_PROCESS(place_left<C>, to_place, left_beats, left_loads);
     AHCQ_PROCESS(buffer_left<C>, to_left, left_loads, left_turns, left_folds);
@@ -88,7 +88,7 @@ void run(
         for (int lane = 0; lane < LANES; ++lane) {
 #pragma HLS UNROLL
             AHCQ_PROCESS(
-                dequantize_lane, works[cell][lane], floats[cell][lane],
+                dequantize_lane<C>, works[cell][lane], floats[cell][lane],
                 to_gelu[cell][lane / (LANES / GELUS)][lane % (LANES / GELUS)]);
         }
         for (int unit = 0; unit < GELUS; ++unit) {

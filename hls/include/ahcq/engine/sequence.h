@@ -41,7 +41,8 @@ inline void walk_steps(hls::stream<command>& commands, hls::stream<step>& out) {
     }
 }
 
-inline void walk_passes(
+template <class C>
+void walk_passes(
     hls::stream<command>& commands, hls::stream<beat>& groups, hls::stream<step>& in, hls::stream<pass>& out) {
     const command c = commands.read();
     uint16_t sizes[MAX_GROUPS];
@@ -55,7 +56,7 @@ inline void walk_passes(
             sizes[(i * LANES + j) % MAX_GROUPS] = uint16_t(now.word[j]);
         }
     }
-    const uint8_t planes = planes_of(c);
+    const uint8_t planes = C::PLANE == 4 ? planes_of(c) : 1;
     step row;
     uint16_t first_fold = 0;
     uint8_t group = 0, plane = 0, digit = 0;

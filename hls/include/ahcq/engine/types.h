@@ -41,17 +41,21 @@ inline int64_t narrow(int64_t value) {
 }
 
 // How large an engine is. A cell is PES processing elements with LANES inputs each and takes DIGIT bits of a left operand a
-// turn; wider operands come in several passes. Cells work on different rows and the same columns.
-template <int CELLS_, int DIGIT_, int LEFT_DEPTH_ = 1024, int RIGHT_DEPTH_ = 1024>
+// turn, and PLANE bits of a right code; wider ones come in several passes. Cells work on different rows and the same columns.
+template <int CELLS_, int DIGIT_, int LEFT_DEPTH_ = 1024, int RIGHT_DEPTH_ = 1024, int PLANE_ = 4>
 struct cells {
     static constexpr int CELLS = CELLS_;
     static constexpr int DIGIT = DIGIT_;              // 4, or 17: then decode tables of 17 bits run in one pass
     static constexpr int LEFT_DEPTH = LEFT_DEPTH_;    // beats of each half of a cell's left buffer
     static constexpr int RIGHT_DEPTH = RIGHT_DEPTH_;  // folds of PES columns of each half of the right buffer
+    static constexpr int PLANE = PLANE_;              // 4, or 8: then no right code takes two passes, and nothing shifts
+    static constexpr bool SHIFTS = PLANE == 4;        // there are shift lanes, for HLUQ
+    static constexpr int SHIFT_LANES = SHIFTS ? LANES : 1;  // words for them in streams: C++ has no arrays of none
     typedef typename std::conditional<(DIGIT <= 8), uint8_t, uint32_t>::type digit_t;
+    typedef typename std::conditional<(PLANE == 4), uint32_t, uint64_t>::type column_t;  // LANES codes along k
     typedef typename std::conditional<(DIGIT <= 8), uint32_t, uint64_t>::type acc_t;
     // Largest sums of a pass, of as many folds as the right buffer holds; 31 bits of shifts are what the compiler allows.
-    static constexpr acc_t PRODUCTS = (acc_t(1) << (DIGIT + 4 + 3 + log2_ceil(RIGHT_DEPTH))) - 1;
+    static constexpr acc_t PRODUCTS = (acc_t(1) << (DIGIT + PLANE + 3 + log2_ceil(RIGHT_DEPTH))) - 1;
     static constexpr int SHIFTED_BITS = MAX_LOG_LEVELS - 1 + 4 + 3 + log2_ceil(RIGHT_DEPTH);
     static constexpr acc_t SHIFTED = (acc_t(1) << (DIGIT <= 8 && SHIFTED_BITS > 31 ? 31 : SHIFTED_BITS)) - 1;
     static constexpr uint32_t COLUMN = (1u << (8 + 3 + log2_ceil(RIGHT_DEPTH))) - 1;  // sum of a column's codes
@@ -145,13 +149,32 @@ struct left_fold {
 template <class C>
 struct operands {
     typename C::digit_t digit[LANES];
-    uint16_t power[LANES];
+    uint16_t power[C::SHIFT_LANES];
     bool begins, gives;  // first fold of a pass; last one, and there are outputs
 };
 
 struct right_fold {
     uint32_t column[PES];
 };
+
+// LANES columns of a fold, code i along k at bits [PLANE i, PLANE (i + 1)).
+template <class C>
+struct right_columns {
+    typename C::column_t word[LANES];
+};
+
+// LANES codes of their low and, with PLANE = 8, high nibbles.
+template <class C>
+typename C::column_t joined(uint32_t low, uint32_t high) {
+#pragma HLS INLINE
+    if (C::PLANE == 4) return low;
+    uint64_t codes = 0;
+    for (int i = 0; i < LANES; ++i) {
+#pragma HLS UNROLL
+        codes |= uint64_t((low >> (4 * i) & 15) | (high >> (4 * i) & 15) << 4) << (8 * i);
+    }
+    return codes;
+}
 
 // Of each column of a tile the sum of its right codes.
 struct column_sums {
@@ -161,7 +184,7 @@ struct column_sums {
 // Sums of one pass of one row over u * code, for LANES columns.
 template <class C>
 struct sums {
-    typename C::acc_t multiply[LANES], shift[LANES];
+    typename C::acc_t multiply[LANES], shift[C::SHIFT_LANES];
 };
 
 // The same over u alone, and which pass that was.
@@ -219,6 +242,7 @@ inline uint32_t chunks_of(const command& c, uint16_t places) {
 #pragma HLS INLINE
     return c.groups == 1 && at(places, LAST_TILE) ? ((c.n - 1) % PES) / LANES + 1 : CHUNKS;
 }
+// Nibbles of a right code in memory.
 inline uint32_t planes_of(const command& c) { return c.right_bits > 4 ? 2 : 1; }
 // Beats of a row of left codes: 8 folds a beat, 4 where codes have more than 4 bits (low and high nibbles in turn).
 inline uint32_t row_beats(const command& c) { return c.left_bits > 4 ? (c.folds + 3) / 4 : (c.folds + 7) / 8; }
