@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -12,7 +14,7 @@ from typing import Any
 from ahcq_plugin.hls.engine.baseline import element_rows
 from ahcq_plugin.hls.engine.config import EngineConfig
 from ahcq_plugin.hls.engine.rtl import TOP, EngineRtl, engine_rtl
-from ahcq_plugin.hls.rtl.cells import Cells, count
+from ahcq_plugin.hls.rtl.cells import Cells, count, count_each
 from ahcq_plugin.hls.rtl.errors import ToolError
 
 BOARD = dict(lut=274080, dsp=2520, bram=912)  # ZCU102
@@ -22,6 +24,7 @@ CELL_PROCESSES = ("decode", "multiply", "correct", "dequantize", "dequantize_lan
 JOINS = "FIFOs, memories, AXI4 ports"
 #: Seconds of a core that yosys may take for a process.
 LIMIT = 300
+_PART = re.compile(r"^  (ahcq_\w+) (?:#\((.*?)\n  \) )?\w+ \(", re.MULTILINE | re.DOTALL)
 
 
 def synthesis(
@@ -37,7 +40,7 @@ def synthesis(
     def counted(name: str) -> Cells | str:
         try:
             if name == JOINS:
-                return count(rtl.files, TOP, cache, limit=limit, without=rtl.stages)
+                return joins(rtl, cache, limit)
             text = rtl.files[f"{name}.sv"]
             return count({f"{name}.sv": text}, name, cache, limit=limit)
         except ToolError as error:
@@ -47,6 +50,34 @@ def synthesis(
     with ThreadPoolExecutor(workers) as pool:  # each is a process of its own
         found = dict(zip(names, pool.map(counted, names), strict=True))
     return {name: found[name] for name in (*rtl.stages, JOINS)}
+
+
+def joins(rtl: EngineRtl, cache: Path | None = None, limit: float | None = None) -> Cells:
+    """Cells of what joins the processes: each width and depth of a FIFO or memory is counted once.
+
+    Raises:
+        ToolError: pyosys is missing or fails, or takes longer than ``limit``.
+    """
+    own = count(
+        rtl.files, TOP, cache, limit, without=[name.removesuffix(".sv") for name in rtl.files if name != f"{TOP}.sv"]
+    )
+    parts: Counter[str] = Counter()
+    modules: dict[str, str] = {}
+    for file in rtl.files.keys() - {f"{name}.sv" for name in rtl.stages}:
+        for module, given in _PART.findall(rtl.files[file]):
+            parameters = re.findall(r"\.(\w+)\((\d+)\)", given)
+            name = "_".join([module, *(f"{key}{value}".lower() for key, value in parameters)])
+            text = rtl.files[f"{module}.sv"].replace(f"module {module} ", f"module {name} ")
+            for key, value in parameters:
+                text = re.sub(rf"(parameter \w+ {key}) = \d+", rf"\1 = {value}", text)
+            parts[name] += 1
+            modules[name] = text
+    found = count_each(modules, cache, limit)
+    whole = {
+        key: value + sum(asdict(found[name])[key] * times for name, times in parts.items())
+        for key, value in asdict(own).items()
+    }
+    return Cells(**whole)
 
 
 def counted(config: EngineConfig, cache: Path | None = None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -78,14 +78,37 @@ def count(
     found = Cache(cache).fetch(
         f"cells_{top}",
         lambda: digest([FORMAT, COMMANDS, list(files.items()), top, bool(without)]),
-        lambda: asdict(_counted(files, top, not without, limit)),
+        lambda: asdict(_cells(_statistics(files, top, not without, limit)["modules"], top)),
     )
     return Cells(**found)
 
 
+def count_each(modules: Mapping[str, str], cache: Path | None = None, limit: float | None = None) -> dict[str, Cells]:
+    """Cells of modules that hold no others; one call of yosys counts all that ``cache`` does not hold.
+
+    Args:
+        modules: name -> SystemVerilog.
+        cache, limit: as ``count``.
+    Raises:
+        ToolError: as ``count``.
+    """
+    kept = Cache(cache)
+    keys = {name: digest([FORMAT, COMMANDS, text, name]) for name, text in modules.items()}
+    found = {name: kept.find(f"cells_{name}", key) for name, key in keys.items()}
+    missing = [name for name, value in found.items() if value is None]
+    if missing:
+        each = "".join(f"  {name} one_{name} ();\n" for name in missing)
+        files = {f"{name}.sv": modules[name] for name in missing} | {"each.sv": f"module each;\n{each}endmodule\n"}
+        statistics = _statistics(files, "each", False, limit)
+        for name in missing:
+            found[name] = asdict(_cells(statistics["modules"], name))
+            kept.keep(f"cells_{name}", keys[name], found[name])
+    return {name: Cells(**value) for name, value in found.items()}
+
+
 def _ports_only(text: str) -> str:
-    """A module that has no more than its ports, for yosys."""
-    found = re.search(r"\bmodule\s+\w+\s*\(.*?\);", text, re.DOTALL)
+    """A module that has no more than its parameters and ports, for yosys."""
+    found = re.search(r"\bmodule\s+\w+\s*(#\(.*?\)\s*)?\(.*?\);", text, re.DOTALL)
     if found is None:
         raise ToolError(f"no module with ports in {text[:80]!r}")
     return f"(* blackbox *)\n{found[0]}\nendmodule\n"
@@ -110,12 +133,16 @@ def report(rtl: Rtl, cache: Path | None = None) -> dict[str, object]:
     )
 
 
-def _counted(files: dict[str, str], top: str, flatten: bool, limit: float | None) -> Cells:
+def _statistics(files: Mapping[str, str], top: str, flatten: bool, limit: float | None) -> Any:
+    """What yosys' `stat` says of ``top`` and all below it."""
     names = " ".join(file for file in files if file not in CELLS or len(files) > 1)
     flattened = " -flatten" if flatten else ""
     commands = [command.format(files=names, top=top, flatten=flattened) for command in COMMANDS]
-    statistics = run_yosys(files, commands, "stat.json", top, limit)
-    found = _totals(statistics["modules"], f"\\{top}")
+    return run_yosys(files, commands, "stat.json", top, limit)
+
+
+def _cells(modules: Mapping[str, Any], top: str) -> Cells:
+    found = _totals(modules, f"\\{top}")
     unknown = [kind for kind in found if re.match(r"RAM\d", kind) and kind not in _MEMORY_LUTS]
     if unknown:
         raise ToolError(f"yosys made {unknown} of {top}, whose LUTs are not known")
@@ -129,7 +156,7 @@ def _counted(files: dict[str, str], top: str, flatten: bool, limit: float | None
         dsp=of("DSP48"),
         bram=of("RAMB36") + of("RAMB18") / 2,
         carry=of("CARRY"),
-        logic_cells=int(statistics["design"].get("estimated_num_lc", 0)),
+        logic_cells=int(modules[f"\\{top}"].get("estimated_num_lc", 0)),  # those of all below it too
     )
 
 

@@ -14,6 +14,7 @@ from ahcq_plugin.hls.engine.cycles import Output, cycles
 from ahcq_plugin.hls.engine.launches import Launch
 from ahcq_plugin.hls.engine.rtl import EngineRtl
 from ahcq_plugin.hls.engine.shape import Shape
+from ahcq_plugin.hls.resources import sources
 from ahcq_plugin.hls.rtl.cells import Cells
 
 RTL = EngineRtl({}, {"a_process": 2, "multiply_process": 35}, {"a_process": 1, "multiply_process": 8}, 1)
@@ -63,6 +64,22 @@ def test_a_process_that_yosys_does_not_count_has_a_reason_and_the_others_have_co
     late = counts.synthesis(rtl, None, limit=0.01)
     for name, module in (("multiply_process", "multiply_process"), (counts.JOINS, counts.TOP)):
         assert late[name] == f"yosys had not counted {module} after 0.01 s of a core"
+
+
+def test_what_joins_the_processes_is_the_sum_of_its_parts() -> None:
+    ends = ".clk(clk), .rst(rst), .in_data(a), .in_valid(v), .out_ready(v)"
+    ends += ", .out_data(b{0}), .in_ready(r[{0}]), .out_valid(o[{0}])"
+    instances = [f"  ahcq_fifo #(\n      .WIDTH({width}),\n      .DEPTH({depth})\n  ) fifo_{i} ({ends.format(i)});\n"
+                 for i, (width, depth) in enumerate([(8, 2), (8, 2), (16, 4)])]  # fmt: skip
+    top = (
+        f"module {counts.TOP} (input clk, input rst, input v, output reg w, input [15:0] a, output [15:0] b0, b1, b2, "
+    )
+    top += f"output [2:0] r, output [2:0] o);\n{''.join(instances)}"
+    fifo = sources("rtl", "ahcq_fifo.sv").read_text(encoding="utf-8")
+    files = {"ahcq_fifo.sv": fifo, f"{counts.TOP}.sv": top + "  always @(posedge clk) w <= v;\nendmodule\n"}
+    found = counts.joins(replace(RTL, files=files))
+    assert found == counts.count(files, counts.TOP, without=["nothing"])  # the same at once, without flattening
+    assert found.ff > 1 + 2 * (16 + 4)  # a register; of each FIFO of two bytes those, two places and a count
 
 
 def test_buffers_of_the_papers_size() -> None:

@@ -32,12 +32,14 @@ PROCESSES += ("quantize", "write")
 # TWO takes blocks of at most 48 rows; an odd number leaves a cell without one. WIDE takes 17-bit tables in one pass.
 TWO = EngineConfig(cells=2, digit=4, left_depth=24, right_depth=48)
 WIDE = EngineConfig(cells=1, digit=17, left_depth=24, right_depth=48)
+FOUR = EngineConfig(cells=4, digit=4, left_depth=24, right_depth=48)
 INT8 = EngineConfig(cells=1, digit=8, left_depth=24, right_depth=48, plane=8)  # no shift lanes, so no HLUQ
 ENGINES = pytest.mark.parametrize(
     "config",
     [
         pytest.param(SMALLEST, id="one_cell"),
         pytest.param(TWO, id="two_cells", marks=pytest.mark.slow),
+        pytest.param(FOUR, id="four_cells", marks=pytest.mark.slow),
         pytest.param(WIDE, id="wide", marks=pytest.mark.slow),
         pytest.param(INT8, id="int8", marks=pytest.mark.slow),
     ],

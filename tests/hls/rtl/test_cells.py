@@ -28,8 +28,19 @@ void top(hls::stream<ap_uint<64> >& in, int n, hls::stream<ap_uint<64> >& out) {
 def test_a_16_bit_adder_has_16_flip_flops_and_its_count_is_kept(tmp_path, monkeypatch) -> None:
     found = cells.count({"adder.sv": ADDER}, "adder", tmp_path)
     assert found == cells.Cells(lut=16, ff=16, dsp=0, bram=0.0, carry=4, logic_cells=8)
-    monkeypatch.setattr(cells, "_counted", None)  # not called again
+    monkeypatch.setattr(cells, "_statistics", None)  # not called again
     assert cells.count({"adder.sv": ADDER}, "adder", tmp_path) == found
+
+
+def test_modules_are_counted_together_and_each_is_kept(tmp_path, monkeypatch) -> None:
+    held = "module held (input clk, input [4:0] a, output reg [4:0] b); always @(posedge clk) b <= a; endmodule"
+    asked, real = [], cells._statistics
+    monkeypatch.setattr(cells, "_statistics", lambda files, *rest: asked.append(sorted(files)) or real(files, *rest))
+    found = cells.count_each({"adder": ADDER, "held": held}, tmp_path)
+    assert found["adder"] == cells.Cells(lut=16, ff=16, dsp=0, bram=0.0, carry=4, logic_cells=8)
+    assert (found["held"].lut, found["held"].ff) == (0, 5)
+    assert cells.count_each({"held": held}, tmp_path) == {"held": found["held"]}
+    assert asked == [["adder.sv", "each.sv", "held.sv"]]
 
 
 def test_what_yosys_refuses_is_an_error(tmp_path) -> None:
