@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ahcq_plugin.export.operands import check_int
+from ahcq_plugin.export.operands import SpecError, check_int
 
 LANES = 8
 PES = 64
@@ -28,23 +28,28 @@ class EngineConfig:
         digit: bits of a left operand that a cell takes a cycle: 4, or 17, with which decode tables of 17 bits take one.
         left_depth: beats (32 bytes) of each half of a cell's left buffer.
         right_depth: folds (8 codes) of 64 columns of each half of the right buffer.
+        softmax: whether there is a unit for softmax beside the cells, with ports of its own (docs/softmax.md).
     """
 
     cells: int = 2
     digit: int = NIBBLE
     left_depth: int = 1024
     right_depth: int = 1024
+    softmax: bool = False
 
     def __post_init__(self) -> None:
         check_int("cells", self.cells, 1, 16)
         check_int("digit", self.digit, NIBBLE, 17)
         check_int("left_depth", self.left_depth, 1, 2**14)
         check_int("right_depth", self.right_depth, 1, 2**14)
+        if not isinstance(self.softmax, bool):
+            raise SpecError(f"`softmax` must be True or False, got {self.softmax!r}")
 
     @property
     def cpp(self) -> str:
         """The C++ type."""
-        return f"ahcq::engine::cells<{self.cells}, {self.digit}, {self.left_depth}, {self.right_depth}>"
+        units = ", 1" if self.softmax else ""
+        return f"ahcq::engine::cells<{self.cells}, {self.digit}, {self.left_depth}, {self.right_depth}{units}>"
 
     @property
     def lanes(self) -> int:

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Commands: descriptors from memory to every process, in order; with BARRIER only when all earlier results are written.
+// Commands: descriptors from memory to every process, or to the unit for softmax, in order; with BARRIER only when all
+// earlier results are written.
 #ifndef AHCQ_ENGINE_FETCH_H
 #define AHCQ_ENGINE_FETCH_H
 
@@ -46,12 +47,12 @@ void fetch(
     hls::stream<command> (&to_correct)[C::CELLS],
     hls::stream<command> (&to_dequantize)[C::CELLS],
     hls::stream<command> (&to_quantize)[C::CELLS],
-    hls::stream<command> (&to_write)[C::CELLS],
-    hls::stream<bool> (&done)[C::CELLS],
+    hls::stream<command> (&to_write)[C::WRITERS],
+    hls::stream<bool> (&done)[C::WRITERS],
     hls::stream<uint32_t>& finished) {
     enum { REQUEST, FIRST, SECOND, ISSUE };
     uint8_t phase = REQUEST;
-    uint32_t index = 0, running = 0;  // commands that are not done
+    uint32_t index = 0, running = 0, softmaxes = 0;  // commands that are not done: matmuls, softmaxes
     beat first = beat();
     command c = command();
     bool more = true;
@@ -77,9 +78,23 @@ void fetch(
                 done[cell].read();
             }
             --running;
+        } else if (C::SOFTMAX_UNITS != 0 && softmaxes != 0 && (issued || is(c, BARRIER))) {
+            for (int unit = C::CELLS; unit < C::WRITERS; ++unit) {
+#pragma HLS UNROLL
+                done[unit].read();
+            }
+            --softmaxes;
         } else if (issued) {
             finished.write(count);
             more = false;
+        } else if (C::SOFTMAX_UNITS != 0 && is(c, SOFTMAX)) {
+            for (int unit = C::CELLS; unit < C::WRITERS; ++unit) {
+#pragma HLS UNROLL
+                to_write[unit].write(c);
+            }
+            ++softmaxes;
+            ++index;
+            phase = REQUEST;
         } else {
             to_readers.write(c);
             to_parameters.write(c);
