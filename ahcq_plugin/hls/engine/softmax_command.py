@@ -33,6 +33,12 @@ class SoftmaxCommand:
     step: TableSoftmax
     descriptor: Descriptor
 
+    @property
+    def words(self) -> int:
+        """Of the piece of memory that gets the codes."""
+        d = self.descriptor
+        return _code_words(d.batch * d.m, d.n, d.out_bits)
+
     def write_scores(self, image: Image, scores: np.ndarray) -> None:
         """Integers of 16 bits (batch, m, n) into memory, as Q.K^T writes them."""
         d = self.descriptor
@@ -44,7 +50,7 @@ class SoftmaxCommand:
     def read_codes(self, image: Image) -> np.ndarray:
         """int64 codes (batch, m, n)."""
         d = self.descriptor
-        words = image.read(d.out, _code_words(d.batch * d.m, d.n, d.out_bits)).reshape(d.batch * d.m, -1)
+        words = image.read(d.out, self.words).reshape(d.batch * d.m, -1)
         slots = np.pad(np.arange(d.n), (0, -d.n % LANES), constant_values=-1)
         return layouts.left_codes(words, slots, d.out_bits).reshape(d.batch, d.m, d.n)
 
