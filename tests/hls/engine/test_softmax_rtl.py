@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ahcq_plugin.hls.engine import rtl, simulate
+from ahcq_plugin.hls.engine.compile import compile_matmul
 from ahcq_plugin.hls.engine.cycles import DDR, softmax_cycles
 from ahcq_plugin.hls.engine.image import Image
 from ahcq_plugin.hls.engine.program import Program, engine_forward
@@ -95,6 +96,15 @@ def test_a_cell_works_on_another_command_meanwhile(cases) -> None:
         assert differing(commands, image, wanted, codes) == (0, 0)
         assert (other.read_codes(image) == golden_codes(step, scores.reshape(6, 50, 60))).all()
     assert taken[True] < 0.9 * taken[False]
+
+
+def test_any_number_of_commands_may_go_without_barrier(cases) -> None:
+    """More than the streams between the processes hold."""
+    matmul, image = cases.make_matmul("qk", "uniform", 4, 4, 8, 8, np.random.default_rng(0)), Image()
+    step = make_step("lnq", 4, 1, 1, np.random.default_rng(0))
+    program = [compile_softmax("softmax", step, image, CONFIG, (1, 2, 8), barrier=False) for _ in range(12)]
+    program += [compile_matmul(matmul, image, CONFIG, 2, 1, barrier=False) for _ in range(12)]
+    rtl.run(image, [command.descriptor for command in program], CONFIG, limit=20_000)
 
 
 @settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)

@@ -7,14 +7,18 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from ahcq_plugin.hls.csim import compiler, include_flags
 from ahcq_plugin.hls.engine.config import EngineConfig
 from ahcq_plugin.hls.engine.vitis import write_vitis
 from ahcq_plugin.hls.options import HLSOptions
 
 
-def test_the_top_compiles_as_cpp_14_and_names_every_port(tmp_path: Path) -> None:
-    folder = write_vitis(tmp_path / "hls", EngineConfig(cells=2), HLSOptions(clock_mhz=200)) / "ahcq_engine"
+@pytest.mark.parametrize("softmax", [False, True])
+def test_the_top_compiles_as_cpp_14_and_names_every_port(tmp_path: Path, softmax: bool) -> None:
+    config = EngineConfig(cells=2, softmax=softmax)
+    folder = write_vitis(tmp_path / "hls", config, HLSOptions(clock_mhz=200)) / "ahcq_engine"
     flags = ["-std=c++14", "-fsyntax-only", "-w", *include_flags(folder.parent / "include", folder)]
     done = subprocess.run([*compiler(), *flags, "ahcq_engine.cpp"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

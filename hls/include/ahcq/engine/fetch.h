@@ -28,6 +28,8 @@ inline command decode_descriptor(const beat& first, const beat& second) {
     return c;
 }
 
+constexpr uint32_t IN_FLIGHT = 2;  // commands of a kind that are not done: as many as `done` holds, or all would wait
+
 // `count` descriptors from beat address `program` on; when all their results are in memory, `count` goes to `finished`.
 template <class C>
 void fetch(
@@ -59,7 +61,7 @@ void fetch(
     while (more) {
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
-        const bool issued = index == count;
+        const bool issued = index == count, waits = issued || is(c, BARRIER);
         if (phase == REQUEST) {
             read_request request;
             request.address = program + 2 * index;
@@ -72,13 +74,13 @@ void fetch(
             if (phase == FIRST) first = now;
             if (phase == SECOND) c = decode_descriptor(first, now);
             phase = phase == FIRST ? SECOND : ISSUE;
-        } else if (running != 0 && (issued || is(c, BARRIER))) {
+        } else if (running != 0 && (waits || running == IN_FLIGHT)) {
             for (int cell = 0; cell < C::CELLS; ++cell) {
 #pragma HLS UNROLL
                 done[cell].read();
             }
             --running;
-        } else if (C::SOFTMAX_UNITS != 0 && softmaxes != 0 && (issued || is(c, BARRIER))) {
+        } else if (C::SOFTMAX_UNITS != 0 && softmaxes != 0 && (waits || softmaxes == IN_FLIGHT)) {
             for (int unit = C::CELLS; unit < C::WRITERS; ++unit) {
 #pragma HLS UNROLL
                 done[unit].read();
