@@ -51,7 +51,9 @@ def test_attention_of_a_decoder_layer_is_three_commands_that_keep_scores_and_cod
         (ENCODER, "terms are added to its scores")
     ]
     assert len(softmaxes) == 4 and all(row.outputs for (unit, _), row in softmaxes.items() if unit == LAYER)
-    assert sum(step.op == "engine" for step in program.steps(LAYER)) == len(spec[LAYER].matmuls) + 3
+    steps = program.steps(LAYER)
+    assert sum(step.op == "engine" for step in steps) == len(spec[LAYER].matmuls) + 2 * 3
+    assert not any(step.op == "softmax" for step in steps)
     for first, second, third in attentions(program, LAYER):
         floats, codes = third.read_output(program.image), second.read_codes(program.image)
         pieces = ((first, first.destination.words), (second, second.words), (third, third.destination.words))
