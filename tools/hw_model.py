@@ -5,7 +5,7 @@ import argparse
 
 from ahcq_plugin.hls.engine.config import NIBBLE, EngineConfig
 from ahcq_plugin.hls.engine.cycles import DDR
-from ahcq_plugin.hls.engine.performance import by_layer, sam2_launches, sam_launches, total
+from ahcq_plugin.hls.engine.performance import by_layer, sam2_launches, sam_launches, softmax_total, total
 from ahcq_plugin.support.arguments import at_least_one, bit_width, box_count, positive, writable_file
 from ahcq_plugin.support.files import write_json
 from ahcq_plugin.support.tool import run_tool
@@ -40,9 +40,10 @@ def workloads(args: argparse.Namespace) -> dict[str, list]:
 def main() -> int:
     args = parse_args()
     ddr, rows = DDR(args.bandwidth * 1e9), []
-    print("| what | GMAC | cells | digit | utilisation | without A.V | GMAC/s | a second | MB of DDR |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| what | GMAC | cells | digit | utilisation | without A.V | GMAC/s | a second | MB of DDR | softmax |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for what, launches in workloads(args).items():
+        softmax = softmax_total(launches, ddr) if "decoder" in what else 0
         for cells in args.cells:
             for digit in (NIBBLE, 17):
                 config = EngineConfig(cells, digit)
@@ -50,11 +51,11 @@ def main() -> int:
                 others = total([launch for launch in launches if launch.shape.kind != "av"], config, ddr)
                 rows.append(dict(what=what, cells=cells, digit=digit, macs=whole.macs, cycles=whole.cycles))
                 rows[-1].update(utilisation=whole.utilisation, without_av=others.utilisation, limits=whole.limits)
-                rows[-1].update(per_second=whole.per_second, ddr_bytes=whole.ddr_bytes)
+                rows[-1].update(per_second=whole.per_second, ddr_bytes=whole.ddr_bytes, softmax=softmax)
                 print(
                     f"| {what} | {whole.macs / 1e9:.2f} | {cells} | {digit} | {whole.utilisation:.3f} "
                     f"| {others.utilisation:.3f} | {whole.gmacs:.1f} | {whole.per_second:.2f} "
-                    f"| {whole.ddr_bytes / 1e6:.0f} |"
+                    f"| {whole.ddr_bytes / 1e6:.0f} | {f'+{softmax / whole.cycles:.1%}' if softmax else 'host'} |"
                 )
         if args.layers:
             config = EngineConfig(args.cells[0])

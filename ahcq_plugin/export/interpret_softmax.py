@@ -52,14 +52,39 @@ class SoftmaxRow:
     reason: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class SoftmaxCall:
+    """One execution of a softmax on tables.
+
+    Attributes:
+        quantizer: name of the node behind it.
+        step: its constants.
+        scores: int64 (..., m, n).
+        heads: int64 (..., m), of each row; None: all are of head 0.
+        product: name of the matmul whose accumulators the scores are; "" where terms were added to them.
+    """
+
+    quantizer: str
+    step: TableSoftmax
+    scores: np.ndarray
+    heads: np.ndarray | None
+    product: str
+
+
+def run_softmax(call: SoftmaxCall) -> np.ndarray:
+    """int64 codes (..., m, n) of the golden step."""
+    return call.step.run(call.scores, call.heads)
+
+
 @dataclass(frozen=True)
 class _Scores:
-    """int64 integers, each worth ``scale[head]`` (float64); head (None: all are of head 0) has their shape. They are
-    ``fine`` once they have the bits that added terms want."""
+    """int64 integers, accumulators of the matmul ``product``, each worth ``scale[head]`` (float64); head (None: all are
+    of head 0) has their shape. They are ``fine`` once they have the bits that added terms want."""
 
     integers: Tensor
     scale: np.ndarray
     head: Tensor | None
+    product: str
     fine: bool = False
 
     def mapped(self, move: Callable[[Tensor], Tensor]) -> _Scores:
@@ -82,7 +107,8 @@ class _Link:
 
 
 class TableSoftmaxInterpreter(UnitInterpreter):
-    """Runs a unit; ``on_matmul(call)`` gives the output and the accumulators of each matmul.
+    """Runs a unit; ``on_matmul(call)`` gives the output and the accumulators of each matmul, ``on_softmax(call)`` the
+    codes of each softmax on tables.
 
     Between Q K^T and softmax scores may be reshaped, multiplied by positive numbers, and terms may be added to them:
     these are rounded to units of the scores, half to even, which get ``score_bits`` more bits for it. Relative
@@ -93,9 +119,14 @@ class TableSoftmaxInterpreter(UnitInterpreter):
             floating point and says why.
     """
 
-    def __init__(self, unit: fx.GraphModule, on_matmul: Callable[[Call], Computed]):
+    def __init__(
+        self,
+        unit: fx.GraphModule,
+        on_matmul: Callable[[Call], Computed],
+        on_softmax: Callable[[SoftmaxCall], np.ndarray] = run_softmax,
+    ):
         super().__init__(unit, self._computed)
-        self._compute = on_matmul
+        self._compute, self._on_softmax = on_matmul, on_softmax
         self._index = GraphIndex(unit, unit.graph)
         self._links: dict[fx.Node, _Link] = {}
         self._softmaxes: dict[fx.Node, fx.Node] = {}  # of each quantizer
@@ -223,7 +254,9 @@ class TableSoftmaxInterpreter(UnitInterpreter):
         operand = activation_operand(module)
         heads = None if scores.head is None else scores.head[..., 0].numpy()
         step = TableSoftmax.of(scores.scale, operand)
-        codes = torch.from_numpy(step.run(scores.integers.numpy(), heads)).to(x.device)
+        product = "" if scores.fine else scores.product
+        call = SoftmaxCall(quantizer.name, step, scores.integers.numpy(), heads, product)
+        codes = torch.from_numpy(self._on_softmax(call)).to(x.device)
         rank = torch.from_numpy(np.argsort(step.rank_codes)).to(x.device)
         apart = (rank[codes] - rank[module.encode(x).long()]).abs()
         row.codes += codes.numel()
@@ -254,7 +287,7 @@ def _from_product(matmul: Matmul, accumulators: np.ndarray, scaling: float) -> _
     if len(scale) > 1:
         products = torch.arange(math.prod(integers.shape[:-2])) % len(scale)
         head = products.view(*integers.shape[:-2], 1, 1).expand(integers.shape)
-    return _Scores(integers, scale, head)
+    return _Scores(integers, scale, head, matmul.name)
 
 
 class _Float(Exception):

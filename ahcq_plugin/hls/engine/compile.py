@@ -62,11 +62,16 @@ class Command:
     def read_output(self, image: Image) -> np.ndarray:
         """float32 (batch, m, n) of a command whose destination is ``floats`` or ``shorts``."""
         d = self.descriptor
+        if self.destination.shorts:
+            return self.read_sums(image).astype(np.float32) * of_products(product_scale(self.matmul), (d.batch,))
         words = image.read(d.out, self.destination.words).reshape(d.batch, d.m, -1)
-        if not self.destination.shorts:
-            return words.view(np.float32)[..., : d.n]
-        sums = words.view(np.int16)[..., : d.n].astype(np.float32)
-        return sums * of_products(product_scale(self.matmul), (d.batch,))
+        return words.view(np.float32)[..., : d.n]
+
+    def read_sums(self, image: Image) -> np.ndarray:
+        """int64 accumulators (batch, m, n) of a command whose destination is ``shorts``."""
+        d = self.descriptor
+        words = image.read(d.out, self.destination.words).reshape(d.batch, d.m, -1)
+        return words.view(np.int16)[..., : d.n].astype(np.int64)
 
 
 def compile_matmul(

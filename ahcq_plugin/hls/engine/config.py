@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ahcq_plugin.export import SpecError
-from ahcq_plugin.export.operands import check_int
+from ahcq_plugin.export.operands import SpecError, check_int
 
 LANES = 8
 PES = 64
@@ -31,6 +30,7 @@ class EngineConfig:
         right_depth: folds (8 codes) of 64 columns of each half of the right buffer.
         plane: bits of a right code that a cell takes a cycle: 4, or 8, with which all codes take one. That is the
             engine of INT8 which the one of INT4 is compared with: it has no shift lanes, so no HLUQ.
+        softmax: whether there is a unit for softmax beside the cells, with ports of its own (docs/softmax.md).
     """
 
     cells: int = 2
@@ -38,6 +38,7 @@ class EngineConfig:
     left_depth: int = 1024
     right_depth: int = 1024
     plane: int = NIBBLE
+    softmax: bool = False
 
     def __post_init__(self) -> None:
         check_int("cells", self.cells, 1, 16)
@@ -46,11 +47,15 @@ class EngineConfig:
         check_int("right_depth", self.right_depth, 1, 2**14 if self.plane == NIBBLE else 2**12)
         if self.plane not in (NIBBLE, 8):
             raise SpecError(f"`plane` must be 4 or 8, got {self.plane!r}")
+        if not isinstance(self.softmax, bool):
+            raise SpecError(f"`softmax` must be True or False, got {self.softmax!r}")
 
     @property
     def cpp(self) -> str:
         """The C++ type."""
-        return f"ahcq::engine::cells<{self.cells}, {self.digit}, {self.left_depth}, {self.right_depth}, {self.plane}>"
+        units = ", 1" if self.softmax else ""
+        sizes = f"{self.cells}, {self.digit}, {self.left_depth}, {self.right_depth}, {self.plane}{units}"
+        return f"ahcq::engine::cells<{sizes}>"
 
     @property
     def lanes(self) -> int:

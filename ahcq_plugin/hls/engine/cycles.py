@@ -18,6 +18,7 @@ from functools import lru_cache
 
 from ahcq_plugin.hls.engine import descriptor as fields
 from ahcq_plugin.hls.engine.config import CHUNKS, GELUS, LANES, PES, EngineConfig
+from ahcq_plugin.hls.engine.layouts import row_beats
 from ahcq_plugin.hls.engine.shape import Shape, last_chunks
 
 CLOCK_HZ = 300e6
@@ -27,6 +28,8 @@ HEADER_BEATS, SCALE_BEATS = 2, 3 * CHUNKS
 LATENCY = 40
 #: Stages of the pipelines from descriptor to response, which the RTL has and the C++ simulation has not.
 STAGES = 40
+#: Of a softmax, from the launch to the last response, beside its turns: descriptor, parameters, stages.
+SOFTMAX_LATENCY = 30
 #: Passes whose sums can wait behind the cells: what is left to do when the cells have ended.
 WAITING = 3
 
@@ -94,8 +97,8 @@ class Cycles:
         cycles: from its fetch to its last result.
         macs: M K N of its products, each multiplication once whatever the passes.
         ddr_bytes: moved.
-        limits: what set the pace -> cycles of tiles where it did: ``cells``, ``left``, ``right``, ``output``, ``ddr``;
-            and ``start``, which nothing hides.
+        limits: what set the pace -> cycles of tiles where it did: ``cells``, ``left``, ``right``, ``output``, ``ddr``
+            (of a softmax ``scores``, ``ddr``); and ``start``, which nothing hides.
     """
 
     cycles: int
@@ -248,3 +251,26 @@ def cycles(
     last_sums = 0 if end == "output" else min(behind, WAITING) * CHUNKS
     limits["start"] = filled + LATENCY + last_sums + stages + 2 * ddr.latency
     return Cycles(sum(limits.values()), shape.macs, int(moved + before), dict(limits))
+
+
+def softmax_cycles(
+    shape: tuple[int, int, int], bits: int, quantizers: int, heads: int, ddr: DDR | None = None
+) -> Cycles:
+    """Of a softmax command: eight scores a turn, behind its parameters, a row that waits for its largest score and one
+    that waits for its sum.
+
+    Args:
+        shape: (products, rows, scores of a row).
+        bits, quantizers: of the codes. heads: with a scale of their own.
+        ddr: None: 12e9 bytes a second.
+    """
+    (batch, m, n), ddr = shape, ddr or DDR()
+    rows, chunks = batch * m, -(-n // LANES)
+    ranks = 2 * -(-(quantizers << bits) // LANES)  # beats, a word a turn
+    scores = 2 * -(-n // (4 * LANES))
+    moved = BEAT * (rows * (scores + row_beats(chunks, bits)) + ranks + -(-heads // LANES))
+    needs = dict(scores=rows * chunks, ddr=math.ceil(moved / ddr.bytes_per_cycle))
+    slowest = max(needs, key=lambda name: needs[name])
+    start = SOFTMAX_LATENCY + 2 * chunks + LANES * ranks + 2 * ddr.latency
+    limits = {slowest: needs[slowest], "start": start}
+    return Cycles(sum(limits.values()), 0, moved, limits)

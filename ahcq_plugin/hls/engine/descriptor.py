@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The 64-byte descriptor of a command: every field, little endian. docs/engine.md says what each means."""
+"""The 64-byte descriptor of a command, a matmul or a softmax: every field, little endian (docs/engine.md)."""
 
 from __future__ import annotations
 
@@ -8,26 +8,52 @@ from dataclasses import astuple, dataclass, fields
 
 from ahcq_plugin.export import SpecError
 
-VERSION = 1
+VERSION = 2  # 1 had no SOFTMAX
 SIZE = 64
 UNIFORM, HLUQ, TABLE = 0, 1, 2
-PRODUCT, BARRIER, GELU, OFFSET, TRANSPOSED = 1, 2, 4, 8, 16
+PRODUCT, BARRIER, GELU, OFFSET, TRANSPOSED, SOFTMAX = 1, 2, 4, 8, 16, 32
 FLOATS, CODES, SHORTS = 0, 1, 2
 
 _FORMAT = struct.Struct("<12B2H8I5H6x")
 _COUNTS = ("folds", "block_rows", "blocks", "steps", "last_steps")
 _WORDS = ("m", "k", "n", "batch", "left", "right", "parameters", "out")
+_OF_BOTH = (("version", VERSION, VERSION), ("heads", 1, 64), *((name, 1, 2**32 - 1) for name in ("m", "n", "batch")))
+_OF_MATMUL = (
+    ("family", UNIFORM, TABLE),
+    ("flags", 0, PRODUCT | BARRIER | GELU | OFFSET | TRANSPOSED),
+    ("out_format", FLOATS, SHORTS),
+    ("left_bits", 2, 8),
+    ("right_bits", 2, 8),
+    ("digits", 1, 8),
+    ("left_interval", 1, 255),
+    ("right_interval", 1, 255),
+    ("groups", 1, 64),
+    *((name, 1, 2**16 - 1) for name in _COUNTS),
+    ("k", 1, 2**32 - 1),
+)
+#: Fields that a softmax does not have.
+UNKNOWN_TO_SOFTMAX = ("family", "left_bits", "right_bits", "digits", "log_levels", "left_interval", "right_interval")
+UNKNOWN_TO_SOFTMAX += ("groups", "k", "right", *_COUNTS)
+_OF_SOFTMAX = (
+    ("out_format", CODES, CODES),
+    ("out_bits", 2, 8),
+    ("quantizers", 1, 64),
+    *((name, 0, 0) for name in UNKNOWN_TO_SOFTMAX),
+)
 
 
 @dataclass(frozen=True)
 class Descriptor:
     """One command. Fields in the order of memory; addresses are in beats of 32 bytes.
 
+    Of a softmax (flags SOFTMAX, perhaps BARRIER, no others) ``left`` are its scores, rows of ``n``, and the fields
+    of ``UNKNOWN_TO_SOFTMAX`` are 0.
+
     Attributes:
-        version: of this format, 1.
+        version: of this format, 2.
         family: of the left operand: 0 uniform (also per head and grouped), 1 hluq, 2 table.
         flags: 1 both operands come at run time, 2 waits until all earlier results are written, 4 GELU, 8 offsets, 16
-            the right operand lies in rows along k.
+            the right operand lies in rows along k, 32 softmax.
         out_format: 0 float32, 1 codes, 2 accumulators of 16 bits.
         left_bits, right_bits: of the codes, 2..8.
         digits: passes over the left operand.
@@ -79,21 +105,8 @@ class Descriptor:
             value, bits = getattr(self, field.name), _bits(field.name)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**bits:
                 raise SpecError(f"descriptor: `{field.name}` must be an integer of {bits} bits, got {value!r}")
-        for name, least, most in (
-            ("version", VERSION, VERSION),
-            ("family", UNIFORM, TABLE),
-            ("flags", 0, PRODUCT | BARRIER | GELU | OFFSET | TRANSPOSED),
-            ("out_format", FLOATS, SHORTS),
-            ("left_bits", 2, 8),
-            ("right_bits", 2, 8),
-            ("digits", 1, 8),
-            ("left_interval", 1, 255),
-            ("right_interval", 1, 255),
-            ("groups", 1, 64),
-            ("heads", 1, 64),
-            *((name, 1, 2**16 - 1) for name in _COUNTS),
-            *((name, 1, 2**32 - 1) for name in ("m", "k", "n", "batch")),
-        ):
+        is_softmax = self.flags & ~BARRIER == SOFTMAX
+        for name, least, most in (*_OF_BOTH, *(_OF_SOFTMAX if is_softmax else _OF_MATMUL)):
             if not least <= getattr(self, name) <= most:
                 raise SpecError(f"descriptor: `{name}` must lie in [{least}, {most}], got {getattr(self, name)}")
 

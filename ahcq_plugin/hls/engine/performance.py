@@ -11,9 +11,12 @@ from functools import partial
 import torch
 from torch import nn
 
+from ahcq_plugin.export.matmul import signed_bits
+from ahcq_plugin.export.operands import top
 from ahcq_plugin.hls.engine.config import EngineConfig
-from ahcq_plugin.hls.engine.cycles import CLOCK_HZ, DDR, Cycles, cycles
+from ahcq_plugin.hls.engine.cycles import CLOCK_HZ, DDR, Cycles, cycles, softmax_cycles
 from ahcq_plugin.hls.engine.launches import Launch, record_launches
+from ahcq_plugin.hls.engine.softmax_command import ROW
 from ahcq_plugin.ptq.recipe import Recipe
 
 ENCODER = "image_encoder"
@@ -80,6 +83,19 @@ def total(launches: Sequence[Launch], config: EngineConfig, ddr: DDR | None = No
         limits.update(part.limits)
     whole, macs, ddr_bytes = (sum(getattr(part, name) for part in parts) for name in ("cycles", "macs", "ddr_bytes"))
     return Total(whole, macs, ddr_bytes, dict(limits), config)
+
+
+def softmax_total(launches: Sequence[Launch], ddr: DDR | None = None) -> int:
+    """Cycles of the softmax commands behind all Q.K^T, in turn with these; 0 where one of them does not fit.
+
+    For attentions whose scores nothing is added to: those of SAM's decoder.
+    """
+    products = [launch.shape for launch in launches if launch.shape.kind == "qk"]
+    for shape in products:
+        largest = shape.k * top(shape.left_bits) * top(shape.right_bits)
+        if signed_bits(-largest, largest) > 16 or shape.n > ROW:
+            return 0
+    return sum(softmax_cycles((one.batch, one.m, one.n), one.left_bits, 1, 1, ddr).cycles for one in products)
 
 
 def by_layer(launches: Sequence[Launch], config: EngineConfig, ddr: DDR | None = None) -> list[LayerRow]:

@@ -30,7 +30,6 @@ from ahcq_plugin.support.files import write_text
 
 #: One cell and short buffers: made in minutes, and holds every matmul of a unit of the packaged SAM.
 SMALLEST = EngineConfig(cells=1, digit=4, left_depth=64, right_depth=128)
-READS = ("program", "left", "right", "parameter")
 TOP = "ahcq_engine"
 LIMIT = 10_000_000
 PORTS = ("ahcq_axi_read.sv", "ahcq_axi_write.sv")
@@ -63,7 +62,7 @@ class RtlRun:
     Attributes:
         cycles: from the launch to the word that says that all results are in memory.
         ddr_bytes: moved, in whole granules of 64 bytes.
-        beats: port -> beats of 32 bytes.
+        beats: port (``reads``, ``writes``) -> beats of 32 bytes.
     """
 
     cycles: int
@@ -79,13 +78,21 @@ class EngineRtl:
         files: name -> text; the module ``ahcq_engine`` has AXI4 ports.
         stages: process -> pipeline stages; every one takes a turn a cycle (II = 1), or there would be no RTL.
         instances: process -> how often it is there.
-        cells: of 64 processing elements.
     """
 
     files: dict[str, str]
     stages: dict[str, int]
     instances: dict[str, int]
-    cells: int
+
+
+def reads(config: EngineConfig) -> list[str]:
+    """Names of the AXI4 ports that read, in the order of the C++ enum ``read_port``."""
+    return ["program", "left", "right", "parameter", *(["scores"] if config.softmax else [])]
+
+
+def writes(config: EngineConfig) -> list[str]:
+    """Names of those that write: of the cells, and of softmax."""
+    return [*(f"results_{cell}" for cell in range(config.cells)), *(["codes"] if config.softmax else [])]
 
 
 @cache
@@ -104,18 +111,19 @@ def _made(config: EngineConfig) -> EngineRtl:
         source = Path(name) / "engine.cpp"
         write_text(render("engine_rtl.cpp.j2", dict(config=config.cpp)), source)
         rtl = compile_rtl(Program(source, (sources("include"),)), "run", cache=cache_folder())
-    names = [port.name for port in rtl.design.ports]
-    requests = [name for name in names if name.startswith("results_out")]
-    answers = [name for name in names if name.startswith("written")]
-    writes = [
-        dict(axi=f"results_{cell}", requests=ask, answers=answer)
-        for cell, (ask, answer) in enumerate(zip(requests, answers, strict=True))
-    ]
-    text = render("engine_axi.sv.j2", dict(top=TOP, design=rtl.design.top, reads=READS, writes=writes))
+
+    def ports(axi: Sequence[str], **streams: str) -> list[dict[str, str]]:
+        """Names of the AXI4 ports, and of the elements of the streams behind them."""
+        found = [[port.name for port in rtl.design.ports if port.name.startswith(name)] for name in streams.values()]
+        return [dict(zip(["axi", *streams], names, strict=True)) for names in zip(axi, *found, strict=True)]
+
+    read = ports(reads(config), requests="requests", beats="beats")
+    written = ports(writes(config), requests="results_out", answers="written")
+    text = render("engine_axi.sv.j2", dict(top=TOP, design=rtl.design.top, reads=read, writes=written))
     shell = {name: sources("rtl", name).read_text(encoding="utf-8") for name in PORTS}
     instances = Counter(one.process.name for one in rtl.design.instances)
     stages = {name: one.stages for name, one in rtl.scheduled.items()}
-    return EngineRtl({**rtl.files, **shell, f"{TOP}.sv": text}, stages, dict(instances), config.cells)
+    return EngineRtl({**rtl.files, **shell, f"{TOP}.sv": text}, stages, dict(instances))
 
 
 def _content(config: EngineConfig) -> str:
@@ -141,8 +149,7 @@ def simulation(config: EngineConfig = SMALLEST, level: str = "-O0") -> Path:
         RtlError: a process cannot be scheduled. ToolError: a package of the extra ``rtl`` is missing or fails.
     """
     rtl = engine_rtl(config)
-    writes = [f"results_{cell}" for cell in range(rtl.cells)]
-    bench = render("engine_bench.cpp.j2", dict(top=TOP, reads=list(READS), writes=writes))
+    bench = render("engine_bench.cpp.j2", dict(top=TOP, reads=reads(config), writes=writes(config)))
     return verilated(rtl.files, TOP, bench, cache_folder(), level)
 
 
@@ -179,5 +186,5 @@ def run(
     end, cycles, moved, *beats = found
     if end:
         raise RtlError(f"the engine did not end {len(descriptors)} commands: {_ENDS[end]}, after {cycles} cycles")
-    ports = [*READS, *(f"results_{cell}" for cell in range(config.cells))]
+    ports = [*reads(config), *writes(config)]
     return RtlRun(cycles, moved, dict(zip(ports, beats, strict=True)))

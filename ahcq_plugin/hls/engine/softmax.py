@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The softmax of the engine (``hls/include/ahcq/engine/softmax.h``): words of a launch, its C++ and its RTL."""
+"""The processes of ``hls/include/ahcq/engine/softmax.h`` by themselves, without memory: a launch, C++ and RTL."""
 
 from __future__ import annotations
 
@@ -11,18 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ahcq_plugin.export import SpecError
 from ahcq_plugin.export.table_softmax import TableSoftmax, logs, powers
 from ahcq_plugin.hls.engine.config import LANES
-from ahcq_plugin.hls.engine.shape import check_limits
 from ahcq_plugin.hls.engine.simulate import compiled
+from ahcq_plugin.hls.engine.softmax_command import check_step, factor_beats, rank_beats
 from ahcq_plugin.hls.render import array, render
 from ahcq_plugin.hls.resources import sources
 from ahcq_plugin.hls.rtl import Program, Rtl, compile_rtl
 from ahcq_plugin.support.files import write_text
 
-#: Of ``softmax.h``: longest row, bounds of all quantizers together, heads with constants of their own.
-ROW, BOUNDS, HEADS = 4096, 256, 64
 #: The struct ``softmax_command``.
 COMMAND = np.dtype(
     {
@@ -69,24 +66,17 @@ class SoftmaxLaunch:
         Raises:
             SpecError: rows, quantizers or heads that do not fit; says what is too large for what.
         """
+        check_step("softmax", step, scores.shape)
         batch, m, n = scores.shape
         heads, (quantizers, bounds) = len(step.mantissas), step.bounds.shape
-        if scores.size == 0 or batch % heads:
-            raise SpecError(f"scores must be (products of {heads} heads, rows, columns), none 0, got {scores.shape}")
-        check_limits(
-            "softmax", ("scores of a row", n, ROW), ("bounds of the codes", quantizers * (bounds + 1), BOUNDS),
-            ("heads", heads, HEADS),
-        )  # fmt: skip
         command = np.zeros(1, COMMAND)
         command[0] = (m, n, batch, heads, quantizers, bounds.bit_length())
-        keys = np.concatenate([np.zeros((quantizers, 1), np.int64), step.bounds], axis=1)
-        ranks = np.tile(step.rank_codes, quantizers)
         rows = np.zeros((batch * m, -(-n // LANES) * LANES), np.int32)  # behind a row the engine masks
         rows[:, :n] = scores.reshape(-1, n)
         return cls(
             command.view(np.uint32).reshape(1, -1),
-            _beats(step.mantissas | (step.shifts - 1) << 24),
-            np.concatenate([_beats(keys.ravel()), _beats(ranks)]),
+            factor_beats(step),
+            rank_beats(step),
             rows.view(np.uint32).reshape(-1, LANES),
             (batch, m, n),
         )
@@ -102,12 +92,6 @@ class SoftmaxLaunch:
         if words[:, 2:].any() or codes[..., self.shape[2] :].any():
             raise RuntimeError("softmax gave something else than codes of its rows")
         return codes[..., : self.shape[2]]
-
-
-def _beats(words: np.ndarray) -> np.ndarray:
-    filled = np.zeros(-(-len(words) // LANES) * LANES, np.uint32)
-    filled[: len(words)] = words
-    return filled.reshape(-1, LANES)
 
 
 def joined(launches: Sequence[SoftmaxLaunch]) -> dict[str, np.ndarray]:
@@ -138,8 +122,7 @@ def run(launches: Sequence[SoftmaxLaunch]) -> list[np.ndarray]:
     given = [np.ascontiguousarray(part) for part in joined(launches).values()]
     words = np.zeros((sum(len(one.scores) for one in launches), LANES), np.uint32)
     sized = [value for part in given for value in (_pointer(part), ctypes.c_uint64(len(part)))]
-    # all streams have one depth here, the FIFOs' that hold a row
-    made = function(*sized, _pointer(words), ctypes.c_uint64(ROW // LANES + 1))
+    made = function(*sized, _pointer(words))
     if made != len(words):
         raise RuntimeError(f"softmax gave {made} beats of codes, expected {len(words)}: its processes wait")
     return parted(launches, words)

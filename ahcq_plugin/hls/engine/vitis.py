@@ -7,19 +7,14 @@ import shutil
 from pathlib import Path
 
 from ahcq_plugin.hls.engine.config import EngineConfig
-from ahcq_plugin.hls.engine.rtl import READS, TOP
+from ahcq_plugin.hls.engine.rtl import TOP
 from ahcq_plugin.hls.options import HLSOptions
 from ahcq_plugin.hls.render import render
 from ahcq_plugin.hls.resources import sources
 from ahcq_plugin.hls.synth import script
 from ahcq_plugin.support.files import replacing_folder
 
-_STREAMS = (
-    *(f"{name}_{what}" for name in READS for what in ("requests", "beats")),
-    "results_out",
-    "written",
-    "finished",
-)
+_STREAMS = ("requests", "beats", "results_out", "written", "finished")
 
 
 def write_vitis(folder: Path, config: EngineConfig, options: HLSOptions | None = None) -> Path:

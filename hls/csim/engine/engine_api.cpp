@@ -4,12 +4,12 @@
 #include <stdio.h>
 #include <string.h>
 
-// Runs all processes to the end while the streams are there.
-#define AHCQ_WAIT(corrected) finish(corrected)
+// Runs all processes to the end while the streams are there; within a function of AHCQ_DATAFLOW it only keeps these.
+#define AHCQ_WAIT(streams) finish(streams)
 
 namespace {
 template <class S>
-void finish(S& corrected);
+void finish(S& streams);
 }
 
 #include "ahcq/engine/engine.h"
@@ -92,18 +92,22 @@ struct outputs {
 } last;
 
 template <class S>
-void finish(S& corrected) {
+void finish(S& streams) {
     ahcq_sim::scheduler& sim = ahcq_sim::scheduler::get();
-    for (int cell = 0; cell < config::CELLS; ++cell) {
-        last.taps[cell].clear();
-        if (last.tapped) corrected[cell].tap = &last.taps[cell];
-    }
-    sim.run();
-    last.cycles = sim.cycles;
-    last.turns.clear();
-    for (auto& fiber : sim.fibers) {
-        last.turns.emplace_back(fiber->name, fiber->turns);
-        if (!strcmp(fiber->name, "fetch<C>")) last.complete = fiber->finished;
+    if constexpr (std::is_array<S>::value) {  // `corrected`
+        for (int cell = 0; cell < config::CELLS; ++cell) {
+            last.taps[cell].clear();
+            if (last.tapped) streams[cell].tap = &last.taps[cell];
+        }
+        sim.run();
+        last.cycles = sim.cycles;
+        last.turns.clear();
+        for (auto& fiber : sim.fibers) {
+            last.turns.emplace_back(fiber->name, fiber->turns);
+            if (!strcmp(fiber->name, "fetch<C>")) last.complete = fiber->finished;
+        }
+    } else {
+        sim.hand_over();
     }
 }
 
@@ -123,21 +127,14 @@ int ahcq_engine_run(
     memory_port.bytes_per_cycle = bytes_per_cycle;
     last.tapped = tapped;
     {
-        hls::stream<read_request> program_requests, left_requests, right_requests, parameter_requests;
-        hls::stream<beat> program_beats, left_beats, right_beats, parameter_beats;
-        hls::stream<write_request> results_out[config::CELLS];
-        hls::stream<bool> written[config::CELLS];
+        hls::stream<read_request> requests[config::READERS];
+        hls::stream<beat> beats[config::READERS];
+        hls::stream<write_request> results_out[config::WRITERS];
+        hls::stream<bool> written[config::WRITERS];
         hls::stream<uint32_t> finished;
-        AHCQ_PROCESS(read_memory, program_requests, program_beats);
-        AHCQ_PROCESS(read_memory, left_requests, left_beats);
-        AHCQ_PROCESS(read_memory, right_requests, right_beats);
-        AHCQ_PROCESS(read_memory, parameter_requests, parameter_beats);
-        for (int cell = 0; cell < config::CELLS; ++cell) {
-            AHCQ_PROCESS(write_memory, results_out[cell], written[cell]);
-        }
-        run<config>(
-            program, commands, program_requests, program_beats, left_requests, left_beats, right_requests, right_beats,
-            parameter_requests, parameter_beats, results_out, written, finished);
+        for (int port = 0; port < config::READERS; ++port) AHCQ_PROCESS(read_memory, requests[port], beats[port]);
+        for (int port = 0; port < config::WRITERS; ++port) AHCQ_PROCESS(write_memory, results_out[port], written[port]);
+        run<config>(program, commands, requests, beats, results_out, written, finished);
         sim.clear();
     }
     return memory.outside ? 2 : last.complete ? 0 : 1;

@@ -20,6 +20,7 @@ namespace ahcq_sim {
 
 struct fiber {
     ucontext_t context;
+    ucontext_t* home;  // where it hands over to
     std::function<void()> body;
     void* stack;
     bool finished = false;
@@ -30,11 +31,11 @@ struct fiber {
 constexpr size_t STACK = size_t(8) << 20;  // large arrays are local; pages that nobody touches cost nothing
 
 struct scheduler {
-    std::vector<std::unique_ptr<fiber> > fibers;
+    std::vector<std::unique_ptr<fiber> > fibers, frames;
     ucontext_t home;
     fiber* running = nullptr;
     uint64_t progress = 0, cycles = 0;
-    size_t depth = 64;  // of every stream that has no depth of its own
+    size_t depth = 64;  // of every stream without AHCQ_DEPTH
     bool clocked = false;
 
     static scheduler& get() {
@@ -42,24 +43,36 @@ struct scheduler {
         if (!instance) instance = new scheduler;
         return *instance;
     }
-    void spawn(const char* name, std::function<void()> body) {
-        fibers.emplace_back(new fiber);
-        fiber* made = fibers.back().get();
+    void spawn(const char* name, std::function<void()> body) { fibers.push_back(make(name, std::move(body))); }
+    // A function that starts processes and then hands over: it stays, with its streams, until `clear`.
+    void nest(const char* name, std::function<void()> body) {
+        frames.push_back(make(name, std::move(body)));
+        fiber *outer = running, *inner = frames.back().get();
+        if (outer) inner->home = &outer->context;
+        running = inner;
+        swapcontext(inner->home, &inner->context);
+        running = outer;
+        inner->home = &home;
+    }
+    std::unique_ptr<fiber> make(const char* name, std::function<void()> body) {
+        std::unique_ptr<fiber> made(new fiber);
         made->body = std::move(body);
         made->name = name;
+        made->home = &home;
         made->stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         getcontext(&made->context);
         made->context.uc_stack.ss_sp = made->stack;
         made->context.uc_stack.ss_size = STACK;
         made->context.uc_link = &home;
         makecontext(&made->context, &scheduler::enter, 0);
+        return made;
     }
     static void enter() {
         scheduler& self = get();
         self.running->body();
         self.running->finished = true;
     }
-    void hand_over() { swapcontext(&running->context, &home); }
+    void hand_over() { swapcontext(&running->context, running->home); }
     void turn() {
         ++running->turns;
         ++progress;
@@ -71,15 +84,22 @@ struct scheduler {
             before = progress;
             for (auto& each : fibers) {
                 if (each->finished) continue;
-                running = each.get();
-                swapcontext(&home, &running->context);
+                resume(*each);
             }
             ++cycles;
         }
     }
+    void resume(fiber& next) {
+        running = &next;
+        swapcontext(&home, &next.context);
+        running = nullptr;
+    }
     void clear() {
-        for (auto& each : fibers) munmap(each->stack, STACK);
-        fibers.clear();
+        for (auto each = frames.rbegin(); each != frames.rend(); ++each) resume(**each);
+        for (auto* made : {&fibers, &frames}) {
+            for (auto& each : *made) munmap(each->stack, STACK);
+            made->clear();
+        }
         progress = cycles = 0;
     }
 };
@@ -94,8 +114,16 @@ void start(const char* name, bool again, void (*process)(A...), B&... arguments)
     });
 }
 
+template <class... A, class... B>
+void nest(const char* name, void (*function)(A...), B&... arguments) {
+    std::tuple<A...> held(arguments...);
+    scheduler::get().nest(name, [function, held]() mutable { std::apply(function, held); });
+}
+
 }  // namespace ahcq_sim
 
+#define AHCQ_DEPTH(stream, words) (stream).resize(words);
+#define AHCQ_DATAFLOW(function, ...) ahcq_sim::nest(#function, function, __VA_ARGS__)
 #define AHCQ_LAUNCH(process, ...) ahcq_sim::start(#process, false, process, __VA_ARGS__)
 #define AHCQ_PROCESS(process, ...) ahcq_sim::start(#process, true, process, __VA_ARGS__)
 #define AHCQ_TURN ahcq_sim::scheduler::get().turn()
@@ -124,6 +152,7 @@ class stream {
         ++sim.progress;
         if (tap) tap->push_back(value);
     }
+    void resize(size_t depth) { ring_.resize(depth); }  // before it is used
     bool empty() const { return count_ == 0; }
     std::vector<T>* tap = nullptr;  // takes a copy of what is written
 

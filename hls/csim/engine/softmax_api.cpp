@@ -52,10 +52,10 @@ extern "C" {
 uint64_t ahcq_softmax_run(
     const softmax_command* launches, uint64_t count, const uint32_t* factors, uint64_t factor_beats,
     const uint32_t* quantizers, uint64_t quantizer_beats, const uint32_t* scores, uint64_t score_beats,
-    uint32_t* codes, uint64_t depth) {
+    uint32_t* codes) {
     ahcq_sim::scheduler& sim = ahcq_sim::scheduler::get();
     sim.clocked = false;
-    sim.depth = depth;
+    sim.depth = 64;
     std::vector<beat> made;
     {
         hls::stream<softmax_command> commands;

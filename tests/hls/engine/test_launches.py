@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ahcq_plugin.hls.engine import descriptor as fields
 from ahcq_plugin.hls.engine.config import PAPER, WIDE, EngineConfig
-from ahcq_plugin.hls.engine.cycles import DDR, Output
+from ahcq_plugin.hls.engine.cycles import DDR, Output, softmax_cycles
 from ahcq_plugin.hls.engine.launches import Launch, drawn_groups, record_launches
-from ahcq_plugin.hls.engine.performance import by_layer, sam_launches, total
+from ahcq_plugin.hls.engine.performance import by_layer, sam_launches, softmax_total, total
 from ahcq_plugin.hls.engine.shape import Shape
 from ahcq_plugin.ptq import prepare
 from ahcq_plugin.ptq.macs import count_macs
@@ -76,6 +78,16 @@ def test_totals_are_sums() -> None:
     assert whole.gmacs == pytest.approx(whole.utilisation * PAPER.lanes * 0.3)
     for row in rows:  # nothing is faster than its roof
         assert row.one.macs / row.one.cycles * 0.3 <= row.roof(PAPER, DDR()) * 1.0001
+
+
+def test_softmax_commands_are_counted_where_scores_fit(runs: list[list[Launch]]) -> None:
+    decoder = [launch for launch in runs[0] if launch.unit.startswith("mask_decoder")]
+    products = [launch.shape for launch in decoder if launch.shape.kind == "qk"]
+    wanted = sum(softmax_cycles((one.batch, one.m, one.n), 4, 1, 1).cycles for one in products)
+    assert len(products) == 7 and softmax_total(decoder) == wanted > sum(one.batch * one.m for one in products)
+    wide = [replace(one, shape=replace(one.shape, left_bits=8, right_bits=8)) for one in decoder]
+    long = [replace(one, shape=replace(one.shape, n=4097)) for one in decoder]
+    assert softmax_total(wide) == softmax_total(long) == 0  # 22 bits; FIFOs hold 4096 scores
 
 
 @pytest.mark.slow

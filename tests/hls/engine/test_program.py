@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole SAM on the engine in C++ simulation: every matmul by a descriptor, in one memory."""
+"""A SAM on the engine in C++ simulation: every matmul by a descriptor, in one memory; on demand softmaxes too."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ import numpy as np
 import pytest
 import torch
 
+from ahcq_plugin import quantize
+from ahcq_plugin.export import SpecError, make_spec
 from ahcq_plugin.export.compare import golden_forward
+from ahcq_plugin.hls.engine import simulate
+from ahcq_plugin.hls.engine.config import EngineConfig
 from ahcq_plugin.hls.engine.program import Program, engine_forward
 from ahcq_plugin.zoo.sam import box_forward
+from tests.export.test_softmax_forward import BATCH, CHANGES, TOKENS, Attention
+
+SOFTMAX = EngineConfig(softmax=True)
+LAYER = "mask_decoder.transformer.layers.0"
+ENCODER = "image_encoder.blocks.0"
 
 
 @pytest.mark.slow
@@ -20,3 +29,78 @@ def test_a_whole_image_is_the_golden_models(quantized, spec, scenes) -> None:
     wanted = golden_forward(quantized, spec, scenes[1], box_forward)
     assert all(torch.equal(a, b) for a, b in zip(out, wanted, strict=True))
     assert np.isfinite(out[0].numpy()).all()
+
+
+def attentions(program: Program, unit: str) -> list[list]:
+    """Commands of Q.K^T, softmax, A.V whose scores and codes are pieces of one memory."""
+    at = {command.descriptor.out: command for (name, *_), command in program.commands.items() if name == unit}
+    found = []
+    for (name, *_), second in program.softmaxes.items():
+        readers = [command for command in program.commands.values() if command.descriptor.left == second.descriptor.out]
+        if name == unit:
+            found.append([at[second.descriptor.left], second, *readers])
+    return found
+
+
+def test_attention_of_a_decoder_layer_is_three_commands_that_keep_scores_and_codes(quantized, spec, scenes) -> None:
+    program = Program(spec, SOFTMAX, softmax="tables")
+    _, rows = engine_forward(quantized, program, scenes[0], box_forward, [LAYER, ENCODER])
+    assert not any(row.different for row in rows.values())
+    softmaxes = {key: row for key, row in rows.items() if key[1] not in {one.name for one in spec[key[0]].matmuls}}
+    assert [(unit, row.reason) for (unit, _), row in softmaxes.items() if row.reason] == [
+        (ENCODER, "terms are added to its scores")
+    ]
+    assert len(softmaxes) == 4 and all(row.outputs for (unit, _), row in softmaxes.items() if unit == LAYER)
+    steps = program.steps(LAYER)
+    assert sum(step.op == "engine" for step in steps) == len(spec[LAYER].matmuls) + 2 * 3
+    assert not any(step.op == "softmax" for step in steps)
+    for first, second, third in attentions(program, LAYER):
+        floats, codes = third.read_output(program.image), second.read_codes(program.image)
+        pieces = ((first, first.destination.words), (second, second.words), (third, third.destination.words))
+        for command, words in pieces:
+            program.image.write(command.descriptor.out, np.full(words, 0xDEADBEEF, np.uint32))
+        simulate.run(program.image, [command.descriptor for command in (first, second, third)], SOFTMAX)
+        assert (third.read_output(program.image) == floats).all()
+        assert (second.read_codes(program.image) == codes).all() and len(np.unique(codes)) > 2
+
+
+@pytest.mark.parametrize(
+    ("change", "bits", "reason"),
+    [
+        (CHANGES["none"], 4, ""),
+        (CHANGES["scaled"], 4, ""),
+        (CHANGES["bias"], 4, "terms are added to its scores"),
+        (CHANGES["none"], 8, "its scores have 20 bits, the engine writes 16"),
+        (lambda self, scores: scores.transpose(-2, -1), 4, "its scores are moved behind their product"),
+    ],
+    ids=["plain", "scaled", "terms", "bits", "moved"],
+)
+def test_scores_that_a_command_cannot_read_stay_on_the_host_and_say_why(change, bits: int, reason: str) -> None:
+    recipe = {"name": "rtn", "lnq": True, "a_bits": bits}
+    qmodel, _ = quantize(torch.nn.Sequential(Attention(change)).eval(), [BATCH], recipe, units=["0"], progress=False)
+    spec = make_spec(qmodel, BATCH)
+    out, rows = engine_forward(qmodel, Program(spec, SOFTMAX, softmax="tables"), BATCH)
+    assert torch.equal(out, golden_forward(qmodel, spec, BATCH, softmax="tables"))
+    assert not any(row.different for row in rows.values()) and len(rows) == 5
+    (row,) = (row for (_, name), row in rows.items() if name not in {matmul.name for _, matmul in spec.matmuls()})
+    assert row.reason == reason and row.outputs == (0 if reason else len(BATCH) * TOKENS**2)
+
+
+@pytest.mark.slow
+def test_a_whole_image_with_softmax_on_tables_is_the_golden_models(quantized, spec, scenes) -> None:
+    out, rows = engine_forward(quantized, Program(spec, SOFTMAX, softmax="tables"), scenes[1], box_forward)
+    assert not any(row.different for row in rows.values())
+    wanted = golden_forward(quantized, spec, scenes[1], box_forward, softmax="tables")
+    assert all(torch.equal(a, b) for a, b in zip(out, wanted, strict=True))
+    reasons = {(unit.startswith("image_encoder"), row.reason) for (unit, _), row in rows.items() if row.reason}
+    assert reasons == {(True, "terms are added to its scores")}
+    names = {(unit.name, matmul.name) for unit in spec.units for matmul in unit.matmuls}
+    ranked = [row for key, row in rows.items() if key not in names and not row.reason]
+    assert len(ranked) == 7 and all(row.outputs for row in ranked)
+
+
+def test_a_program_whose_softmax_has_no_unit_is_refused(spec) -> None:
+    with pytest.raises(SpecError, match="EngineConfig\\(softmax=True\\)"):
+        Program(spec, softmax="tables")
+    with pytest.raises(ValueError, match="`softmax` must be one of float, tables, got 'table'"):
+        Program(spec, softmax="table")

@@ -17,7 +17,7 @@ from ahcq_plugin.hls.engine.shape import Shape
 from ahcq_plugin.hls.resources import sources
 from ahcq_plugin.hls.rtl.cells import Cells
 
-RTL = EngineRtl({}, {"a_process": 2, "multiply_process": 35}, {"a_process": 1, "multiply_process": 8}, 1)
+RTL = EngineRtl({}, {"a_process": 2, "multiply_process": 35}, {"a_process": 1, "multiply_process": 8})
 A, B = Cells(100, 50, 1, 0.0, 4, 80), Cells(30, 20, 2, 0.5, 1, 25)
 LAYER = Shape("linear", "uniform", 4, 4, 15, 0, (768,), 1, 1, 4096, 768)
 SCORES = Shape("av", "table", 4, 4, 2**16, 0, (196,), 1, 300, 196, 64)

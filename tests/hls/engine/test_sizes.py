@@ -73,7 +73,7 @@ def test_counts_beyond_the_limit_are_parts_with_a_reason(monkeypatch) -> None:
         raise ToolError("yosys had not counted it after 1 s of a core")
 
     monkeypatch.setattr(counts, "count", late)
-    rtl = counts.EngineRtl({"fetch_process.sv": ""}, {"fetch_process": 3}, {"fetch_process": 1}, 2)
+    rtl = counts.EngineRtl({"fetch_process.sv": ""}, {"fetch_process": 3}, {"fetch_process": 1})
     monkeypatch.setattr(sizes, "engine_rtl", lambda config: rtl)
     rows = sizes.counted_parts(EngineConfig(2), limit=1)
     assert [row["process"] for row in rows] == ["fetch", counts.JOINS] and all(row["reason"] for row in rows)

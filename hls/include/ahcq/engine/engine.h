@@ -11,35 +11,30 @@
 #include "quantize.h"
 #include "read.h"
 #include "sequence.h"
+#include "softmax_unit.h"
 #include "write.h"
 
 namespace ahcq {
 namespace engine {
 
 // `count` descriptors from beat address `program` on; `finished` gets `count` when all results are in memory. Read and
-// write ports are streams to the AXI shell, which says in `written` that all words of a cell are in memory.
+// write ports are streams to the AXI shell, which says in `written` that all words of a cell, or of softmax, are in memory.
 template <class C>
 void run(
     uint32_t program,
     uint32_t count,
-    hls::stream<read_request>& program_requests,
-    hls::stream<beat>& program_beats,
-    hls::stream<read_request>& left_requests,
-    hls::stream<beat>& left_beats,
-    hls::stream<read_request>& right_requests,
-    hls::stream<beat>& right_beats,
-    hls::stream<read_request>& parameter_requests,
-    hls::stream<beat>& parameter_beats,
-    hls::stream<write_request> (&results_out)[C::CELLS],
-    hls::stream<bool> (&written)[C::CELLS],
+    hls::stream<read_request> (&requests)[C::READERS],
+    hls::stream<beat> (&beats)[C::READERS],
+    hls::stream<write_request> (&results_out)[C::WRITERS],
+    hls::stream<bool> (&written)[C::WRITERS],
     hls::stream<uint32_t>& finished) {
 #pragma HLS DATAFLOW
     hls::stream<command> to_readers("to_readers"), to_parameters("to_parameters"), to_steps("to_steps");
     hls::stream<command> to_passes("to_passes"), to_folds("to_folds"), to_place("to_place");
     hls::stream<command> to_left("to_left"), to_right("to_right");
     hls::stream<command> to_decode[C::CELLS], to_correct[C::CELLS];
-    hls::stream<command> to_dequantize[C::CELLS], to_quantize[C::CELLS], to_write[C::CELLS];
-    hls::stream<bool> done[C::CELLS];
+    hls::stream<command> to_dequantize[C::CELLS], to_quantize[C::CELLS], to_write[C::WRITERS];
+    hls::stream<bool> done[C::WRITERS];
     hls::stream<beat> groups("groups");
     hls::stream<beat> tables[C::CELLS], corrections[C::CELLS], scales[C::CELLS], quantizers[C::CELLS], headers[C::CELLS];
     hls::stream<step> steps("steps");
@@ -62,19 +57,19 @@ void run(
 #pragma HLS STREAM variable = places depth = 64
     hls::stream<outcome> outcomes[C::CELLS];
     AHCQ_LAUNCH(
-        fetch<C>, program, count, program_requests, program_beats, to_readers, to_parameters, to_steps, to_passes, to_folds, to_place,
-        to_left, to_right,
+        fetch<C>, program, count, requests[READ_PROGRAM], beats[READ_PROGRAM], to_readers, to_parameters, to_steps, to_passes,
+        to_folds, to_place, to_left, to_right,
         to_decode, to_correct, to_dequantize, to_quantize, to_write, done,
         finished);
-    AHCQ_PROCESS(request, to_readers, left_requests, right_requests, parameter_requests);
+    AHCQ_PROCESS(request, to_readers, requests[READ_LEFT], requests[READ_RIGHT], requests[READ_PARAMETERS]);
     AHCQ_PROCESS(
-        distribute<C>, to_parameters, parameter_beats, groups, tables, corrections, scales, quantizers, headers);
+        distribute<C>, to_parameters, beats[READ_PARAMETERS], groups, tables, corrections, scales, quantizers, headers);
     AHCQ_PROCESS(walk_steps, to_steps, steps);
     AHCQ_PROCESS(walk_passes<C>, to_passes, groups, steps, passes_to_make);
     AHCQ_PROCESS(walk_folds, to_folds, passes_to_make, left_turns, right_turns);
-    AHCQ_PROCESS(place_left<C>, to_place, left_beats, left_loads);
+    AHCQ_PROCESS(place_left<C>, to_place, beats[READ_LEFT], left_loads);
     AHCQ_PROCESS(buffer_left<C>, to_left, left_loads, left_turns, left_folds);
-    AHCQ_PROCESS(buffer_right<C>, to_right, right_beats, right_turns, right_folds, columns);
+    AHCQ_PROCESS(buffer_right<C>, to_right, beats[READ_RIGHT], right_turns, right_folds, columns);
     for (int cell = 0; cell < C::CELLS; ++cell) {
 #pragma HLS UNROLL
         AHCQ_PROCESS(decode<C>, to_decode[cell], tables[cell], left_folds[cell], decoded[cell], rows[cell]);
@@ -99,6 +94,12 @@ void run(
             quantize<C>, to_quantize[cell], quantizers[cell], floats[cell], from_gelu[cell], places[cell],
             outcomes[cell]);
         AHCQ_PROCESS(write<C>, to_write[cell], headers[cell], outcomes[cell], results_out[cell], written[cell], done[cell]);
+    }
+    for (int unit = 0; unit < C::SOFTMAX_UNITS; ++unit) {
+#pragma HLS UNROLL
+        AHCQ_DATAFLOW(
+            softmax_unit, to_write[C::CELLS + unit], requests[READ_SCORES + unit], beats[READ_SCORES + unit],
+            results_out[C::CELLS + unit], written[C::CELLS + unit], done[C::CELLS + unit]);
     }
 #ifdef AHCQ_WAIT
     AHCQ_WAIT(corrected);

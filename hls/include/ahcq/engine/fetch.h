@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Commands: descriptors from memory to every process, in order; with BARRIER only when all earlier results are written.
+// Commands: descriptors from memory to every process, or to the unit for softmax, in order; with BARRIER only when all
+// earlier results are written.
 #ifndef AHCQ_ENGINE_FETCH_H
 #define AHCQ_ENGINE_FETCH_H
 
@@ -27,6 +28,8 @@ inline command decode_descriptor(const beat& first, const beat& second) {
     return c;
 }
 
+constexpr uint32_t IN_FLIGHT = 2;  // commands of a kind that are not done: as many as `done` holds, or all would wait
+
 // `count` descriptors from beat address `program` on; when all their results are in memory, `count` goes to `finished`.
 template <class C>
 void fetch(
@@ -46,19 +49,19 @@ void fetch(
     hls::stream<command> (&to_correct)[C::CELLS],
     hls::stream<command> (&to_dequantize)[C::CELLS],
     hls::stream<command> (&to_quantize)[C::CELLS],
-    hls::stream<command> (&to_write)[C::CELLS],
-    hls::stream<bool> (&done)[C::CELLS],
+    hls::stream<command> (&to_write)[C::WRITERS],
+    hls::stream<bool> (&done)[C::WRITERS],
     hls::stream<uint32_t>& finished) {
     enum { REQUEST, FIRST, SECOND, ISSUE };
     uint8_t phase = REQUEST;
-    uint32_t index = 0, running = 0;  // commands that are not done
+    uint32_t index = 0, running = 0, softmaxes = 0;  // commands that are not done: matmuls, softmaxes
     beat first = beat();
     command c = command();
     bool more = true;
     while (more) {
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
-        const bool issued = index == count;
+        const bool issued = index == count, waits = issued || is(c, BARRIER);
         if (phase == REQUEST) {
             read_request request;
             request.address = program + 2 * index;
@@ -71,15 +74,29 @@ void fetch(
             if (phase == FIRST) first = now;
             if (phase == SECOND) c = decode_descriptor(first, now);
             phase = phase == FIRST ? SECOND : ISSUE;
-        } else if (running != 0 && (issued || is(c, BARRIER))) {
+        } else if (running != 0 && (waits || running == IN_FLIGHT)) {
             for (int cell = 0; cell < C::CELLS; ++cell) {
 #pragma HLS UNROLL
                 done[cell].read();
             }
             --running;
+        } else if (C::SOFTMAX_UNITS != 0 && softmaxes != 0 && (waits || softmaxes == IN_FLIGHT)) {
+            for (int unit = C::CELLS; unit < C::WRITERS; ++unit) {
+#pragma HLS UNROLL
+                done[unit].read();
+            }
+            --softmaxes;
         } else if (issued) {
             finished.write(count);
             more = false;
+        } else if (C::SOFTMAX_UNITS != 0 && is(c, SOFTMAX)) {
+            for (int unit = C::CELLS; unit < C::WRITERS; ++unit) {
+#pragma HLS UNROLL
+                to_write[unit].write(c);
+            }
+            ++softmaxes;
+            ++index;
+            phase = REQUEST;
         } else {
             to_readers.write(c);
             to_parameters.write(c);

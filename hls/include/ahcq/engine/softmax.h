@@ -3,7 +3,7 @@
 //
 // docs/softmax.md defines every number. A row goes through three stages, each a turn a beat, three rows at a time: `find_top`
 // while it arrives; pass 1, `take_differences`, `power_lane` and `sum_powers`; pass 2, `rank_codes`. The FIFOs between them hold
-// a row, so that a row is at most ROW_BEATS long.
+// a row, so that a row is at most ROW_BEATS long. `softmax_unit.h` joins them to memory.
 #ifndef AHCQ_ENGINE_SOFTMAX_H
 #define AHCQ_ENGINE_SOFTMAX_H
 
@@ -296,8 +296,10 @@ inline void softmax(
     // A row waits for its top, then for the log of its sum: as many beats as a row has, and as the processes have stages.
     hls::stream<beat> rows("rows");
 #pragma HLS STREAM variable = rows depth = 576
+    AHCQ_DEPTH(rows, 576)
     hls::stream<exponents> powers("powers");
 #pragma HLS STREAM variable = powers depth = 576
+    AHCQ_DEPTH(powers, 576)
     hls::stream<int32_t> tops("tops");
     hls::stream<power_work> works[LANES];
     hls::stream<power_of> lanes[LANES];

@@ -17,6 +17,8 @@
 #ifndef AHCQ_PROCESS  // it starts processes and waits for them; hardware has them all
 #define AHCQ_LAUNCH(process, ...) process(__VA_ARGS__)
 #define AHCQ_PROCESS(process, ...) process(__VA_ARGS__)
+#define AHCQ_DEPTH(stream, words)  // what its pragma says
+#define AHCQ_DATAFLOW(function, ...) function(__VA_ARGS__)  // processes joined by streams of their own
 #endif
 
 namespace ahcq {
@@ -42,9 +44,13 @@ inline int64_t narrow(int64_t value) {
 
 // How large an engine is. A cell is PES processing elements with LANES inputs each and takes DIGIT bits of a left operand a
 // turn, and PLANE bits of a right code; wider ones come in several passes. Cells work on different rows and the same columns.
-template <int CELLS_, int DIGIT_, int LEFT_DEPTH_ = 1024, int RIGHT_DEPTH_ = 1024, int PLANE_ = 4>
+// Beside them there may be a unit for softmax, which reads and writes memory by ports of its own.
+template <int CELLS_, int DIGIT_, int LEFT_DEPTH_ = 1024, int RIGHT_DEPTH_ = 1024, int PLANE_ = 4, int SOFTMAX_UNITS_ = 0>
 struct cells {
     static constexpr int CELLS = CELLS_;
+    static constexpr int SOFTMAX_UNITS = SOFTMAX_UNITS_;      // 0 or 1
+    static constexpr int READERS = 4 + SOFTMAX_UNITS;         // ports that read: `read_port`
+    static constexpr int WRITERS = CELLS + SOFTMAX_UNITS;     // ports that write: cells, then softmax
     static constexpr int DIGIT = DIGIT_;              // 4, or 17: then decode tables of 17 bits run in one pass
     static constexpr int LEFT_DEPTH = LEFT_DEPTH_;    // beats of each half of a cell's left buffer
     static constexpr int RIGHT_DEPTH = RIGHT_DEPTH_;  // folds of PES columns of each half of the right buffer
@@ -62,7 +68,7 @@ struct cells {
 };
 
 enum family_t { UNIFORM = 0, HLUQ = 1, TABLE = 2 };
-enum command_flag { PRODUCT = 1, BARRIER = 2, GELU = 4, OFFSET = 8, TRANSPOSED = 16 };
+enum command_flag { PRODUCT = 1, BARRIER = 2, GELU = 4, OFFSET = 8, TRANSPOSED = 16, SOFTMAX = 32 };
 enum out_format { FLOATS = 0, CODES = 1, SHORTS = 2 };  // accumulators of 16 bits, of scale 1
 
 struct beat {
@@ -221,6 +227,8 @@ enum lane_flag {
     LANE_PRODUCT = 16,  // neither weight scale nor bias
     LANE_GELU = 32
 };
+
+enum read_port { READ_PROGRAM, READ_LEFT, READ_RIGHT, READ_PARAMETERS, READ_SCORES };
 
 // `beats` beats, the next one `stride` beats further.
 struct read_request {
