@@ -218,17 +218,14 @@ def quantize(
     with stages("freeze", device):
         freeze(model)
     tuning = feature_tuning = None
-    options = dict(work_dir=work_dir, resume=resume, progress=progress, workers=workers)
+    kept = (work_dir, resume, progress, workers)
     if features is not None:
         with stages("tune_features", device):
-            feature_tuning = tune(
-                *(model, tune_batches, feature_targets, recipe.of_features(), features),
-                kept=FEATURES_FILE,
-                **options,
-            )
+            own = recipe.of_features()
+            feature_tuning = tune(model, tune_batches, feature_targets, own, features, None, *kept, FEATURES_FILE)
     if recipe.tune_steps:
         with stages("tune", device):
-            tuning = tune(model, tune_batches, targets, recipe, forward, loss, **options)
+            tuning = tune(model, tune_batches, targets, recipe, forward, loss, *kept)
     with stages("audit", device):
         outcome = audit(model, batches[0], forward, recipe)
     if not outcome.passed:

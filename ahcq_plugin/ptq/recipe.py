@@ -261,8 +261,8 @@ class Recipe:
             )
 
     def check_globs(self, names: Sequence[str], what: str) -> None:
-        """ValueError for a glob of ``without``, ``tune_units`` or ``tune_feature_units`` that matches none of ``names``,
-        which are ``what``.
+        """ValueError for a glob (of ``without``, ``tune_units``, ``tune_feature_units``) that matches none of
+        ``names``, which are ``what``.
 
         Globs of a preset may be of another model's parts; those of a user should match something in this one.
         """
