@@ -23,6 +23,7 @@ from ahcq_plugin.ptq.checkpoint import (
     save_packed,
 )
 from ahcq_plugin.ptq.coverage import Coverage
+from ahcq_plugin.ptq.features import FeatureForward
 from ahcq_plugin.ptq.precondition import ConditionReport, original_tensors, restore_originals
 from ahcq_plugin.ptq.prepare import UnitPreparer, prepare_unit
 from ahcq_plugin.ptq.prepared import resizing, weight_layers
@@ -36,9 +37,17 @@ from ahcq_plugin.ptq.resume import (
     fitting,
     read_kept,
 )
-from ahcq_plugin.ptq.tune import TUNED_FILE, Loss, TuneReport, check_loss, floating_outputs, tune
+from ahcq_plugin.ptq.tune import FEATURES_FILE, TUNED_FILE, Loss, TuneReport, check_loss, floating_outputs, tune
 from ahcq_plugin.quantizers.layers import held_weight
-from ahcq_plugin.support.batches import Forward, blaming, check_batches, default_forward, model_device, run_first
+from ahcq_plugin.support.batches import (
+    Forward,
+    blaming,
+    check_batches,
+    default_forward,
+    model_device,
+    run_first,
+    to_device,
+)
 from ahcq_plugin.support.checked import check_plain, save_checked
 from ahcq_plugin.support.files import check_work_dir, given_path
 from ahcq_plugin.support.given import check_flag, check_function, check_mapping, check_model, check_usable
@@ -67,6 +76,7 @@ class QuantReport:
         coverage: how much computes on integers, and by name what does not.
         stages: stage -> {"seconds", "peak_bytes"}.
         tuning: what tuning through the output did; None without it.
+        feature_tuning: what tuning through features did before.
         unrounded: name in the ``state_dict`` -> weight of quantized layers as it was calibrated, before rounding, on
             the CPU; with several ``workers`` the first has them. Not part of ``to_dict``.
     """
@@ -79,6 +89,7 @@ class QuantReport:
     coverage: Coverage
     stages: dict[str, dict[str, float]]
     tuning: TuneReport | None
+    feature_tuning: TuneReport | None
     unrounded: dict[str, Tensor] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,6 +103,7 @@ class QuantReport:
             "coverage": self.coverage.to_dict(),
             "stages": self.stages,
             "tuning": None if self.tuning is None else asdict(self.tuning),
+            "feature_tuning": None if self.feature_tuning is None else asdict(self.feature_tuning),
         }
 
 
@@ -139,7 +151,7 @@ def quantize(
         prepare_unit: gives a traced unit its quantizers; ``ahcq_plugin.mqbench.prepare_unit`` has MQBench do it.
         loss: ``loss(output, floating-point output)`` of an item, what a recipe with ``tune_steps`` minimises; default
             :func:`ahcq_plugin.ptq.loss.model_error`, of masks where the model returns a SAM's.
-        tune_batches: the items of a recipe with ``tune_steps``; default: ``batches``.
+        tune_batches: the items of a recipe with ``tune_steps`` or ``tune_feature_steps``; default: ``batches``.
     Returns:
         (the quantized model, QuantReport)
     Raises:
@@ -185,8 +197,15 @@ def quantize(
         prepare(model, recipe, units, prepare_unit, leave, run=lambda model: run_first(model, batches, forward))
     run = _Run(model, batches, recipe, forward, None if work_dir is None else Path(work_dir), progress, workers, stages)
     if run.work_dir is not None and not resume and workers.is_first:
-        (run.work_dir / TUNED_FILE).unlink(missing_ok=True)  # who resumes this run must not find an earlier one's
+        for name in (TUNED_FILE, FEATURES_FILE):  # who resumes this run must not find an earlier one's
+            (run.work_dir / name).unlink(missing_ok=True)
     targets: list[Any] = []
+    features, feature_targets = None, list[Any]()
+    if recipe.tune_feature_steps:
+        with stages("targets", device):
+            first = to_device(tune_batches[0], device)
+            features = FeatureForward(model, recipe.tune_feature_units, forward, first)
+            feature_targets = floating_outputs(model, tune_batches, features, progress)
     if recipe.tune_steps:
         with stages("targets", device):
             targets = floating_outputs(model, tune_batches, forward, progress)
@@ -198,16 +217,22 @@ def quantize(
         reports = reconstruct(model, batches, recipe, forward, work_dir, resume, progress, workers)
     with stages("freeze", device):
         freeze(model)
-    tuning = None
+    tuning = feature_tuning = None
+    kept = (work_dir, resume, progress, workers)
+    if features is not None:
+        with stages("tune_features", device):
+            own = recipe.of_features()
+            feature_tuning = tune(model, tune_batches, feature_targets, own, features, None, *kept, FEATURES_FILE)
     if recipe.tune_steps:
         with stages("tune", device):
-            tuning = tune(model, tune_batches, targets, recipe, forward, loss, work_dir, resume, progress, workers)
+            tuning = tune(model, tune_batches, targets, recipe, forward, loss, *kept)
     with stages("audit", device):
         outcome = audit(model, batches[0], forward, recipe)
     if not outcome.passed:
         raise AuditError(outcome)
     report = QuantReport(
-        recipe, outcome, reports, conditions, describe(model), outcome.coverage, stages.records, tuning, unrounded
+        *(recipe, outcome, reports, conditions, describe(model), outcome.coverage, stages.records),
+        *(tuning, feature_tuning, unrounded),
     )
     if work_dir is not None and workers.is_first:
         extra = {"report": report.to_dict(), "notes": dict(notes or {})}

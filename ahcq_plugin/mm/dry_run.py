@@ -42,8 +42,9 @@ def make_dry_run(cfg: Config) -> list[str]:
     cfg.work_dir = str(Path(cfg.work_dir) / "dry_run")
     cfg.load_from = None
     cfg.recipe["iterations"] = ITERATIONS
-    if Recipe.from_config(cfg.recipe).tune_steps:
-        cfg.recipe["tune_steps"] = ITERATIONS
+    for steps in ("tune_steps", "tune_feature_steps"):
+        if getattr(Recipe.from_config(cfg.recipe), steps):
+            cfg.recipe[steps] = ITERATIONS
     cfg.test_cfg["cache_dir"] = None
     return loop_class(cfg).cut_down(cfg)
 

@@ -44,6 +44,7 @@ class Calibration(CalibrationOptions):
         dataset: config of a data set; default: the config's training data set, under the pipeline of the test data set.
         num_images, max_boxes: images, and boxes sampled per image.
         tune_images: images that a recipe with ``tune_steps`` learns from in the end; default: ``num_images``.
+        tune_dataset: config of the data set that these are of; default: the one that calibrates, images and all.
         seed: of the choice of images, boxes and other prompts.
         prompts: where boxes come from, as for the run; default: the run's, and ground truth when those come from a file
             (of the test images). Or a dict that mixes kinds of prompts, one kind an image: shares of the images by kind
@@ -56,10 +57,13 @@ class Calibration(CalibrationOptions):
     num_images: int = 32
     max_boxes: int = 16
     tune_images: int | None = None
+    tune_dataset: Mapping[str, Any] | None = None
     prompts: str | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.tune_dataset, (Mapping, type(None))):
+            raise ValueError(f"calib: `tune_dataset` must be the config of a data set, got {self.tune_dataset!r:.80}")
         if not isinstance(self.prompts, (str, Mapping, type(None))):
             raise ValueError(f"calib: `prompts` must be a name, a path or a dict of shares, got {self.prompts!r}")
         if not isinstance(self.source, (str, type(None))):
@@ -151,7 +155,8 @@ class PTQLoop(QuantizationLoop):
         check_pipeline(cfg.test_dataloader.dataset)
         calib = Calibration.from_config(loop.get("calib"))
         check_dataset(cfg.test_dataloader.dataset, source, masks=True)
-        check_dataset(_calibration_data(cfg, calib), source)
+        for dataset in _calibration_data(cfg, calib).values():
+            check_dataset(dataset, source)
         prompts = loop.get("prompts", "detector")
         for source in dict.fromkeys([prompts, calib.source or prompts]):
             if source == "detector":
@@ -170,7 +175,8 @@ class PTQLoop(QuantizationLoop):
         loop = cfg.test_cfg
         check_pipeline(cfg.test_dataloader.dataset)
         check_known(cfg.test_dataloader.dataset, "test_dataloader.dataset")
-        check_known(_calibration_data(cfg, Calibration.from_config(loop.get("calib"))), "calib.dataset")
+        for key, data in _calibration_data(cfg, Calibration.from_config(loop.get("calib"))).items():
+            check_known(data, f"calib.{key}")
         name = cfg.sam["name"]
         sam = dry_run.small_sam(name)
         lost = dry_run.drop_lost(cfg, name, sam) if sam else []
@@ -222,24 +228,33 @@ class PTQLoop(QuantizationLoop):
         return read_records(self.dataloader, model, self.cache, self.workers)
 
     def calibration(self, model: BoxPromptedSAM, tune: bool) -> tuple[CalibrationBatches, CalibrationBatches | None]:
-        """Images with sampled boxes, or other prompts; those to tune are the calibration's and more, or fewer of them.
-        A detector sees each once."""
+        """Images with sampled boxes, or other prompts. Those to tune are of a data set of their own, or the
+        calibration's and more, or fewer of them; a detector sees these once."""
         calib, cfg = self.calib, self.runner.cfg
-        counts = {"num_images": calib.num_images}
-        if tune and calib.tune_images not in (None, calib.num_images):
-            counts["tune_images"] = calib.tune_images
-        most = max(counts, key=counts.__getitem__)
         prompts = calib.source or ("gt" if model.detections is not None else model.prompts)
         if prompts != model.prompts:
             model = BoxPromptedSAM(model.sam, model.detector, prompts, cat_ids=self._cat_ids(), **self.box_options)
         pipeline = innermost(cfg.test_dataloader.dataset)["pipeline"]
-        dataset = calibration_dataset(_calibration_data(cfg, calib), pipeline)
-        records = self.workers.first(calibration_records(dataset, model, counts[most], calib.seed, most))
-        items = [
-            CalibrationBatches(model, records[:count], calib.max_boxes, calib.seed, calib.kinds(count), self.workers)
-            for count in counts.values()
+        data = _calibration_data(cfg, calib)
+
+        def read(which: str, count: int, key: str) -> list[ImageRecord]:
+            dataset = calibration_dataset(data[which], pipeline)
+            return self.workers.first(calibration_records(dataset, model, count, calib.seed, key))
+
+        counts, own = {"num_images": calib.num_images}, tune and "tune_dataset" in data
+        if tune and (own or calib.tune_images not in (None, calib.num_images)):
+            counts["tune_images"] = calib.tune_images or calib.num_images
+        if own:
+            parts = [read(which, count, key) for which, (key, count) in zip(data, counts.items(), strict=True)]
+        else:
+            most = max(counts, key=counts.__getitem__)
+            records = read("dataset", counts[most], most)
+            parts = [records[:count] for count in counts.values()]
+        batches = [
+            CalibrationBatches(model, part, calib.max_boxes, calib.seed, calib.kinds(len(part)), self.workers)
+            for part in parts
         ]
-        return items[0], items[1] if len(items) > 1 else None
+        return batches[0], batches[1] if len(batches) > 1 else None
 
     def evaluate(self, model, records, reference: Evaluation | None, desc: str) -> Evaluation:
         """Mask AP and IoU, also of other prompts; everything mode; in floating point also the AP of detected boxes."""
@@ -291,9 +306,10 @@ class PTQLoop(QuantizationLoop):
         return dataset.ann_file if isinstance(dataset, CocoDataset) else None
 
 
-def _calibration_data(cfg: Config, calib: Calibration) -> Mapping[str, Any]:
-    """Config of the data set that calibrates: ``calib.dataset``, else the training data set."""
+def _calibration_data(cfg: Config, calib: Calibration) -> dict[str, Mapping[str, Any]]:
+    """Configs of the data sets, by their keys in ``calib``: the one that calibrates, by default the training data set,
+    and where it is given the one that tunes."""
     dataset = calib.dataset or (cfg.get("train_dataloader") or {}).get("dataset")
     if dataset is None:
         raise ValueError("no calibration images: give test_cfg.calib.dataset or train_dataloader in the config")
-    return dataset
+    return {"dataset": dataset} | ({"tune_dataset": calib.tune_dataset} if calib.tune_dataset else {})

@@ -50,6 +50,7 @@ STAGES = (
     "calibrate",
     "reconstruct",
     "freeze",
+    "tune_features",
     "tune",
     "audit",
     "quantized_eval",
@@ -235,7 +236,7 @@ class QuantizationLoop(BaseLoop):
         model = self.wrap(runner.model).to(self.device or get_device()).eval()
         runner.model = model
         with stages("detect", model.device):
-            batches, tune_batches = self.calibration(model, bool(self.recipe.tune_steps))  # may be too few
+            batches, tune_batches = self.calibration(model, self.recipe.tunes)  # may be too few
             records = self.read(model)
         notes, self.computing = self.notes(batches), True
         if len(records) > _FEW:

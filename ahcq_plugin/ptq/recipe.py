@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ahcq_plugin.graph import ROLES
+from ahcq_plugin.ptq.presets import PRESETS
 from ahcq_plugin.quantizers import ACTIVATION_FAMILIES, OutputErrorObserver, OwnErrorObserver, PercentileObserver
 
 _CHOICES = {
@@ -27,6 +28,7 @@ _WHOLE_NUMBERS = {
     "batch_size": (1, 100_000),
     "acnr_steps": (1, 1_000_000),
     "tune_steps": (0, 10_000_000),
+    "tune_feature_steps": (0, 10_000_000),
     "cag_groups": (0, 65_536),
     "seed": (0, 2**32 - 1),
 }
@@ -53,36 +55,11 @@ _EXCLUSIVE = (
 _LATER = {
     **{"rotate": False, "refit": 0.0, "tune_steps": 0, "tune_lr": 1e-3, "tune_scale_lr": 1e-3},
     **{"quantize_positions": False, "pcc": False, "par": False, "per_head": False, "center": False},
-    **{"tune_weight_lr": 0.0, "tune_units": []},
+    **{"tune_weight_lr": 0.0, "tune_units": [], "tune_feature_steps": 0, "tune_feature_units": []},
 }
 
 #: Keys that have another name now, old -> new. Hashes are made with the old ones: earlier results stay valid.
 _RENAMED = {"range_search": "range_by_output_error"}
-
-_QDROP = dict(granularity="unit", quantize_activations=True, learn_scales=True, keep_probability=0.5, input_mix=0.5)
-# In SAM 2 the paper keeps LNQ to the image encoder; the globs name the rest of SAM 2 that has attention, and nothing of
-# SAM.
-_AHCQ = dict(cag=True, hluq=True, lnq=True, without={"lnq": ["memory_attention.*", "sam_mask_decoder.*"]})
-PRESETS: dict[str, dict[str, Any]] = {
-    # Round to nearest on the searched ranges; nothing is learned.
-    "rtn": dict(granularity="none"),
-    # Nagel et al. 2020: rounding learned layer by layer, activations in floating point meanwhile.
-    "adaround": dict(granularity="layer"),
-    # Li et al. 2021: rounding learned block by block, activations in floating point meanwhile.
-    "brecq": dict(granularity="unit"),
-    # Wei et al. 2022: block by block, a random half of the activations quantized; their scales are learned too.
-    "qdrop": _QDROP,
-    # Lv et al. 2024: QDrop, power-of-two-like attention weights, folded signs of bimodal keys.
-    "ptq4sam": dict(**_QDROP, agq=True, big=True),
-    # SAQ-SAM: PTQ4SAM's quantizers, ranges of queries and keys by what attention looks at, and units that learn by the
-    # decoder's response to prompts; as many steps and as large ones as it publishes.
-    "saqsam": dict(**_QDROP, agq=True, big=True, pcc=True, par=True, iterations=2000, scale_lr=2e-3),
-    # AHCQ-SAM: QDrop and the paper's four components.
-    "ahcq": dict(**_QDROP, **_AHCQ, acnr=True),
-    # What helps beyond the paper and costs hardware nothing: weights fitted to quantized inputs instead of ACNR, heads
-    # rotated and channels grouped behind them. Tuning helps other recipes as much, and did not add to these.
-    "ahcq_plus": dict(**_QDROP, **_AHCQ, rotate=True, refit=0.03, families={"attn_out": "cag"}),
-}
 
 
 @dataclass(frozen=True)
@@ -134,6 +111,8 @@ class Recipe:
         tune_steps: 0, or optimizer steps in which activation scales, biases and norms of the frozen model learn by the
             error of the model's output (``ptq/tune.py``).
         tune_units: globs of the units that learn then; none: all. Units that these do not act on run once for an item.
+        tune_feature_steps, tune_feature_units: as many steps before these, in which the units of these globs (an image
+            encoder's) learn by the error of what they give to the rest of the model (``ptq/features.py``).
         tune_lr, tune_scale_lr: Adam learning rates of biases and norms, and of activation scales, in these steps; both
             follow a cosine to 0, and a scale moves by at most 2 % of itself.
         tune_weight_lr: 0, or the learning rate of weights in these steps, as a share of the step of their grid.
@@ -187,6 +166,8 @@ class Recipe:
     tune_scale_lr: float = 1e-3
     tune_weight_lr: float = 0.0
     tune_units: Sequence[str] = ()
+    tune_feature_steps: int = 0
+    tune_feature_units: Sequence[str] = ()
     without: Mapping[str, Sequence[str]] = field(default_factory=dict)
     families: Mapping[str, str] = field(default_factory=dict)
     quantize_positions: bool = False
@@ -237,6 +218,8 @@ class Recipe:
                 raise ValueError(
                     f"recipe: `{item.name}` must be at most {_LARGEST:g}, got {getattr(self, item.name)!r}"
                 )
+        if self.tune_feature_steps and not self.tune_feature_units:
+            raise ValueError("recipe: `tune_feature_steps` needs `tune_feature_units`, such as ['image_encoder.*']")
         if self.exponent_end > self.exponent_start:
             raise ValueError(
                 f"recipe: the exponent falls from `exponent_start` to `exponent_end`, got {self.exponent_start!r} and "
@@ -278,13 +261,14 @@ class Recipe:
             )
 
     def check_globs(self, names: Sequence[str], what: str) -> None:
-        """ValueError for a glob of ``without`` or ``tune_units`` that matches none of ``names``, which are ``what``.
+        """ValueError for a glob (of ``without``, ``tune_units``, ``tune_feature_units``) that matches none of
+        ``names``, which are ``what``.
 
         Globs of a preset may be of another model's parts; those of a user should match something in this one.
         """
         usual = Recipe.from_config(self.name)
         given = {f"without.{part}": (globs, usual.without.get(part, ())) for part, globs in self.without.items()}
-        given["tune_units"] = self.tune_units, usual.tune_units
+        given |= {key: (getattr(self, key), getattr(usual, key)) for key in ("tune_units", "tune_feature_units")}
         for key, (globs, preset) in given.items():
             for glob in globs:
                 if glob not in preset and not fnmatch.filter(names, glob):
@@ -363,7 +347,20 @@ class Recipe:
             "without": {component: list(globs) for component, globs in self.without.items()},
             "families": dict(self.families),
             "tune_units": list(self.tune_units),
+            "tune_feature_units": list(self.tune_feature_units),
         }
+
+    @property
+    def tunes(self) -> bool:
+        """Whether anything learns after freezing."""
+        return bool(self.tune_steps or self.tune_feature_steps)
+
+    def of_features(self) -> Recipe:
+        """The recipe whose ``tune_steps`` are this one's ``tune_feature_steps``."""
+        steps, units = self.tune_feature_steps, self.tune_feature_units
+        return dataclasses.replace(
+            self, tune_steps=steps, tune_units=units, tune_feature_steps=0, tune_feature_units=()
+        )
 
     def to_hash(self) -> dict[str, Any]:
         """``to_dict`` under the names that the keys had first, without those that came later and do nothing: for hashes

@@ -89,7 +89,7 @@ def _kept(units: dict[str, nn.Module], tuned: set[str], run: Callable[[int], Any
     """The units that do not depend on the tuned ones, and those of them whose outputs the others or the model read."""
     out: list[Any] = []
     with torch.no_grad():
-        reading = read_units(units, lambda: out.append(run(0)))
-    kept = {name for name in units if name not in tuned and not reading.behind[name] & tuned}
-    read = units_behind(out).union(*(reading.reads[name] for name in units if name not in kept))
+        reading = read_units(units, lambda: out.append(run(0)), partial=True)
+    kept = {name for name in reading.order if name not in tuned and not reading.behind[name] & tuned}
+    read = units_behind(out).union(*(reading.reads[name] for name in reading.order if name not in kept))
     return kept, kept & read

@@ -50,8 +50,11 @@ from ahcq_plugin.support.given import check_function
 from ahcq_plugin.support.workers import ALONE, Workers
 
 TUNED_FILE = "tuned.pt"
+FEATURES_FILE = "tuned_features.pt"
 #: Steps between two states that are kept on disk.
 KEPT_EVERY = 25
+#: Items whose mean loss is reported: of thousands it would take as long as the steps.
+MEASURED = 128
 _KEPT = {"fingerprint": str, "done": int, "seconds": float, "parameters": list, "optimizer": dict}
 
 #: ``loss(output, floating-point output)`` of the model on one item -> scalar.
@@ -63,7 +66,7 @@ class TuneReport:
     """What tuning did.
 
     Attributes:
-        loss_before, loss_after: mean over the calibration items.
+        loss_before, loss_after: mean over the first ``MEASURED`` items.
         values: how many numbers were tuned.
         seconds: of the steps (of all runs, when resumed).
     """
@@ -124,13 +127,14 @@ def tune(
     resume: bool = False,
     progress: bool = True,
     workers: Workers = ALONE,
+    kept: str = TUNED_FILE,
 ) -> TuneReport:
     """Tune a frozen model for ``recipe.tune_steps`` steps, in place; it stays frozen.
 
     Tuned are, of the units that ``recipe.tune_units`` names, the learned scales of activation quantizers and what has
     one dimension: biases and the scales and shifts of norms; with ``recipe.tune_weight_lr`` codes of weights too, on
     the scales that they have. With ``work_dir`` the state is kept every ``KEPT_EVERY``
-    steps in ``work_dir/tuned.pt``; with ``resume`` it goes on from there, and the result equals that of an
+    steps in ``work_dir/kept``; with ``resume`` it goes on from there, and the result equals that of an
     uninterrupted run.
 
     Args:
@@ -146,7 +150,7 @@ def tune(
     if resume and work_dir is None:
         raise ValueError("`resume=True` needs `work_dir`, the folder of the interrupted run")
     forward, device = forward or default_forward, model_device(model)
-    path = None if work_dir is None else Path(work_dir) / TUNED_FILE
+    path = None if work_dir is None else Path(work_dir) / kept
     mark = "" if path is None else fingerprint(model, batches, recipe, tuned=True)
     caches = None if path is None else path.parent / "unit_caches"
     tuned = set(chosen_units(model, recipe.tune_units))
@@ -193,8 +197,9 @@ class _ItemError:
 
     @torch.no_grad()
     def mean(self) -> float:
-        """Over all items."""
-        return float(torch.stack([self(item) for item in range(len(self.targets))]).double().mean())
+        """Over the first ``MEASURED`` items."""
+        items = range(min(len(self.targets), MEASURED))
+        return float(torch.stack([self(item) for item in items]).double().mean())
 
 
 class Tuner:

@@ -24,18 +24,19 @@ class Cell:
     """One run: a recipe at equal bits of weights and activations, further keys of it, a seed.
 
     ``options``: ((key, value), ...) below ``recipe``, as ``("families.softmax", "agq")``, or of the whole config, as
-    ``("test_cfg.calib.tune_images", 256)``.
+    ``("test_cfg.calib.tune_images", 256)``. ``config``: instead of the table's.
     """
 
     recipe: str
     bits: int
     options: tuple[tuple[str, Any], ...] = ()
     seed: int = 0
+    config: str | None = None
 
     @property
     def name(self) -> str:
         """As in ``qdrop_w4a4-hluq-s1``: file and folder name of its figures."""
-        parts = [f"{self.recipe}_w{self.bits}a{self.bits}"]
+        parts = [f"{self.recipe}_w{self.bits}a{self.bits}", *([Path(self.config).stem] if self.config else [])]
         for key, value in self.options:
             key, text = key.removeprefix("test_cfg.calib."), "_".join(value) if isinstance(value, tuple) else value
             flag = {True: key, False: f"no_{key}"}.get(value) if isinstance(value, bool) else f"{key}_{text}"
@@ -75,12 +76,13 @@ def cell_key(config: str, cell: Cell) -> str:
 
     The data are not part of it: figures made on other data belong into another folder.
     """
+    config = cell.config or config
     cfg = read_config(config, cell.overrides())
     name, calib = (cfg.get("sam") or {}).get("name"), (cfg.get("test_cfg") or {}).get("calib")
     if not isinstance(name, str) or not cfg.get("test_cfg") or not isinstance(calib or {}, Mapping):
         raise ValueError(f"{config} is no config of a run: it needs a `sam` with a name, and a `test_cfg`")
     loop = {k: v for k, v in cfg.test_cfg.items() if k not in ("cache_dir", "resume", "device")}
-    loop["calib"] = {k: v for k, v in loop.get("calib", {}).items() if k != "dataset"}
+    loop["calib"] = {k: v for k, v in loop.get("calib", {}).items() if k not in ("dataset", "tune_dataset")}
     weights = Path(cfg.sam.get("checkpoint") or default_checkpoint(cfg.sam["name"]))
     recipe = Recipe.from_config(cfg.recipe)
     unused = () if recipe.learn_scales else ("scale_lr",)
@@ -122,9 +124,9 @@ def fill(
             continue
         key = cell_key(config, cell)
         place = work_dir / f"{cell.name}-{key[:12]}"
-        if run(config, str(place), cell.overrides(), resume=True) != 0:
+        if run(cell.config or config, str(place), cell.overrides(), resume=True) != 0:
             failed.append(cell.name)
             continue
         metrics = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
-        write_json({"key": key, "config": config, "metrics": metrics}, folder / f"{cell.name}.json")
+        write_json({"key": key, "config": cell.config or config, "metrics": metrics}, folder / f"{cell.name}.json")
     return failed

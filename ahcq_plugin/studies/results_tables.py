@@ -66,6 +66,8 @@ TUNED_DECODER = (
     ("tune_units", ("mask_decoder.*",)),
     ("test_cfg.calib.tune_images", 256),
 )
+#: Encoder and decoder tuned, on images of more data sets.
+TUNED_CONFIG = "mm_configs/sam_tiny_w4a4_yolox_nano_tuned.py"
 
 
 def _recipes(bits: int, seeds: int) -> tuple[Row, ...]:
@@ -79,6 +81,7 @@ def _recipes(bits: int, seeds: int) -> tuple[Row, ...]:
         Row(f"{label} + decoder tuned", replace(cell, options=cell.options + TUNED_DECODER), seeds)
         for label, cell in tuned
     ]
+    more.append(Row("the same, tuned on more images, encoder too", Cell("ahcq_plus", bits, config=TUNED_CONFIG), seeds))
     return (*rows, *more)
 
 

@@ -49,7 +49,8 @@ def test_every_leaf_says_what_its_name_says(leaf):
     check_keys(cfg)
     recipe = Recipe.from_config(cfg.recipe)
     w_bits, a_bits = map(int, re.search(r"_w(\d)a(\d)", leaf.stem).groups())
-    assert (recipe.name, recipe.w_bits, recipe.a_bits) == ("ahcq", w_bits, a_bits)
+    named = "ahcq_plus" if leaf.stem.endswith("_tuned") else "ahcq"
+    assert (recipe.name, recipe.w_bits, recipe.a_bits) == (named, w_bits, a_bits)
     name = leaf.stem.split("_w")[0].removeprefix("demo_")
     size = re.search(r"^sam_([blh])$", name)
     assert cfg.sam.name == (f"vit_{size[1]}" if size else name)

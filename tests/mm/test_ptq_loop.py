@@ -105,6 +105,26 @@ def test_a_detector_sees_each_image_to_calibrate_and_to_tune_once(ptq_config, tm
     assert (len(items), more, model.detector.images) == (2, None, 5)
 
 
+def test_images_to_tune_may_be_of_a_data_set_of_their_own(ptq_config, scenes_config, tmp_path):
+    options = {"test_cfg.calib.dataset.indices": 2, "test_cfg.calib.tune_images": 1}
+    options["test_cfg.calib.tune_dataset"] = dict(scenes_config, indices=[2])
+    cfg = read_config(str(ptq_config), options)
+    cfg.work_dir = str(tmp_path / "out")
+    loop = Runner.from_cfg(cfg).test_loop
+    model = loop.wrap(loop.runner.model)
+    items, more = loop.calibration(model, tune=True)
+    last = loop.read(model)[2].img_id
+    assert len(items) == 2 and last not in items.image_ids and more.image_ids == [last]
+    assert loop.calibration(model, tune=False)[1] is None
+
+
+def test_wrong_data_sets_to_tune_are_refused_by_their_key(run):
+    with pytest.raises(ValueError, match="^calib: `tune_dataset` must be the config of a data set, got 'photos'$"):
+        ptq_loop.Calibration(tune_dataset="photos")
+    code, text, _ = run(cfg_options={"test_cfg.calib.tune_dataset": dict(type="CocoDataset", ann_file="none.json")})
+    assert code == 2 and "none.json" in text
+
+
 def test_wrong_numbers_of_images_to_tune_are_refused_by_their_key(run):
     for number in (0, True, 2.5):
         with pytest.raises(

@@ -50,7 +50,7 @@ def test_a_failed_run_is_a_gap_and_is_tried_again(tmp_path):
     # mean and sample standard deviation of 0.50, 0.51, 0.52
     assert (
         "| qdrop, 3 seeds | W4A4 | 0.123 ± 0.000 | 0.250 ± 0.000 | 0.300 ± 0.000 | 0.5100 ± 0.0100 | 0.9000 ± 0.0000 "
-        "| 3 | 16 | 3 |"
+        "| 3 | 18 | 3 |"
     ) in lines
     assert "| rtn |" not in markdown(CONFIG, tmp_path / "cells", ROWS, gaps=False)
     assert "| floating point | 32 | 0.123 | 0.250 | 0.300 | 0.5000 | – | – | – | – |" in lines
@@ -87,6 +87,22 @@ def test_a_chart_needs_figures(tmp_path):
     fill(CONFIG, tmp_path / "cells", tmp_path / "work", CELLS, Runs())
     assert chart(CONFIG, tmp_path / "cells", table, picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_cell_may_be_of_a_config_of_its_own(tmp_path, monkeypatch):
+    """Its key is of that config, and of how many images; not of where they lie."""
+    tuned = "mm_configs/sam_tiny_w4a4_yolox_nano_tuned.py"
+    cell = Cell("ahcq_plus", 4, config=tuned)
+    assert cell.name == "ahcq_plus_w4a4-sam_tiny_w4a4_yolox_nano_tuned"
+    given = []
+    assert fill(CONFIG, tmp_path / "cells", tmp_path / "work", [cell], lambda *args, **kw: given.append(args) or 1)
+    assert given[0][0] == tuned
+    assert cell_key(CONFIG, cell) == cell_key("mm_configs/none.py", cell) != cell_key(CONFIG, Cell("ahcq_plus", 4))
+    before = cell_key(CONFIG, cell)
+    monkeypatch.setenv("AHCQ_DATA", "elsewhere")
+    assert cell_key(CONFIG, cell) == before
+    fewer = Cell("ahcq_plus", 4, (("test_cfg.calib.tune_images", 3),), config=tuned)
+    assert cell_key(CONFIG, fewer) != before
 
 
 def test_other_weights_make_figures_stale(tmp_path, monkeypatch):
@@ -159,7 +175,7 @@ def test_video_suites_show_video_figures(name, tmp_path):
     assert lines[0].startswith("| | bits | J&F | J | F | J to FP |")
     assert lines[2:4] == [
         "| floating point | 32 | 0.5000 | 0.4000 | 0.6000 | – | – | – | – |",
-        "| rtn | W6A6 | 0.5000 | 0.4000 | 0.6000 | 0.7500 | 1 | 16 | 3 |",
+        "| rtn | W6A6 | 0.5000 | 0.4000 | 0.6000 | 0.7500 | 1 | 18 | 3 |",
     ]
 
 
