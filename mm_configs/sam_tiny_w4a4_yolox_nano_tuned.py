@@ -8,11 +8,11 @@ data_source = (
 recipe = dict(
     name="ahcq_plus",
     center=True,
-    tune_feature_steps=500,
+    tune_feature_steps=600,
     tune_feature_units=["image_encoder.*"],
-    tune_steps=2500,
+    tune_steps=1800,
     tune_units=["mask_decoder.*"],
-    tune_weight_lr=0.005,
+    tune_weight_lr=0.015,
 )
 _photographs = dict(type="CocoDataset", ann_file="instances.json", data_prefix=dict(img="images/"))
 _more = "{{$AHCQ_DATA:data}}/more_train"

@@ -21,6 +21,9 @@ from ahcq_plugin.mm.evaluation.prompted import segment_prompted
 from ahcq_plugin.mm.evaluation.records import ImageRecord
 from ahcq_plugin.support.workers import ALONE, Workers
 
+#: Sizes of objects, as COCO's evaluation has them: from so many pixels to below so many.
+SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("inf"))}
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -30,7 +33,9 @@ class Evaluation:
         metrics: ``AP``, ``AP50``, ... of the masks with the prompts of the run (detections, or ground-truth boxes);
             with detections also ``AP_gt``, ``AP50_gt`` with ground-truth boxes; ``mIoU``: mean IoU, over objects, of
             masks prompted with ground-truth boxes and ground truth; ``IoU_fp``: the same against the reference's
-            masks, ``IoU_fp_low`` and ``IoU_fp_high`` its 95 % limits by bootstrap over images; ``mIoU_click1``,
+            masks, ``IoU_fp_low`` and ``IoU_fp_high`` its 95 % limits by bootstrap over images, ``IoU_fp_small``,
+            ``_medium``, ``_large`` that of reference masks below 32 * 32 pixels of the image, below 96 * 96, and of
+            larger ones (COCO's sizes), where there are some; ``mIoU_click1``,
             ``IoU_fp_click1``, ...: the same with other prompts.
         truth_masks: image id -> masks prompted with its ground-truth boxes, in their order.
         prompted: kind of prompt -> image id -> the same with that kind.
@@ -99,12 +104,14 @@ def evaluate(
             _add(metrics[""], model, embedding, record, record.detected)
         prompted = segment_prompted(model, embedding, record, kinds) if len(record.truth) and kinds else {}
         mine.append((rles, prompted, {suffix: metric.results.pop() for suffix, metric in metrics.items()}))
-    truth_ious, reference_ious, kept = [], [], {}
+    truth_ious, reference_ious, areas, kept = [], [], [], {}
     by_kind: dict[str, dict[int | str, list[masks.RLE]]] = {kind: {} for kind in kinds}
     for record, (rles, prompted, results) in zip(records, workers.in_order(mine, len(records)), strict=True):
         truth_ious += masks.pairwise_iou(rles, record.truth_masks())
         if reference is not None:
-            reference_ious.append(masks.pairwise_iou(rles, reference.truth_masks[record.img_id]))
+            wanted = reference.truth_masks[record.img_id]
+            reference_ious.append(masks.pairwise_iou(rles, wanted))
+            areas += masks.areas(wanted)
         kept[record.img_id] = rles
         for kind, others in prompted.items():
             by_kind[kind][record.img_id] = others
@@ -124,6 +131,10 @@ def evaluate(
         figures["IoU_fp"] = sum(objects) / len(objects)
         interval = bootstrap_mean(reference_ious)
         figures |= {"IoU_fp_low": interval.low, "IoU_fp_high": interval.high}
+        for size, (least, limit) in SIZES.items():
+            chosen = [iou for iou, area in zip(objects, areas, strict=True) if least <= area < limit]
+            if chosen:
+                figures[f"IoU_fp_{size}"] = sum(chosen) / len(chosen)
     truth = {record.img_id: record.truth_masks() for record in records} if kinds else {}
     for kind, found in by_kind.items():
         figures[f"mIoU_{kind}"] = _mean_iou(found, truth)

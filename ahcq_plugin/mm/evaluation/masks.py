@@ -48,6 +48,11 @@ def from_annotation(segmentation: dict | list, size: tuple[int, int]) -> RLE:
     return _plain(segmentation)
 
 
+def areas(rles: Sequence[RLE]) -> list[int]:
+    """Pixels of each mask."""
+    return [int(coco_mask.area(rle)) for rle in rles]
+
+
 def pairwise_iou(first: Sequence[RLE], second: Sequence[RLE]) -> list[float]:
     """Intersection over union of the i-th of ``first`` with the i-th of ``second``; two empty masks agree: 1."""
     if len(first) != len(second):
@@ -55,7 +60,7 @@ def pairwise_iou(first: Sequence[RLE], second: Sequence[RLE]) -> list[float]:
     ious = []
     for one, other in zip(first, second, strict=True):
         intersection = int(coco_mask.area(coco_mask.merge([one, other], intersect=True)))
-        union = int(coco_mask.area(one)) + int(coco_mask.area(other)) - intersection
+        union = sum(areas([one, other])) - intersection
         ious.append(iou_of_areas(intersection, union))
     return ious
 

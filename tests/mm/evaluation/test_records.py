@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from ahcq_plugin.mm import BoxPromptedSAM
 from ahcq_plugin.mm.data.wrappers import innermost, wrapped
 from ahcq_plugin.mm.errors import DataError
-from ahcq_plugin.mm.evaluation import masks
+from ahcq_plugin.mm.evaluation import image_evaluation, masks
 from ahcq_plugin.mm.evaluation.image_evaluation import evaluate
 from ahcq_plugin.mm.evaluation.records import (
     CalibrationBatches,
@@ -213,6 +213,26 @@ def test_the_truth_scores_1_and_agrees_with_itself(loader, tiny_sam):
     assert moved.metrics["IoU_fp_low"] <= moved.metrics["IoU_fp"] <= moved.metrics["IoU_fp_high"] < 1
     again = evaluate(Oracle(tiny_sam, records, shift=2), records, meta, loader.dataset.ann_file, reference=moved)
     assert again.metrics["IoU_fp"] == 1 and again.metrics["mIoU"] == moved.metrics["mIoU"]
+
+
+def test_agreement_by_size_is_that_of_the_masks_of_this_size(loader, tiny_sam, monkeypatch):
+    """Their means, weighted by how many there are, are the mean of all; by areas counted pixel by pixel."""
+    records = read_records(loader, BoxPromptedSAM(tiny_sam), Cache(None))
+    meta, file = loader.dataset.metainfo, loader.dataset.ann_file
+    wanted = [mask for record in records for mask in masks.decode(record.truth_masks(), record.size)]
+    pixels = sorted(int(mask.sum()) for mask in wanted)
+    limit = pixels[len(pixels) // 2]
+    monkeypatch.setattr(image_evaluation, "SIZES", {"small": (0, limit), "large": (limit, float("inf"))})
+    exact = evaluate(Oracle(tiny_sam, records), records, meta, file)
+    moved = evaluate(Oracle(tiny_sam, records, shift=2), records, meta, file, reference=exact).metrics
+    ious = {"small": [], "large": []}
+    for mask in wanted:
+        other = np.roll(mask, 2, 1)
+        ious["small" if mask.sum() < limit else "large"].append((mask & other).sum() / (mask | other).sum())
+    assert all(ious.values())
+    for size, values in ious.items():
+        assert moved[f"IoU_fp_{size}"] == pytest.approx(np.mean(values))
+    assert moved["IoU_fp_small"] < moved["IoU_fp_large"], "two pixels are more of a small mask"
 
 
 def test_both_sets_of_prompts_share_the_embedding(loader, tiny_sam, detecting):
