@@ -16,6 +16,7 @@ from ahcq_plugin.export import Matmul, Spec, SpecError, golden
 from ahcq_plugin.export.compare import SOFTMAXES
 from ahcq_plugin.export.interpret import Call, interpreted, node_output, right_codes, row_codes, running
 from ahcq_plugin.export.interpret_softmax import Computed, SoftmaxCall, TableSoftmaxInterpreter, run_softmax
+from ahcq_plugin.export.matmul import heads_of
 from ahcq_plugin.graph import prepared_units
 from ahcq_plugin.hls.engine import simulate
 from ahcq_plugin.hls.engine.compile import Command, compile_matmul
@@ -91,7 +92,7 @@ class Program:
         key = (unit, matmul.name, rows, batch)
         if key not in self.commands:
             fits = self.softmax == "tables" and matmul.kind == "qk" and matmul.accumulator_bits <= 16
-            to = shorts(batch, rows, matmul.n) if fits else None
+            to = shorts(batch, rows, matmul.n, heads_of(matmul.left, matmul.right)) if fits else None
             try:
                 self.commands[key] = compile_matmul(matmul, self.image, self.config, rows, batch, to, codes)
             except SpecError as error:

@@ -3,18 +3,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from ahcq_plugin import quantize
-from ahcq_plugin.export import SpecError, make_spec
+from ahcq_plugin.export import SpecError, golden, make_spec
 from ahcq_plugin.export.compare import golden_forward
+from ahcq_plugin.export.interpret_softmax import SoftmaxCall, run_softmax
 from ahcq_plugin.hls.engine import simulate
 from ahcq_plugin.hls.engine.config import EngineConfig
 from ahcq_plugin.hls.engine.program import Program, engine_forward
+from ahcq_plugin.hls.vectors import make_vectors
 from ahcq_plugin.zoo.sam import box_forward
 from tests.export.test_softmax_forward import BATCH, CHANGES, TOKENS, Attention
+from tests.hls.engine.test_softmax_command import make_step
 
 SOFTMAX = EngineConfig(softmax=True)
 LAYER = "mask_decoder.transformer.layers.0"
@@ -84,6 +89,22 @@ def test_scores_that_a_command_cannot_read_stay_on_the_host_and_say_why(change, 
     assert not any(row.different for row in rows.values()) and len(rows) == 5
     (row,) = (row for (_, name), row in rows.items() if name not in {matmul.name for _, matmul in spec.matmuls()})
     assert row.reason == reason and row.outputs == (0 if reason else len(BATCH) * TOKENS**2)
+
+
+def test_heads_with_scales_of_their_own(cases, spec) -> None:
+    """Two products of three heads, whose codes have bounds of their own too."""
+    rng, program = np.random.default_rng(0), Program(spec, SOFTMAX, softmax="tables")
+    product = cases.make_matmul("qk", "per_head", 4, 4, 16, 20, rng, "per_head")
+    vectors = make_vectors(product, 6, 9, 0)
+    wanted = golden.run(product, vectors.left, vectors.right)
+    assert (program.execute("unit", product, vectors.left, vectors.right) == wanted.output).all()
+    heads = np.broadcast_to((np.arange(6) % 3)[:, None], (6, 9))
+    step = make_step("lnq", 4, 3, 3, rng)
+    call = SoftmaxCall("softmax", step, wanted.accumulators[..., 0], heads, product.name)
+    codes = program.execute_softmax("unit", call)
+    assert (codes == run_softmax(call)).all() and len(np.unique(codes)) > 2
+    with pytest.raises(SpecError, match="moved behind their product"):
+        program.execute_softmax("unit", dataclasses.replace(call, heads=(heads + 1) % 3))
 
 
 @pytest.mark.slow
