@@ -105,6 +105,10 @@ def test_export_and_hls(tiny_sam, tiny_items, tmp_path, monkeypatch) -> None:
     given = {"qmodel": names["qmodel"], "spec": names["spec"], "batch": tiny_items[0], "box_forward": box_forward}
     on_tables = run(code("docs/softmax.md"), **given)
     assert on_tables["rows"] and all(not row.reason for row in on_tables["rows"].values())
+    checked = on_tables["checked"]
+    assert not any(row.different for row in checked.values())
+    host = {unit for (unit, _), row in checked.items() if row.reason}
+    assert all(unit.startswith("image_encoder.") for unit in host), "relative positions; the decoder has none"
     x = torch.rand(1, 64).numpy()
     project = run(code("docs/hls.md"), torch=torch, spec=names["spec"], x=x)
     assert (project["y"] == project["leaf"](torch.from_numpy(x)).detach().numpy()).all()
