@@ -141,6 +141,7 @@ def tune(
         targets: ``floating_outputs`` of the same items.
         loss: of an item, to be differentiated; default ``model_error``.
         workers: processes that share each step's ``batch_size`` items.
+        kept: name of the state's file.
     Raises:
         ResumeError: ``resume`` finds the state of another model, other data or another recipe.
     """

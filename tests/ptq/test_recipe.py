@@ -122,7 +122,7 @@ def test_a_former_name_is_taken_with_a_warning():
 LATER = {
     **{"rotate": False, "refit": 0.0, "tune_steps": 0, "tune_lr": 1e-3, "tune_scale_lr": 1e-3},
     **{"quantize_positions": False, "pcc": False, "par": False, "per_head": False, "center": False},
-    **{"tune_weight_lr": 0.0, "tune_units": []},
+    **{"tune_weight_lr": 0.0, "tune_units": [], "tune_feature_steps": 0, "tune_feature_units": []},
 }
 
 

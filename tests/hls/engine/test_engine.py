@@ -75,7 +75,14 @@ def check(launch, matmul, vectors: Vectors, config: EngineConfig) -> None:
     assert (command.read_output(image).view(np.uint32) == wanted.output.view(np.uint32)).all(), "floats differ"
 
 
-@pytest.mark.parametrize("config", [SMALL, WIDE, SMALL_INT8], ids=["nibbles", "wide", "int8"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(SMALL, id="nibbles"),
+        pytest.param(WIDE, id="wide"),
+        pytest.param(SMALL_INT8, id="int8", marks=pytest.mark.slow),
+    ],
+)
 def test_any_matmul_is_equal(cases, launch, config: EngineConfig) -> None:
     @settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
     @given(kind=st.sampled_from([one for one in KINDS if config.plane == 4 or one[1] != "hluq"]), case=CASES)

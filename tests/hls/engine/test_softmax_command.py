@@ -26,7 +26,7 @@ from ahcq_plugin.hls.rtl import Program, cache_folder, compile_rtl
 from ahcq_plugin.hls.vectors import make_vectors
 from tests.export.probabilities import FAMILIES, make_quantizer
 
-SMALL = EngineConfig(cells=2, digit=4, left_depth=24, right_depth=48, softmax=True)
+TWO = EngineConfig(softmax=True)
 WIDTHS = [1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 40, 63, 64, 65, 100]
 
 
@@ -42,7 +42,7 @@ def golden_codes(step: TableSoftmax, scores: np.ndarray) -> np.ndarray:
     return step.run(scores, np.broadcast_to(heads[:, None], scores.shape[:2]))
 
 
-def attention(cases, family: str, bits: int, shape: tuple[int, int, int, int], seed: int, config=SMALL):
+def attention(cases, family: str, bits: int, shape: tuple[int, int, int, int], seed: int, config=TWO):
     """(commands Q.K^T, softmax, A.V, their memory, floats of A.V by the golden steps, codes by the golden step).
 
     ``shape``: rows, channels of a head, tokens, channels of a value; ``family`` of the quantizer, per_head of all.
@@ -108,7 +108,7 @@ def wrong(step: TableSoftmax, scores: np.ndarray, config: EngineConfig) -> int:
 def test_codes_are_the_golden_steps(family, bits, heads, of_heads, n, rows, spread, seed) -> None:
     rng = np.random.default_rng(seed)
     step = make_step(family, bits, heads, heads if of_heads and heads << bits <= 256 else 1, rng)
-    assert wrong(step, rng.integers(-spread, spread + 1, (2 * heads, rows, n)), SMALL) == 0
+    assert wrong(step, rng.integers(-spread, spread + 1, (2 * heads, rows, n)), TWO) == 0
 
 
 def test_the_longest_rows_and_the_lowest_and_highest_scores() -> None:
@@ -125,7 +125,7 @@ def test_attention_is_one_program(cases, family: str, bits: int, shape: tuple[in
     if family == "per_head" and bits > 6:
         pytest.skip("256 bounds hold three quantizers of at most 6 bits")
     commands, image, wanted, codes = attention(cases, family, bits, shape, seed=bits)
-    simulate.run(image, [command.descriptor for command in commands], SMALL)
+    simulate.run(image, [command.descriptor for command in commands], TWO)
     assert len(np.unique(codes)) > 2 and differing(commands, image, wanted, codes) == (0, 0)
 
 
@@ -134,11 +134,11 @@ def test_cells_work_on_other_commands_meanwhile(cases) -> None:
     commands, image, wanted, codes = attention(cases, "table", 4, (17, 16, 70, 9), 1)
     rng = np.random.default_rng(2)
     step, scores = make_step("lnq", 4, 1, 1, rng), rng.integers(-300, 300, (4, 3, 20, 50))
-    others = [compile_softmax("softmax", step, image, SMALL, (3, 20, 50), barrier=False) for _ in scores]
+    others = [compile_softmax("softmax", step, image, TWO, (3, 20, 50), barrier=False) for _ in scores]
     for other, values in zip(others, scores, strict=True):
         other.write_scores(image, values)
     program = [commands[0], *others, commands[1], commands[2]]
-    simulate.run(image, [command.descriptor for command in program], SMALL)
+    simulate.run(image, [command.descriptor for command in program], TWO)
     assert differing(commands, image, wanted, codes) == (0, 0)
     for other, values in zip(others, scores, strict=True):
         assert (other.read_codes(image) == golden_codes(step, values)).all()
@@ -148,18 +148,18 @@ def test_any_number_of_commands_may_go_without_barrier(cases) -> None:
     """More than the streams between the processes hold."""
     image, rng = Image(), np.random.default_rng(0)
     step, matmul = make_step("lnq", 4, 1, 1, rng), cases.make_matmul("qk", "uniform", 4, 4, 8, 8, rng)
-    program = [compile_softmax("softmax", step, image, SMALL, (1, 2, 8), barrier=False) for _ in range(40)]
-    program += [compile_matmul(matmul, image, SMALL, 2, 1, barrier=False) for _ in range(40)]
-    simulate.run(image, [command.descriptor for command in program], SMALL, clocked=True)
+    program = [compile_softmax("softmax", step, image, TWO, (1, 2, 8), barrier=False) for _ in range(40)]
+    program += [compile_matmul(matmul, image, TWO, 2, 1, barrier=False) for _ in range(40)]
+    simulate.run(image, [command.descriptor for command in program], TWO, clocked=True)
 
 
 @pytest.mark.parametrize(
     ("bits", "quantizers", "shape", "config", "message"),
     [
-        (4, 1, (2, 1, 4097), SMALL, "softmax_1.*scores of a row: got 4097, at most 4096"),
-        (8, 2, (2, 1, 8), SMALL, "bounds of the codes: got 512, at most 256"),
-        (4, 1, (3, 1, 8), SMALL, "products of 2 heads"),
-        (4, 1, (2, 1, 0), SMALL, "none 0"),
+        (4, 1, (2, 1, 4097), TWO, "softmax_1.*scores of a row: got 4097, at most 4096"),
+        (8, 2, (2, 1, 8), TWO, "bounds of the codes: got 512, at most 256"),
+        (4, 1, (3, 1, 8), TWO, "products of 2 heads"),
+        (4, 1, (2, 1, 0), TWO, "none 0"),
         (4, 1, (2, 1, 8), PAPER, "no unit for it.*softmax=True"),
     ],
 )
@@ -200,7 +200,7 @@ def faults_cases() -> list[tuple[TableSoftmax, np.ndarray]]:
 
 
 def test_the_cases_of_the_faults_pass() -> None:
-    assert not any(wrong(*case, SMALL) for case in faults_cases())
+    assert not any(wrong(*case, TWO) for case in faults_cases())
 
 
 @pytest.mark.slow
@@ -216,10 +216,10 @@ def test_a_fault_is_seen(cases, tmp_path: Path, monkeypatch, name: str, text: st
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     simulate.library.cache_clear()
     try:
-        seen = bool(sum(wrong(*case, SMALL) for case in faults_cases()))
+        seen = bool(sum(wrong(*case, TWO) for case in faults_cases()))
         for given in (("table", 4, (17, 16, 70, 9)), ("per_head", 5, (5, 21, 7, 16))):
             commands, image, wanted, codes = attention(cases, *given, seed=3)
-            simulate.run(image, [command.descriptor for command in commands], SMALL)
+            simulate.run(image, [command.descriptor for command in commands], TWO)
             seen = seen or differing(commands, image, wanted, codes) != (0, 0)
     except RuntimeError:
         seen = True
