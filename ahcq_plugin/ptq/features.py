@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ahcq_plugin.graph import prepared_units
-from ahcq_plugin.ptq.prepared import watched
+from ahcq_plugin.ptq.prepared import StopForward, watched
 from ahcq_plugin.ptq.reading import read_units, units_behind
 from ahcq_plugin.ptq.replay import chosen_units
 from ahcq_plugin.support.batches import Forward
@@ -53,12 +53,8 @@ class FeatureForward:
         def note(name: str, unit: nn.Module, given: Any, out: Any) -> None:
             found.append(out)
             if self._once and len(found) == len(self._names):
-                raise _Complete
+                raise StopForward
 
-        with watched({name: units[name] for name in self._names}, note), suppress(_Complete):
+        with watched({name: units[name] for name in self._names}, note), suppress(StopForward):
             self._forward(model, batch)
         return found
-
-
-class _Complete(Exception):
-    """All features are there: the rest of the model need not run."""

@@ -16,6 +16,10 @@ from ahcq_plugin.quantizers.layers import QuantLinearView, read_parameters
 M = TypeVar("M", bound=nn.Module)
 
 
+class StopForward(Exception):
+    """Ends a model's forward once what was wanted of it is known; who raises it in a unit or a hook catches it."""
+
+
 def quantizers(model: nn.Module) -> Iterator[tuple[str, FakeQuantize]]:
     """(name, fake quantizer) of every quantizer in the model."""
     for name, module in model.named_modules():

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ahcq_plugin.ptq.optimise import Samples, seeded
-from ahcq_plugin.ptq.prepared import intercepted, original_weights, quantization_off, training_only
+from ahcq_plugin.ptq.prepared import StopForward, intercepted, original_weights, quantization_off, training_only
 from ahcq_plugin.ptq.stages import Stages
 from ahcq_plugin.ptq.stream import UnitStream
 
@@ -62,10 +62,6 @@ class Stage(nn.Module):
         for unit in others:
             out = unit(out)
         return out
-
-
-class _Stop(Exception):
-    """Ends a forward once the decoder's transformer has responded."""
 
 
 @dataclass(frozen=True)
@@ -120,13 +116,13 @@ class Response:
 
         def stop(module: nn.Module, args: Any, result: Any) -> None:
             responses.append(result)
-            raise _Stop
+            raise StopForward
 
         handle = self.stages.decoder.register_forward_hook(stop)
         try:
             with intercepted(self.stream.units, handler):
                 self.stream.run(item)
-        except _Stop:
+        except StopForward:
             pass
         finally:
             handle.remove()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ahcq_plugin.graph import UnitError, prepared_units
-from ahcq_plugin.ptq.prepared import intercepted, original_weights, set_quantization
+from ahcq_plugin.ptq.prepared import StopForward, intercepted, original_weights, set_quantization
 from ahcq_plugin.ptq.reading import read_units
 from ahcq_plugin.ptq.store import Store
 from ahcq_plugin.support.batches import Forward, model_device, to_device
@@ -31,10 +31,6 @@ from ahcq_plugin.support.batches import Forward, model_device, to_device
 STREAMS = ("quantized", "floating")
 Key = tuple[str, str, int, int]
 """(unit, stream, item, number of the call in the item's forward)."""
-
-
-class _Stop(Exception):
-    """Ends a model's forward once the wanted unit's inputs are known."""
 
 
 class UnitStream:
@@ -122,7 +118,7 @@ class UnitStream:
                 self._inputs[stream, item, call] = owned((args, kwargs)) if self._calls else (args, kwargs)
                 self.samples.append((item, call))
                 if calls[name] == last:
-                    raise _Stop
+                    raise StopForward
             return self._stand_in(
                 (unit_name, stream, item, call), name, earlier, partial(unit_forward, *args, **kwargs)
             )
@@ -130,7 +126,7 @@ class UnitStream:
         with intercepted(self.units, handler):
             try:
                 self.run(item)
-            except _Stop:
+            except StopForward:
                 return
         raise UnitError(f"item {item}: the forward calls unit {name!r} {calls[name]} times, expected {last}")
 

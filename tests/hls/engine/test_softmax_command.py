@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -210,15 +209,8 @@ def test_the_cases_of_the_faults_pass() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "text", "faulty"), MUTANTS, ids=[f"{m[0]}: {m[2]}" for m in MUTANTS])
-def test_a_fault_is_seen(cases, tmp_path: Path, monkeypatch, name: str, text: str, faulty: str) -> None:
-    shutil.copytree(sources("include"), tmp_path / "include")
-    file = tmp_path / "include" / "ahcq" / "engine" / name
-    source = file.read_text(encoding="utf-8")
-    assert source.count(text) == 1
-    file.write_text(source.replace(text, faulty), encoding="utf-8")
-    real = sources
-    monkeypatch.setattr(simulate, "sources", lambda *parts: file.parents[2] if parts == ("include",) else real(*parts))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_a_fault_is_seen(cases, plant, name: str, text: str, faulty: str) -> None:
+    plant(name, text, faulty)
     simulate.library.cache_clear()
     try:
         seen = bool(sum(wrong(*case, TWO) for case in faults_cases()))
