@@ -10,13 +10,14 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
 import ahcq_plugin.hls.rtl as flow
+from ahcq_plugin.hls.engine import multiply
 from ahcq_plugin.hls.engine.config import EngineConfig
 from ahcq_plugin.hls.engine.cycles import CLOCK_HZ
 from ahcq_plugin.hls.engine.descriptor import Descriptor
@@ -110,7 +111,8 @@ def _made(config: EngineConfig) -> EngineRtl:
     with tempfile.TemporaryDirectory(prefix="ahcq_engine_") as name:
         source = Path(name) / "engine.cpp"
         write_text(render("engine_rtl.cpp.j2", dict(config=config.cpp)), source)
-        rtl = compile_rtl(Program(source, (sources("include"),)), "run", cache=cache_folder())
+        modules = {multiply.NAME: partial(multiply.module_text, config)}
+        rtl = compile_rtl(Program(source, (sources("include"),)), "run", cache=cache_folder(), modules=modules)
 
     def ports(axi: Sequence[str], **streams: str) -> list[dict[str, str]]:
         """Names of the AXI4 ports, and of the elements of the streams behind them."""
@@ -123,6 +125,7 @@ def _made(config: EngineConfig) -> EngineRtl:
     shell = {name: sources("rtl", name).read_text(encoding="utf-8") for name in PORTS}
     instances = Counter(one.process.name for one in rtl.design.instances)
     stages = {name: one.stages for name, one in rtl.scheduled.items()}
+    stages[multiply.NAME] = multiply.stages(config)
     return EngineRtl({**rtl.files, **shell, f"{TOP}.sv": text}, stages, dict(instances))
 
 
@@ -134,7 +137,7 @@ def _content(config: EngineConfig) -> str:
         raise ToolError(f"a package of the extra `rtl` is missing: `pip install ahcq_plugin[rtl]` ({error})") from None
     files = [file for folder in ("include", "clang", "rtl", "templates") for file in sources(folder).rglob("*.*")]
     digest = hashlib.sha256(json.dumps([config.cpp, *tools]).encode())
-    for file in sorted([*files, *Path(flow.__file__).parent.glob("*.py"), Path(__file__)]):
+    for file in sorted([*files, *Path(flow.__file__).parent.glob("*.py"), Path(__file__), Path(multiply.__file__)]):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:24]
 
@@ -150,7 +153,8 @@ def simulation(config: EngineConfig = SMALLEST, level: str = "-O0") -> Path:
     """
     rtl = engine_rtl(config)
     bench = render("engine_bench.cpp.j2", dict(top=TOP, reads=reads(config), writes=writes(config)))
-    return verilated(rtl.files, TOP, bench, cache_folder(), level)
+    model = sources("rtl", "pe", multiply.MODEL).read_text(encoding="utf-8")
+    return verilated({multiply.MODEL: model, **rtl.files}, TOP, bench, cache_folder(), level)
 
 
 def run(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from ahcq_plugin.hls.render import render
 from ahcq_plugin.hls.resources import sources
 from ahcq_plugin.hls.rtl.channels import Ram
 from ahcq_plugin.hls.rtl.clang import Program
-from ahcq_plugin.hls.rtl.elaborate import Design, Instance, Slice, elaborate
+from ahcq_plugin.hls.rtl.elaborate import Design, Instance, Slice, Stream, elaborate
 from ahcq_plugin.hls.rtl.errors import Place, RtlError
 from ahcq_plugin.hls.rtl.lint import lint
-from ahcq_plugin.hls.rtl.package import ARGUMENTS
+from ahcq_plugin.hls.rtl.narrow import Narrow, narrow
+from ahcq_plugin.hls.rtl.package import ARGUMENTS, Process
 from ahcq_plugin.hls.rtl.schedule import Scheduled, ScheduleOptions, schedule
 from ahcq_plugin.support.files import write_text
 
@@ -41,7 +43,12 @@ class Rtl:
 
 
 def compile_rtl(
-    program: Program, top: str, options: ScheduleOptions | None = None, cache: Path | None = None, faults: bool = False
+    program: Program,
+    top: str,
+    options: ScheduleOptions | None = None,
+    cache: Path | None = None,
+    faults: bool = False,
+    modules: Mapping[str, Callable[[Process], str]] | None = None,
 ) -> Rtl:
     """HLS C++ to SystemVerilog.
 
@@ -49,6 +56,7 @@ def compile_rtl(
         top: C++ name of the top function.
         cache: folder for what XLS makes, by content.
         faults: take C++ with the faults of lint.py too.
+        modules: name of a process -> SystemVerilog that stands in the place of what XLS makes of it.
     Raises:
         RtlError: the C++ has such a fault or is outside the subset, or II = 1 is impossible.
         ToolError: a package of the extra ``rtl`` is missing.
@@ -60,24 +68,40 @@ def compile_rtl(
     pipelined = [Place(source.name, line) for source in program.files.values() for line in source.pipelined_loops()]
     design = elaborate(module, top, program.pragmas, pipelined)
     scheduled = schedule(list(design.processes.values()), options, cache)
+    made = {name: f"// SPDX-License-Identifier: Apache-2.0\n{one.verilog}" for name, one in scheduled.items()}
+    given = modules or {}
+    made |= {one.name: given[one.name](one) for one in design.processes.values() if one.name in given}
     files = {name: sources("rtl", name).read_text(encoding="utf-8") for name in CELLS}
-    files |= {f"{name}.sv": f"// SPDX-License-Identifier: Apache-2.0\n{one.verilog}" for name, one in scheduled.items()}
-    files[f"{design.top}.sv"] = top_text(design)
+    files |= {f"{name}.sv": text for name, text in made.items()}
+    files[f"{design.top}.sv"] = top_text(design, narrow(design, made, cache))
     return Rtl(design, files, scheduled)
 
 
-def top_text(design: Design) -> str:
-    """The module that joins the processes of a design."""
+def top_text(design: Design, narrowed: Mapping[str, Narrow]) -> str:
+    """The module that joins the processes of a design by FIFOs, of which ``narrowed`` says what they hold."""
     launched = [one for one in design.instances if one.is_launched]
     values = dict(
         top=design.top,
         argument_bits=sum(bits for _, bits in design.arguments),
         ports=[dict(name=port.name, bits=port.bits, is_output=port.writer is not None) for port in design.ports],
-        fifos=[dict(name=fifo.name, bits=fifo.bits, depth=max(2, fifo.depth)) for fifo in design.fifos],
+        fifos=[_fifo(fifo, narrowed[fifo.name]) for fifo in design.fifos],
         launched=len(launched),
         instances=[_instance(one, launched) for one in design.instances],
     )
     return render("rtl_top.sv.j2", values)
+
+
+def _fifo(fifo: Stream, narrowed: Narrow) -> dict[str, object]:
+    held = f"{fifo.name}_held"
+    return dict(
+        name=fifo.name,
+        bits=fifo.bits,
+        depth=max(2, fifo.depth),
+        held=held,
+        held_bits=len(narrowed.kept),
+        packed=narrowed.packed(f"{fifo.name}_in_data"),
+        unpacked=narrowed.unpacked(held),
+    )
 
 
 def _instance(one: Instance, launched: list[Instance]) -> dict[str, object]:

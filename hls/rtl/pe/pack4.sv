@@ -31,6 +31,10 @@ module pack4 (
         .USE_MULT("MULTIPLY")
     ) dsp (
         .CLK(clk),
+        .CEA2(1'b1),
+        .CEB2(1'b1),
+        .CEM(1'b1),
+        .CEP(1'b1),
         .A({4'b0, delayed[16*i+12+:4], 18'b0, delayed[16*i+8+:4]}),
         .B({3'b0, delayed[16*i+4+:4], 7'b0, delayed[16*i+:4]}),
         .PCIN(cascade[i]),

@@ -48,7 +48,8 @@ void run(
     hls::stream<column_sums> columns[C::CELLS];
     hls::stream<operands<C> > decoded[C::CELLS][CHUNKS];
     hls::stream<sums<C> > passes[C::CELLS][CHUNKS];
-    hls::stream<row_sums<C> > rows[C::CELLS];
+    hls::stream<row_sums<C> > rows[C::CELLS];  // of a pass as short as a turn there are as many as `multiply` has stages
+#pragma HLS STREAM variable = rows depth = 16
     hls::stream<accumulators> corrected[C::CELLS];
     hls::stream<lane_work> works[C::CELLS][LANES];
     hls::stream<float> floats[C::CELLS][LANES];
