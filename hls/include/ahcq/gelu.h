@@ -17,7 +17,7 @@ inline float gelu(float x) {
     const float size = x < 0.0f ? -x : x;
     const float positive = x < 0.0f ? 0.0f : x;
     if (!(size < float(GELU_INTERVALS) / 32.0f)) return positive;  // NaN too
-    const int interval = int(size * 32.0f);
+    const uint8_t interval = uint8_t(size * 32.0f);  // there are fewer than 256
     const float at = size - float(interval) / 32.0f;
     const float slope = gelu_curve[interval][2] * at + gelu_curve[interval][1];
     return positive - (slope * at + gelu_curve[interval][0]);

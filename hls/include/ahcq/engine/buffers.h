@@ -113,16 +113,17 @@ void buffer_right(
     right_fold memory[2 * C::RIGHT_DEPTH], high[C::PLANE == 4 ? 1 : 2 * C::RIGHT_DEPTH];
     uint32_t sum[PES];  // of the tile that is loaded
 #pragma HLS ARRAY_PARTITION variable = sum complete
-    column_sums sums;  // of the tile that the cells work on
-#pragma HLS ARRAY_PARTITION variable = sums.value complete
+    uint32_t sums[PES];  // of the tile that the cells work on
+#pragma HLS ARRAY_PARTITION variable = sums complete
     right_fold loads;  // the fold that is being loaded
 #pragma HLS ARRAY_PARTITION variable = loads.column complete
     const bool transposed = is(c, TRANSPOSED);
     const uint32_t tiles = tiles_of(c), folds = c.folds * planes_of(c);
     uint32_t product = 0, row = 0, tile = 0;  // of the tile that is loaded
     uint32_t fold = 0, chunk = 0, half = 0, pause = 0;
-    bool loading = false, loaded = false, computing = false, more = true;
-    while (more) {
+    uint32_t sent = 0, to_send = 0;  // chunks of the sums; a tile waits until those of the one before are sent
+    bool loading = false, loaded = false, computing = false, ended = false, more = true;
+    while (more || sent != to_send) {
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
         if (!loading && !loaded && product < c.batch) {  // the next tile
@@ -176,7 +177,7 @@ void buffer_right(
         } else if (pause != 0) {
             --pause;
         }
-        if (computing) {
+        if (computing && !(ended && sent != to_send)) {
             const turn now = turns.read();
             const right_fold columns = memory[(1 - half) * C::RIGHT_DEPTH + now.right_address];
 #pragma HLS ARRAY_PARTITION variable = columns.column complete
@@ -196,18 +197,39 @@ void buffer_right(
                     }
                     out[cell][j].write(part);
                 }
-                if (is(c, PRODUCT) && first) out_sums[cell].write(sums);
             }
+            if (is(c, PRODUCT) && first) {
+                sent = 0;
+                to_send = chunks_of(c, now.places);
+            }
+            ended = at(now.places, END_OF_TILE);
             if (at(now.places, END_OF_TILE) && (tiles != 1 || at(now.places, LAST_BLOCK))) computing = false;
             if (at(now.places, END_OF_COMMAND)) more = false;
         }
-        if (!computing && loaded) {
+        if (sent != to_send) {
+            column_sums part;
+#pragma HLS ARRAY_PARTITION variable = part.value complete
+            for (int i = 0; i < LANES; ++i) {
+#pragma HLS UNROLL
+                part.value[i] = 0;
+                for (int j = 0; j < CHUNKS; ++j) {
+#pragma HLS UNROLL
+                    if (sent == uint32_t(j)) part.value[i] = sums[j * LANES + i];
+                }
+            }
+            for (int cell = 0; cell < C::CELLS; ++cell) {
+#pragma HLS UNROLL
+                out_sums[cell].write(part);
+            }
+            ++sent;
+        }
+        if (!computing && loaded && sent == to_send) {
             computing = true;
             loaded = false;
             half = 1 - half;
             for (int column = 0; column < PES; ++column) {
 #pragma HLS UNROLL
-                sums.value[column] = sum[column];
+                sums[column] = sum[column];
             }
         }
     }

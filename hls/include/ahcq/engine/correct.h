@@ -19,7 +19,8 @@ void correct(
     hls::stream<sums<C> > (&in)[CHUNKS],
     hls::stream<row_sums<C> >& rows,
     hls::stream<column_sums>& columns,
-    hls::stream<accumulators>& out) {
+    hls::stream<accumulators>& out,
+    hls::stream<uint16_t>& out_places) {
     const command c = commands.read();
     const bool product = is(c, PRODUCT);
     beat lane[MAX_GROUPS];  // of heads: left and right zero point
@@ -32,9 +33,8 @@ void correct(
     int64_t multiply[CHUNKS][LANES], shift[CHUNKS][LANES];
 #pragma HLS ARRAY_PARTITION variable = multiply complete dim = 2
 #pragma HLS ARRAY_PARTITION variable = shift complete dim = 2
+    column_sums of_columns[CHUNKS];  // of a tile
     row_sums<C> now;
-    column_sums column;
-#pragma HLS ARRAY_PARTITION variable = column.value complete
     uint8_t left_zero = 0, head_zero = 0;  // of a head
     int64_t both = 0;                      // k * left_zero * head_zero
     uint32_t loads = 0, loaded = 0, chunk = 0, group = 0, head = 0;
@@ -50,17 +50,15 @@ void correct(
             const bool first_pass = at(places, FIRST_PASS);
             if (first_pass) group = at(places, FIRST_GROUP) ? 0 : group + 1;
             if (at(places, FIRST_PASS | FIRST_GROUP | FIRST_STEP)) {
-                if (product) {
-                    column = columns.read();
-                    if (at(places, FIRST_TILE | FIRST_BLOCK)) {
-                        head = first || head + 1 == c.heads ? 0 : head + 1;
-                        first = false;
-                        const beat zero = lane[head];
-                        left_zero = uint8_t(zero.word[0]);
-                        head_zero = uint8_t(zero.word[1]);
-                        both = int64_t(c.k & 0xfffff) * uint32_t(left_zero * head_zero);
-                    }
-                } else {
+                if (product && at(places, FIRST_TILE | FIRST_BLOCK)) {
+                    head = first || head + 1 == c.heads ? 0 : head + 1;
+                    first = false;
+                    const beat zero = lane[head];
+                    left_zero = uint8_t(zero.word[0]);
+                    head_zero = uint8_t(zero.word[1]);
+                    both = int64_t(c.k & 0xfffff) * uint32_t(left_zero * head_zero);
+                }
+                if (!product) {
                     loads = correction_beats(c);
                     loaded = 0;
                 }
@@ -95,17 +93,16 @@ void correct(
 #pragma HLS ARRAY_PARTITION variable = start_low.word complete
             const beat start_high = high[group * CHUNKS + chunk];
 #pragma HLS ARRAY_PARTITION variable = start_high.word complete
+            column_sums column = of_columns[chunk];
+#pragma HLS ARRAY_PARTITION variable = column.value complete
+            if (product && at(places, FIRST_PASS | FIRST_GROUP | FIRST_STEP)) column = columns.read();
+            of_columns[chunk] = column;
             accumulators result;
 #pragma HLS ARRAY_PARTITION variable = result.multiply complete
 #pragma HLS ARRAY_PARTITION variable = result.shift complete
             result.places = places;
             for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL
-                int32_t column_sum = 0;
-                for (int j = 0; j < CHUNKS; ++j) {  // registers behind a multiplexer
-#pragma HLS UNROLL
-                    if (chunk == uint32_t(j)) column_sum = column.value[j * LANES + i] & C::COLUMN;
-                }
                 const int64_t of_pass = int64_t(uint64_t(sum.multiply[i]) << pass_shift);
                 const int64_t total = narrow((first_pass ? 0 : multiply[chunk][i]) + of_pass);
                 // the shift lane takes no digits of the left operand: only its first pass counts
@@ -116,11 +113,14 @@ void correct(
                 shift[chunk][i] = shift_total;
                 const int64_t right_zero = product ? head_zero : uint8_t(zero.word[i]);
                 const int64_t constant = int64_t(uint64_t(start_high.word[i]) << 32 | start_low.word[i]);
-                const int64_t start = product ? both - int64_t(left_zero) * column_sum : constant;
+                const int64_t start = product ? both - int64_t(left_zero) * (column.value[i] & C::COLUMN) : constant;
                 result.multiply[i] = narrow(total - right_zero * row_multiply + start);
                 result.shift[i] = narrow(shift_total - right_zero * row_shift);
             }
-            if (at(places, LAST_PASS)) out.write(result);
+            if (at(places, LAST_PASS)) {
+                out.write(result);
+                out_places.write(places);
+            }
             if (++chunk == chunks_of(c, places)) {
                 chunk = 0;
                 held = false;

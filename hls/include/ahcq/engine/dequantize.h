@@ -21,6 +21,7 @@ void dequantize(
     hls::stream<command>& commands,
     hls::stream<beat>& parameters,
     hls::stream<accumulators>& in,
+    hls::stream<uint16_t>& in_places,
     hls::stream<lane_work> (&out)[LANES],
     hls::stream<uint16_t>& out_places) {
     const command c = commands.read();
@@ -31,18 +32,15 @@ void dequantize(
         lane[i] = parameters.read();
     }
     beat weight[CHUNKS], bias[CHUNKS], offset[CHUNKS];
-    accumulators now;
-#pragma HLS ARRAY_PARTITION variable = now.multiply complete
-#pragma HLS ARRAY_PARTITION variable = now.shift complete
+    uint16_t places = 0;  // of the sums that come next, which stay in their stream while parameters are loaded
     uint32_t loads = 0, chunk = 0, group = 0, head = 0;
     bool held = false, first = true, more = true;
     while (more) {
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
         if (!held) {
-            now = in.read();
+            places = in_places.read();
             held = true;
-            const uint16_t places = now.places;
             if (chunk == 0) {
                 group = at(places, FIRST_GROUP) ? 0 : group + 1;
                 if (at(places, FIRST_GROUP | FIRST_STEP)) {
@@ -67,7 +65,10 @@ void dequantize(
 #pragma HLS ARRAY_PARTITION variable = offset_value.word complete
 #pragma HLS ARRAY_PARTITION variable = weight_scale.word complete
 #pragma HLS ARRAY_PARTITION variable = bias_value.word complete
-            const bool last_group = at(now.places, LAST_GROUP);
+            const accumulators now = in.read();
+#pragma HLS ARRAY_PARTITION variable = now.multiply complete
+#pragma HLS ARRAY_PARTITION variable = now.shift complete
+            const bool last_group = at(places, LAST_GROUP);
             for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL
                 lane_work work;
@@ -79,15 +80,15 @@ void dequantize(
                 work.bias = bias_value.word[i];
                 work.offset = offset_value.word[i];
                 work.chunk = chunk;
-                work.flags = (c.family == HLUQ ? LANE_SHIFTS : 0) | (at(now.places, FIRST_GROUP) ? LANE_FIRST : 0) |
+                work.flags = (c.family == HLUQ ? LANE_SHIFTS : 0) | (at(places, FIRST_GROUP) ? LANE_FIRST : 0) |
                              (last_group ? LANE_LAST : 0) | (is(c, OFFSET) ? LANE_OFFSET : 0) |
                              (product ? LANE_PRODUCT : 0) | (is(c, GELU) ? LANE_GELU : 0);
                 out[i].write(work);
             }
-            if (last_group) out_places.write(now.places);
+            if (last_group) out_places.write(places);
             held = false;
-            chunk = chunk + 1 == chunks_of(c, now.places) ? 0 : chunk + 1;
-            if (chunk == 0) more = !at(now.places, END_OF_COMMAND);
+            chunk = chunk + 1 == chunks_of(c, places) ? 0 : chunk + 1;
+            if (chunk == 0) more = !at(places, END_OF_COMMAND);
         }
     }
 }

@@ -45,12 +45,16 @@ void run(
 #pragma HLS STREAM variable = right_turns depth = 16
     hls::stream<left_fold> left_folds[C::CELLS];
     hls::stream<right_columns<C> > right_folds[C::CELLS][CHUNKS];
+    // Those of a tile have to fit: they leave in the turns whose products `correct` waits for before it takes the first.
     hls::stream<column_sums> columns[C::CELLS];
+#pragma HLS STREAM variable = columns depth = 16
     hls::stream<operands<C> > decoded[C::CELLS][CHUNKS];
     hls::stream<sums<C> > passes[C::CELLS][CHUNKS];
     hls::stream<row_sums<C> > rows[C::CELLS];  // of a pass as short as a turn there are as many as `multiply` has stages
 #pragma HLS STREAM variable = rows depth = 16
-    hls::stream<accumulators> corrected[C::CELLS];
+    hls::stream<accumulators> corrected[C::CELLS];  // read a stage after their places
+#pragma HLS STREAM variable = corrected depth = 4
+    hls::stream<uint16_t> corrected_places[C::CELLS];
     hls::stream<lane_work> works[C::CELLS][LANES];
     hls::stream<float> floats[C::CELLS][LANES];
     hls::stream<float> to_gelu[C::CELLS][GELUS][LANES / GELUS], from_gelu[C::CELLS][GELUS][LANES / GELUS];
@@ -79,8 +83,11 @@ void run(
             AHCQ_PROCESS(multiply<C>, decoded[cell][chunk], right_folds[cell][chunk], passes[cell][chunk]);
         }
         AHCQ_PROCESS(
-            correct<C>, to_correct[cell], corrections[cell], passes[cell], rows[cell], columns[cell], corrected[cell]);
-        AHCQ_PROCESS(dequantize<C>, to_dequantize[cell], scales[cell], corrected[cell], works[cell], places[cell]);
+            correct<C>, to_correct[cell], corrections[cell], passes[cell], rows[cell], columns[cell], corrected[cell],
+            corrected_places[cell]);
+        AHCQ_PROCESS(
+            dequantize<C>, to_dequantize[cell], scales[cell], corrected[cell], corrected_places[cell], works[cell],
+            places[cell]);
         for (int lane = 0; lane < LANES; ++lane) {
 #pragma HLS UNROLL
             AHCQ_PROCESS(

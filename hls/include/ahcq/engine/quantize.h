@@ -93,7 +93,7 @@ void quantize(
                 high |= (code >> 4) << (4 * lane);
             }
             result.data.word[lane] = inside ? float_bits(x) : 0;
-            shorts[lane] = inside && c.out_format == SHORTS ? uint32_t(int32_t(x)) & 0xffff : 0;
+            shorts[lane] = inside && c.out_format == SHORTS ? uint16_t(int16_t(x)) : 0;
         }
         if (c.out_format == CODES) {
             result.data.word[0] = low;

@@ -182,9 +182,9 @@ typename C::column_t joined(uint32_t low, uint32_t high) {
     return codes;
 }
 
-// Of each column of a tile the sum of its right codes.
+// Of each column of a chunk the sum of its right codes.
 struct column_sums {
-    int32_t value[PES];
+    int32_t value[LANES];
 };
 
 // Sums of one pass of one row over u * code, for LANES columns.
