@@ -110,13 +110,16 @@ void buffer_right(
     hls::stream<right_columns<C> > (&out)[C::CELLS][CHUNKS],
     hls::stream<column_sums> (&out_sums)[C::CELLS]) {
     const command c = commands.read();
-    right_fold memory[2 * C::RIGHT_DEPTH], high[C::PLANE == 4 ? 1 : 2 * C::RIGHT_DEPTH];
+    // A bank for each chunk: a beat of eight columns goes straight to its place.
+    beat memory[CHUNKS][2 * C::RIGHT_DEPTH], high[CHUNKS][C::PLANE == 4 ? 1 : 2 * C::RIGHT_DEPTH];
+#pragma HLS ARRAY_PARTITION variable = memory complete dim = 1
+#pragma HLS ARRAY_PARTITION variable = high complete dim = 1
     uint32_t sum[PES];  // of the tile that is loaded
 #pragma HLS ARRAY_PARTITION variable = sum complete
     uint32_t sums[PES];  // of the tile that the cells work on
 #pragma HLS ARRAY_PARTITION variable = sums complete
-    right_fold loads;  // the fold that is being loaded
-#pragma HLS ARRAY_PARTITION variable = loads.column complete
+    uint32_t turned[PES];  // codes of each column that came one by one: after eight of them it holds no older one
+#pragma HLS ARRAY_PARTITION variable = turned complete
     const bool transposed = is(c, TRANSPOSED);
     const uint32_t tiles = tiles_of(c), folds = c.folds * planes_of(c);
     uint32_t product = 0, row = 0, tile = 0;  // of the tile that is loaded
@@ -144,13 +147,14 @@ void buffer_right(
             const int shift = fold < c.folds ? 0 : 4;
             for (int j = 0; j < CHUNKS; ++j) {
 #pragma HLS UNROLL
+                beat part;
+#pragma HLS ARRAY_PARTITION variable = part.word complete
                 for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL
                     const int column = j * LANES + i;
                     const uint32_t nibble = (now.word[j] >> (4 * i)) & 15;
-                    const uint32_t turned = (chunk == 0 ? 0 : loads.column[column]) | nibble << (4 * chunk);
-                    const uint32_t straight = chunk == uint32_t(j) ? now.word[i] : loads.column[column];
-                    loads.column[column] = transposed ? turned : straight;
+                    turned[column] = turned[column] >> 4 | nibble << 28;
+                    part.word[i] = transposed ? turned[column] : now.word[i];
                     uint32_t codes = 0;
                     for (int k = 0; k < LANES; ++k) {
 #pragma HLS UNROLL
@@ -161,10 +165,10 @@ void buffer_right(
                     const uint32_t before = starts ? 0 : sum[column];
                     if (transposed || chunk == uint32_t(j)) sum[column] = (before + (codes << shift)) & C::COLUMN;
                 }
-            }
-            if (chunk == CHUNKS - 1 && (C::PLANE == 4 || fold < c.folds)) memory[half * C::RIGHT_DEPTH + fold] = loads;
-            if (C::PLANE == 8 && chunk == CHUNKS - 1 && fold >= c.folds) {
-                high[half * C::RIGHT_DEPTH + fold - c.folds] = loads;
+                const bool complete = chunk == (transposed ? CHUNKS - 1 : uint32_t(j));
+                const bool below = C::PLANE == 4 || fold < c.folds;
+                if (complete && below) memory[j][half * C::RIGHT_DEPTH + fold] = part;
+                if (C::PLANE == 8 && complete && !below) high[j][half * C::RIGHT_DEPTH + fold - c.folds] = part;
             }
             pause = c.right_interval - 1;
             if (++chunk == CHUNKS) {
@@ -179,22 +183,22 @@ void buffer_right(
         }
         if (computing && !(ended && sent != to_send)) {
             const turn now = turns.read();
-            const right_fold columns = memory[(1 - half) * C::RIGHT_DEPTH + now.right_address];
-#pragma HLS ARRAY_PARTITION variable = columns.column complete
-            const right_fold above = C::PLANE == 4 ? columns : high[(1 - half) * C::RIGHT_DEPTH + now.right_address];
-#pragma HLS ARRAY_PARTITION variable = above.column complete
             const bool wide = C::PLANE == 8 && c.right_bits > 4;
             const bool first = at(now.places, BEGINS | FIRST_PASS | FIRST_GROUP | FIRST_STEP);
-            for (int cell = 0; cell < C::CELLS; ++cell) {
+            for (int j = 0; j < CHUNKS; ++j) {
 #pragma HLS UNROLL
-                for (int j = 0; j < CHUNKS; ++j) {
-#pragma HLS UNROLL
-                    right_columns<C> part;
+                const beat columns = memory[j][(1 - half) * C::RIGHT_DEPTH + now.right_address];
+#pragma HLS ARRAY_PARTITION variable = columns.word complete
+                const beat above = C::PLANE == 4 ? columns : high[j][(1 - half) * C::RIGHT_DEPTH + now.right_address];
+#pragma HLS ARRAY_PARTITION variable = above.word complete
+                right_columns<C> part;
 #pragma HLS ARRAY_PARTITION variable = part.word complete
-                    for (int i = 0; i < LANES; ++i) {
+                for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL
-                        part.word[i] = joined<C>(columns.column[j * LANES + i], wide ? above.column[j * LANES + i] : 0);
-                    }
+                    part.word[i] = joined<C>(columns.word[i], wide ? above.word[i] : 0);
+                }
+                for (int cell = 0; cell < C::CELLS; ++cell) {
+#pragma HLS UNROLL
                     out[cell][j].write(part);
                 }
             }

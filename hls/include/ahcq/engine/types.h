@@ -159,10 +159,6 @@ struct operands {
     bool begins, gives;  // first fold of a pass; last one, and there are outputs
 };
 
-struct right_fold {
-    uint32_t column[PES];
-};
-
 // LANES columns of a fold, code i along k at bits [PLANE i, PLANE (i + 1)).
 template <class C>
 struct right_columns {
