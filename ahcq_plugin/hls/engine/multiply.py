@@ -13,6 +13,7 @@ from ahcq_plugin.hls.rtl.package import Process
 NAME = "multiply_process"
 #: Our simulation model of the primitive, for Verilator only: synthesis has the vendor's.
 MODEL = "DSP48E2.sv"
+PARTS = ("ahcq_multiply", "ahcq_dot", "ahcq_dsp")
 _POWER = 16  # bits of a power of two: 2^s with s below MAX_LOG_LEVELS of types.h
 _COUNT = 3  # bits of LANES
 
@@ -50,5 +51,5 @@ def module_text(config: EngineConfig, process: Process) -> str:
         left=widths["left"],
         out=widths["out"],
     )
-    parts = [sources("rtl", "pe", name).read_text(encoding="utf-8") for name in ("ahcq_multiply.sv", "ahcq_dot.sv")]
+    parts = [sources("rtl", "pe", f"{name}.sv").read_text(encoding="utf-8") for name in PARTS]
     return render("multiply_process.sv.j2", dict(top=NAME, parameters=parameters, parts=parts))

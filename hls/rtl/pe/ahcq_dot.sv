@@ -29,24 +29,16 @@ module ahcq_dot #(
         codes[column*FIELD+:CODE] = right[(i*COLUMNS+column)*CODE+:CODE];
       end
     end
-    DSP48E2 #(
-        .AREG(1),
-        .BREG(1),
-        .MREG(1),
-        .PREG(1),
-        .USE_MULT("MULTIPLY")
+    ahcq_dsp #(
+        .FIRST(i == 0)
     ) dsp (
-        .CLK(clk),
-        .CEA2(enable),
-        .CEB2(enable),
-        .CEM(enable),
-        .CEP(enable),
-        .A(codes),
-        .B({{(18 - OPERAND) {1'b0}}, left[i*OPERAND+:OPERAND]}),
-        .PCIN(cascade[i]),
-        .OPMODE(i == 0 ? 9'b000000101 : 9'b000010101),
-        .P(p[i]),
-        .PCOUT(cascade[i+1])
+        .clk(clk),
+        .enable(enable),
+        .a(codes),
+        .b({{(18 - OPERAND) {1'b0}}, left[i*OPERAND+:OPERAND]}),
+        .cascade_in(cascade[i]),
+        .cascade_out(cascade[i+1]),
+        .p(p[i])
     );
   end
   assign sum = p[INPUTS-1][COLUMNS*FIELD-1:0];

@@ -13,35 +13,28 @@ module pack4 (
     input logic [7:0][3:0] w1,
     output logic [3:0][10:0] sum
 );
-  // No unpacked arrays: yosys connects none to the ports of an instance, and leaves nothing of the cell without a word.
-  logic [8:0][47:0] cascade;
-  logic [7:0][47:0] p;
-  assign cascade[0] = '0;
+  logic [8*15-1:0] left;
+  logic [8*8-1:0] right;
   for (genvar i = 0; i < 8; i++) begin : g_input
     logic [16*i+15:0] delayed;  // k cycles at bits [16 k, 16 k + 16)
     assign delayed[15:0] = {w1[i], w0[i], a1[i], a0[i]};
     for (genvar k = 1; k <= i; k++) begin : g_delay
       always_ff @(posedge clk) delayed[16*k+:16] <= delayed[16*k-16+:16];
     end
-    DSP48E2 #(
-        .AREG(1),
-        .BREG(1),
-        .MREG(1),
-        .PREG(1),
-        .USE_MULT("MULTIPLY")
-    ) dsp (
-        .CLK(clk),
-        .CEA2(1'b1),
-        .CEB2(1'b1),
-        .CEM(1'b1),
-        .CEP(1'b1),
-        .A({4'b0, delayed[16*i+12+:4], 18'b0, delayed[16*i+8+:4]}),
-        .B({3'b0, delayed[16*i+4+:4], 7'b0, delayed[16*i+:4]}),
-        .PCIN(cascade[i]),
-        .OPMODE(i == 0 ? 9'b000000101 : 9'b000010101),
-        .P(p[i]),
-        .PCOUT(cascade[i+1])
-    );
+    assign left[15*i+:15]  = {delayed[16*i+4+:4], 7'b0, delayed[16*i+:4]};
+    assign right[8*i+:8] = delayed[16*i+8+:8];
   end
-  assign sum = p[7][43:0];
+  ahcq_dot #(
+      .INPUTS(8),
+      .COLUMNS(2),
+      .CODE(4),
+      .OPERAND(15),
+      .FIELD(22)
+  ) dot (
+      .clk(clk),
+      .enable(1'b1),
+      .left(left),
+      .right(right),
+      .sum(sum)
+  );
 endmodule

