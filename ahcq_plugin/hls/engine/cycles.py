@@ -144,6 +144,7 @@ def process_turns(shape: Shape, config: EngineConfig, output: Output | None = No
     corrections = 0 if product else CHUNKS * (1 + 2 * d.groups) * tile_loads
     scales = 0 if product else SCALE_BEATS * tile_loads
     turns = steps * shape.folds * passes
+    two_lanes = shape.family == "hluq"
     return dict(
         request=tile_loads,
         walk_steps=steps,
@@ -155,8 +156,8 @@ def process_turns(shape: Shape, config: EngineConfig, output: Output | None = No
         decode=turns,
         multiply=turns * CHUNKS,
         correct=chunks * d.groups * passes + corrections,
-        dequantize=chunks * d.groups + scales,
-        dequantize_lane=chunks * d.groups * LANES,
+        dequantize=(steps * CHUNKS + chunks if two_lanes else chunks * d.groups) + scales,
+        dequantize_lane=chunks * (2 if two_lanes else d.groups) * LANES,
         gelu_unit=chunks * output.gelu_turns * GELUS,
         quantize=chunks,
         write=chunks * output.planes,
@@ -226,7 +227,8 @@ def cycles(
             cells=steps * shape.folds * passes + max(0, loads - WAITING * shape.folds // d.groups),
             output=max(
                 steps * handled * behind + corrections + (SCALE_BEATS - 4 if follows else 0),
-                steps * handled * d.groups + (0 if product else SCALE_BEATS),
+                steps * (CHUNKS + handled if shape.family == "hluq" else handled * d.groups)
+                + (0 if product else SCALE_BEATS),
             ),
             left=-(-left // shape.tiles),
             right=right,

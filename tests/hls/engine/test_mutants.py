@@ -31,7 +31,7 @@ MUTANTS = [
     ("cell.h", "row_shift) + powers)", "row_shift) + digits)"),
     ("cell.h", "uint32_t(j) < chunks_of(c, places)", "true"),
     ("types.h", "SUM_BITS = 40", "SUM_BITS = 14"),
-    ("dequantize.h", "t = other + t", "t = t + t"),
+    ("dequantize.h", "t = partial[work.chunk % CHUNKS] + t", "t = t + t"),
     ("dequantize.h", "const float whole = scaled +", "const float whole = scaled -"),
     ("dequantize.h", "if (lane == i) value", "if (lane == (i ^ 1)) value"),
     ("quantize.h", "low |= (code & 15)", "low |= (code & 7)"),

@@ -24,6 +24,7 @@ from tests.hls.engine.test_softmax_command import WIDTHS, attention, differing, 
 
 pytestmark = pytest.mark.slow
 CONFIG = dataclasses.replace(SMALLEST, softmax=True)
+TWO_CELLS = dataclasses.replace(CONFIG, cells=2, left_depth=24, right_depth=48)
 STALLS = [Stalls(), Stalls(0.4, 0, seed=2), Stalls(0, 0.4, seed=3), Stalls(0.2, 0.2, 300, 4)]
 # (products, rows, scores of a row), bits, quantizers: tokens of a decoder, windows, the longest rows, rows of one turn
 SHAPES = [
@@ -61,20 +62,21 @@ def test_the_unit_is_beside_the_cells_and_holds_no_cpp() -> None:
     assert not any("DPI" in text or "import " in text for text in made.files.values())
 
 
+@pytest.mark.parametrize("config", [CONFIG, TWO_CELLS], ids=["one_cell", "two_cells"])
 @pytest.mark.parametrize("stalls", STALLS, ids=["none", "late", "back", "reset"])
 @pytest.mark.parametrize(
     ("family", "bits", "shape"),
     [("table", 4, (17, 16, 70, 9)), ("per_head", 5, (5, 21, 7, 16)), ("uniform", 8, (33, 8, 100, 8))],
 )
-def test_attention_is_one_program(cases, family: str, bits: int, shape, stalls: Stalls) -> None:
-    commands, image, wanted, codes = attention(cases, family, bits, shape, bits, CONFIG)
+def test_attention_is_one_program(cases, family: str, bits: int, shape, stalls: Stalls, config) -> None:
+    commands, image, wanted, codes = attention(cases, family, bits, shape, bits, config)
     before, used = image.words.copy(), 8 * image.used
     program = [command.descriptor for command in commands]
-    rtl.run(image, program, CONFIG, stalls, Memory(latency=40))
+    rtl.run(image, program, config, stalls, Memory(latency=40))
     assert differing(commands, image, wanted, codes) == (0, 0)
     by_rtl = image.words[:used].copy()
     image.words[: len(before)] = before
-    simulate.run(image, program, CONFIG)
+    simulate.run(image, program, config)
     assert (by_rtl == image.words[:used]).all()
 
 

@@ -4,6 +4,7 @@
 // times.
 //
 //   t = f(multiply) * s_g, of hluq t = f(multiply) * s_u + f(shift) * s_l; group after group t = t_before + t
+//   The shift lane of hluq is a second group to a lane.
 //   constant weights: t = t + offset_n (hluq, table), then y = t * weight_scale_n, then y = y + bias_n
 //   products: y = t, s being that of the head
 #ifndef AHCQ_ENGINE_DEQUANTIZE_H
@@ -32,13 +33,18 @@ void dequantize(
         lane[i] = parameters.read();
     }
     beat weight[CHUNKS], bias[CHUNKS], offset[CHUNKS];
+    int64_t shift[CHUNKS][LANES];
+#pragma HLS ARRAY_PARTITION variable = shift complete dim = 2
     uint16_t places = 0;  // of the sums that come next, which stay in their stream while parameters are loaded
+    const bool two_lanes = C::SHIFTS && c.family == HLUQ;
     uint32_t loads = 0, chunk = 0, group = 0, head = 0;
-    bool held = false, first = true, more = true;
+    bool held = false, shifts = false, first = true, more = true;
     while (more) {
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
-        if (!held) {
+        // Shift lanes follow after CHUNKS turns, however many chunks there are: as long as a lane needs for its sum.
+        const bool idle = two_lanes && !shifts && chunk != 0 && chunk >= chunks_of(c, places);
+        if (!held && !shifts && !idle) {
             places = in_places.read();
             held = true;
             if (chunk == 0) {
@@ -65,30 +71,35 @@ void dequantize(
 #pragma HLS ARRAY_PARTITION variable = offset_value.word complete
 #pragma HLS ARRAY_PARTITION variable = weight_scale.word complete
 #pragma HLS ARRAY_PARTITION variable = bias_value.word complete
-            const accumulators now = in.read();
+            accumulators now = {};
 #pragma HLS ARRAY_PARTITION variable = now.multiply complete
 #pragma HLS ARRAY_PARTITION variable = now.shift complete
-            const bool last_group = at(places, LAST_GROUP);
+            if (held) now = in.read();
+            const bool gives = two_lanes ? shifts : at(places, LAST_GROUP);
             for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL
                 lane_work work;
-                work.multiply = now.multiply[i];
-                work.shift = now.shift[i];
-                work.scale = scales.word[2];
-                work.shift_scale = scales.word[3];
+                const int64_t later = shift[chunk][i], sum = now.multiply[i];
+                work.sum = shifts ? later : sum;
+                if (held) shift[chunk][i] = narrow(now.shift[i]);
+                work.scale = shifts ? scales.word[3] : scales.word[2];
                 work.weight = weight_scale.word[i];
                 work.bias = bias_value.word[i];
                 work.offset = offset_value.word[i];
                 work.chunk = chunk;
-                work.flags = (c.family == HLUQ ? LANE_SHIFTS : 0) | (at(places, FIRST_GROUP) ? LANE_FIRST : 0) |
-                             (last_group ? LANE_LAST : 0) | (is(c, OFFSET) ? LANE_OFFSET : 0) |
+                work.flags = ((two_lanes ? !shifts : at(places, FIRST_GROUP)) ? LANE_FIRST : 0) |
+                             (gives ? LANE_LAST : 0) | (is(c, OFFSET) ? LANE_OFFSET : 0) |
                              (product ? LANE_PRODUCT : 0) | (is(c, GELU) ? LANE_GELU : 0);
-                out[i].write(work);
+                if (!idle) out[i].write(work);
             }
-            if (last_group) out_places.write(places);
+            if (gives) out_places.write(places);
             held = false;
-            chunk = chunk + 1 == chunks_of(c, places) ? 0 : chunk + 1;
-            if (chunk == 0) more = !at(places, END_OF_COMMAND);
+            ++chunk;
+            if (chunk == (two_lanes && !shifts ? uint32_t(CHUNKS) : chunks_of(c, places))) {
+                chunk = 0;
+                if (gives) more = !at(places, END_OF_COMMAND);
+                shifts = two_lanes && !shifts;
+            }
         }
     }
 }
@@ -96,17 +107,14 @@ void dequantize(
 // Runs for ever: what it does stands in the work.
 template <class C>
 void dequantize_lane(hls::stream<lane_work>& in, hls::stream<float>& out, hls::stream<float>& out_curved) {
-    float partial[CHUNKS];  // sums of the groups so far
+    float partial[CHUNKS];  // sums of the groups, or lanes, so far
     while (true) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS DEPENDENCE variable = partial inter distance = 8 true
         AHCQ_TURN;
         const lane_work work = in.read();
-        float t = float(narrow(work.multiply)) * bits_float(work.scale);
-        const float shifted = float(narrow(work.shift)) * bits_float(work.shift_scale);
-        // only one of the two is added: what has a shift lane has no groups
-        const float other = C::SHIFTS && (work.flags & LANE_SHIFTS) != 0 ? shifted : partial[work.chunk % CHUNKS];
-        if ((C::SHIFTS && (work.flags & LANE_SHIFTS) != 0) || (work.flags & LANE_FIRST) == 0) t = other + t;
+        float t = float(narrow(work.sum)) * bits_float(work.scale);
+        if ((work.flags & LANE_FIRST) == 0) t = partial[work.chunk % CHUNKS] + t;
         partial[work.chunk % CHUNKS] = t;
         if ((work.flags & LANE_OFFSET) != 0) t = t + bits_float(work.offset);
         const float scaled = t * bits_float(work.weight);

@@ -209,19 +209,18 @@ struct outcome {
     uint16_t places;
 };
 
-// Accumulators of one output, the floats that scale it (their bits), its chunk, and what is done with it.
+// Accumulators of one output and group, the floats that scale them (their bits), its chunk, and what is done with them.
 struct lane_work {
-    int64_t multiply, shift;
-    uint32_t scale, shift_scale, weight, bias, offset;
+    int64_t sum;
+    uint32_t scale, weight, bias, offset;
     uint8_t chunk, flags;
 };
 enum lane_flag {
-    LANE_SHIFTS = 1,  // the shift lane is added
-    LANE_FIRST = 2,   // group of a row
-    LANE_LAST = 4,    // group of a row: gives an output
-    LANE_OFFSET = 8,
-    LANE_PRODUCT = 16,  // neither weight scale nor bias
-    LANE_GELU = 32
+    LANE_FIRST = 1,   // of a row
+    LANE_LAST = 2,    // of a row: gives an output
+    LANE_OFFSET = 4,
+    LANE_PRODUCT = 8,  // neither weight scale nor bias
+    LANE_GELU = 16
 };
 
 enum read_port { READ_PROGRAM, READ_LEFT, READ_RIGHT, READ_PARAMETERS, READ_SCORES };
