@@ -116,7 +116,12 @@ def test_a_turn_a_cycle_after_as_many_stages_as_are_said(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("config", "dsp", "luts"), [(PAPER, 56, 800), (WIDE, 96, 1000), (INT8, 32, 800)], ids=["int4", "wide", "int8"]
+    ("config", "dsp", "luts"),
+    [
+        pytest.param(PAPER, 56, 800, id="int4"),
+        pytest.param(WIDE, 96, 1000, id="wide", marks=pytest.mark.slow),
+        pytest.param(INT8, 32, 800, id="int8", marks=pytest.mark.slow),
+    ],
 )
 def test_products_are_in_dsps(tmp_path: Path, config: EngineConfig, dsp: int, luts: int) -> None:
     """Three columns of nibbles to a DSP, two of 8-bit codes, two of shifted codes; LUTs for accumulators and delays."""
