@@ -176,17 +176,27 @@ def _left_works(shape: Shape, config: EngineConfig, blocks: list[tuple[int, int]
 
 
 def _right_works(shape: Shape, config: EngineConfig, blocks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The same of the right buffer: turns of a tile, beats of the next. One tile stays for all blocks of a product."""
+    """The same of the right buffer: turns of a tile, beats of the next. One tile stays for all blocks of a product.
+
+    Behind the first turn of a tile, in each block, it sends the sums of a product's columns, a chunk a turn.
+    """
     beats = shape.folds * shape.planes * CHUNKS
     per_step = shape.folds * shape.planes_passed(config) * shape.digits(config)
     whole = [(sum(rows for rows, _ in blocks), sum(steps for _, steps in blocks))] if shape.tiles == 1 else blocks
     before = 0
     for _ in range(shape.batch):
         for _, steps in whole:
-            for _ in range(shape.tiles):
+            for tile in range(shape.tiles):
                 yield before, beats
-                before = steps * per_step
+                before = steps * per_step + len(blocks) // len(whole) * sum_turns(shape, tile)
     yield before, 0
+
+
+def sum_turns(shape: Shape, tile: int) -> int:
+    """Turns in which the cells wait for the sums of a tile's columns."""
+    if shape.kind == "linear":
+        return 0
+    return last_chunks(shape.n, 1) if tile == shape.tiles - 1 else CHUNKS
 
 
 @lru_cache(maxsize=4096)  # layers repeat
@@ -224,7 +234,9 @@ def cycles(
         follows = stages and not product and (block, tile) != (0, 0)
         loads = corrections + SCALE_BEATS + 2 * handled + 3 if follows else 0
         needs = dict(
-            cells=steps * shape.folds * passes + max(0, loads - WAITING * shape.folds // d.groups),
+            cells=steps * shape.folds * passes
+            + sum_turns(shape, tile)
+            + max(0, loads - WAITING * shape.folds // d.groups),
             output=max(
                 steps * handled * behind + corrections + (SCALE_BEATS - 4 if follows else 0),
                 steps * (CHUNKS + handled if shape.family == "hluq" else handled * d.groups)

@@ -53,6 +53,7 @@ CASES = [
     (("qk", "per_head", 4, 4, 21, 70, "per_head"), 17, 6),
     (("av", "uniform", 4, 6, 18, 9), 17, 6),
     (("av", "table", 4, 4, 21, 10), 17, 6),
+    (("qk", "uniform", 4, 4, 8, 100), 33, 2),  # a pass a turn: what waits for the sums of columns is full at once
 ]
 # More rows than a block holds, one row, a number of rows that divides.
 MORE_ROWS = [
@@ -61,7 +62,7 @@ MORE_ROWS = [
     (("qk", "per_head", 4, 4, 21, 70, "per_head"), 99, 3),
     (("av", "table", 8, 6, 30, 10), 1, 5),
 ]
-STALLS = [Stalls(), Stalls(0.4, 0, seed=2), Stalls(0, 0.4, seed=3), Stalls(0.2, 0.2, 300, 4)]
+STALLS = [Stalls(), Stalls(0.4, 0, seed=2), Stalls(0, 0.4, seed=3), Stalls(0, 0.6, seed=5), Stalls(0.2, 0.2, 300, 4)]
 # What the cycles are compared on: bound by the cells, by what is behind them, by the buffers, by tiles of one row.
 SHAPES = [
     *CASES,

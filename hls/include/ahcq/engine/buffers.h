@@ -124,9 +124,12 @@ void buffer_right(
     const uint32_t tiles = tiles_of(c), folds = c.folds * planes_of(c);
     uint32_t product = 0, row = 0, tile = 0;  // of the tile that is loaded
     uint32_t fold = 0, chunk = 0, half = 0, pause = 0;
-    uint32_t sent = 0, to_send = 0;  // chunks of the sums; a tile waits until those of the one before are sent
-    bool loading = false, loaded = false, computing = false, ended = false, more = true;
-    while (more || sent != to_send) {
+    // Chunks of the sums. No turn is made before all are sent: `correct` may wait for them while `multiply` is full.
+    const bool sends = is(c, PRODUCT);
+    const uint8_t of_last = chunks_of(c, LAST_TILE);
+    uint8_t sent = 0, to_send = 0;
+    bool loading = false, loaded = false, computing = false, sending = false, more = true;
+    while (more || sending) {
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
         if (!loading && !loaded && product < c.batch) {  // the next tile
@@ -181,7 +184,24 @@ void buffer_right(
         } else if (pause != 0) {
             --pause;
         }
-        if (computing && !(ended && sent != to_send)) {
+        if (sending) {
+            column_sums part;
+#pragma HLS ARRAY_PARTITION variable = part.value complete
+            for (int i = 0; i < LANES; ++i) {
+#pragma HLS UNROLL
+                part.value[i] = 0;
+                for (int j = 0; j < CHUNKS; ++j) {
+#pragma HLS UNROLL
+                    if (sent == j) part.value[i] = sums[j * LANES + i];
+                }
+            }
+            for (int cell = 0; cell < C::CELLS; ++cell) {
+#pragma HLS UNROLL
+                out_sums[cell].write(part);
+            }
+            ++sent;
+            sending = sent != to_send;
+        } else if (computing) {
             const turn now = turns.read();
             const bool wide = C::PLANE == 8 && c.right_bits > 4;
             const bool first = at(now.places, BEGINS | FIRST_PASS | FIRST_GROUP | FIRST_STEP);
@@ -202,32 +222,15 @@ void buffer_right(
                     out[cell][j].write(part);
                 }
             }
-            if (is(c, PRODUCT) && first) {
+            if (sends && first) {
+                sending = true;
                 sent = 0;
-                to_send = chunks_of(c, now.places);
+                to_send = at(now.places, LAST_TILE) ? of_last : uint8_t(CHUNKS);
             }
-            ended = at(now.places, END_OF_TILE);
             if (at(now.places, END_OF_TILE) && (tiles != 1 || at(now.places, LAST_BLOCK))) computing = false;
             if (at(now.places, END_OF_COMMAND)) more = false;
         }
-        if (sent != to_send) {
-            column_sums part;
-#pragma HLS ARRAY_PARTITION variable = part.value complete
-            for (int i = 0; i < LANES; ++i) {
-#pragma HLS UNROLL
-                part.value[i] = 0;
-                for (int j = 0; j < CHUNKS; ++j) {
-#pragma HLS UNROLL
-                    if (sent == uint32_t(j)) part.value[i] = sums[j * LANES + i];
-                }
-            }
-            for (int cell = 0; cell < C::CELLS; ++cell) {
-#pragma HLS UNROLL
-                out_sums[cell].write(part);
-            }
-            ++sent;
-        }
-        if (!computing && loaded && sent == to_send) {
+        if (!computing && loaded && !sending) {
             computing = true;
             loaded = false;
             half = 1 - half;

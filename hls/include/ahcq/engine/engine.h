@@ -45,7 +45,7 @@ void run(
 #pragma HLS STREAM variable = right_turns depth = 16
     hls::stream<left_fold> left_folds[C::CELLS];
     hls::stream<right_columns<C> > right_folds[C::CELLS][CHUNKS];
-    // Those of a tile have to fit: they leave in the turns whose products `correct` waits for before it takes the first.
+    // Those of a tile fit.
     hls::stream<column_sums> columns[C::CELLS];
 #pragma HLS STREAM variable = columns depth = 16
     hls::stream<operands<C> > decoded[C::CELLS][CHUNKS];
