@@ -144,7 +144,6 @@ def process_turns(shape: Shape, config: EngineConfig, output: Output | None = No
     corrections = 0 if product else CHUNKS * (1 + 2 * d.groups) * tile_loads
     scales = 0 if product else SCALE_BEATS * tile_loads
     turns = steps * shape.folds * passes
-    two_lanes = shape.family == "hluq"
     return dict(
         request=tile_loads,
         walk_steps=steps,
@@ -156,12 +155,17 @@ def process_turns(shape: Shape, config: EngineConfig, output: Output | None = No
         decode=turns,
         multiply=turns * CHUNKS,
         correct=chunks * d.groups * passes + corrections,
-        dequantize=(steps * CHUNKS + chunks if two_lanes else chunks * d.groups) + scales,
-        dequantize_lane=chunks * (2 if two_lanes else d.groups) * LANES,
+        dequantize=_dequantize_turns(shape, d.groups, steps, chunks) + scales,
+        dequantize_lane=chunks * (2 if shape.family == "hluq" else d.groups) * LANES,
         gelu_unit=chunks * output.gelu_turns * GELUS,
         quantize=chunks,
         write=chunks * output.planes,
     )
+
+
+def _dequantize_turns(shape: Shape, groups: int, steps: int, chunks: int) -> int:
+    """Turns of ``dequantize`` for sums, without its parameters: shift lanes wait until a step had CHUNKS turns."""
+    return steps * CHUNKS + chunks if shape.family == "hluq" else chunks * groups
 
 
 def _left_works(shape: Shape, config: EngineConfig, blocks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -188,11 +192,11 @@ def _right_works(shape: Shape, config: EngineConfig, blocks: list[tuple[int, int
         for _, steps in whole:
             for tile in range(shape.tiles):
                 yield before, beats
-                before = steps * per_step + len(blocks) // len(whole) * sum_turns(shape, tile)
+                before = steps * per_step + len(blocks) // len(whole) * _sum_turns(shape, tile)
     yield before, 0
 
 
-def sum_turns(shape: Shape, tile: int) -> int:
+def _sum_turns(shape: Shape, tile: int) -> int:
     """Turns in which the cells wait for the sums of a tile's columns."""
     if shape.kind == "linear":
         return 0
@@ -235,12 +239,11 @@ def cycles(
         loads = corrections + SCALE_BEATS + 2 * handled + 3 if follows else 0
         needs = dict(
             cells=steps * shape.folds * passes
-            + sum_turns(shape, tile)
+            + _sum_turns(shape, tile)
             + max(0, loads - WAITING * shape.folds // d.groups),
             output=max(
                 steps * handled * behind + corrections + (SCALE_BEATS - 4 if follows else 0),
-                steps * (CHUNKS + handled if shape.family == "hluq" else handled * d.groups)
-                + (0 if product else SCALE_BEATS),
+                _dequantize_turns(shape, d.groups, steps, steps * handled) + (0 if product else SCALE_BEATS),
             ),
             left=-(-left // shape.tiles),
             right=right,

@@ -48,23 +48,20 @@ class Narrow:
 
     def packed(self, word: str) -> str:
         """The SystemVerilog of what goes into the FIFO."""
-        runs = [[bit for _, bit in run] for _, run in groupby(enumerate(self.kept), lambda pair: pair[1] - pair[0])]
-        return _joined(f"{word}[{run[-1]}:{run[0]}]" for run in runs)
+        return _joined(f"{word}[{run[-1]}:{run[0]}]" for run in _runs(self.kept))
 
     def unpacked(self, word: str) -> str:
         """The SystemVerilog of what the reader gets."""
-        parts, at = [], 0
-        while at < len(self.sources):
-            first, size = self.sources[at], 1
-            while at + size < len(self.sources) and self._follows(first, size, at):
-                size += 1
-            part = f"{{{size}{{1'b{first}}}}}" if isinstance(first, str) else f"{word}[{first + size - 1}:{first}]"
-            parts.append(part)
-            at += size
-        return _joined(parts)
+        return _joined(
+            f"{{{len(run)}{{1'b{run[0]}}}}}" if isinstance(run[0], str) else f"{word}[{run[-1]}:{run[0]}]"
+            for run in _runs(self.sources)
+        )
 
-    def _follows(self, first: int | str, size: int, at: int) -> bool:
-        return self.sources[at + size] == (first if isinstance(first, str) else first + size)
+
+def _runs(values: Sequence[int | str]) -> list[list[int | str]]:
+    """Neighbours that are one constant, or count up by one."""
+    runs = groupby(enumerate(values), lambda pair: pair[1] if isinstance(pair[1], str) else pair[1] - pair[0])
+    return [[value for _, value in run] for _, run in runs]
 
 
 def _joined(parts: Iterable[str]) -> str:
