@@ -25,7 +25,7 @@ from ahcq_plugin.support.user_cache import user_cache
 FLAGS = ("-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized", "-fPIC")
 DEPTH = 64  # of the streams of a run that no clock measures
 CLOCKED_DEPTH = 8
-_ACCUMULATORS = np.dtype([("multiply", np.int64, LANES), ("shift", np.int64, LANES), ("places", np.uint64)])
+_ACCUMULATORS = np.dtype([("multiply", np.int64, LANES), ("shift", np.int64, LANES)])
 DDR_BYTES_PER_SECOND = 12e9
 CLOCK_HZ = 300e6
 

@@ -100,7 +100,6 @@ void correct(
             accumulators result;
 #pragma HLS ARRAY_PARTITION variable = result.multiply complete
 #pragma HLS ARRAY_PARTITION variable = result.shift complete
-            result.places = places;
             for (int i = 0; i < LANES; ++i) {
 #pragma HLS UNROLL
                 const int64_t of_pass = int64_t(uint64_t(sum.multiply[i]) << pass_shift);

@@ -200,7 +200,6 @@ struct row_sums {
 // Accumulators of LANES outputs of one group, zero points taken off.
 struct accumulators {
     int64_t multiply[LANES], shift[LANES];
-    uint16_t places;
 };
 
 // LANES floats; or their codes, low nibbles in word 0, high ones in word 1; or integers, two to a word.
