@@ -156,7 +156,7 @@ def process_turns(shape: Shape, config: EngineConfig, output: Output | None = No
         multiply=turns * CHUNKS,
         correct=chunks * d.groups * passes + corrections,
         dequantize=_dequantize_turns(shape, d.groups, steps, chunks) + scales,
-        dequantize_lane=chunks * (2 if shape.family == "hluq" else d.groups) * LANES,
+        dequantize_lane=_dequantize_turns(shape, d.groups, steps, chunks) * LANES,
         gelu_unit=chunks * output.gelu_turns * GELUS,
         quantize=chunks,
         write=chunks * output.planes,

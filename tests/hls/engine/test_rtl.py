@@ -54,10 +54,10 @@ CASES = [
     (("av", "uniform", 4, 6, 18, 9), 17, 6),
     (("av", "table", 4, 4, 21, 10), 17, 6),
     (("qk", "uniform", 4, 4, 8, 100), 33, 2),  # a pass a turn: what waits for the sums of columns is full at once
+    (("linear", "hluq", 4, 4, 70, 30), 101, 1),  # half a tile: what waits in the lanes comes at once
 ]
 # More rows than a block holds, one row, a number of rows that divides.
 MORE_ROWS = [
-    (("linear", "hluq", 4, 4, 70, 30), 101, 1),
     (("linear", "grouped", 4, 4, 40, 70), 98, 1),
     (("qk", "per_head", 4, 4, 21, 70, "per_head"), 99, 3),
     (("av", "table", 8, 6, 30, 10), 1, 5),
@@ -177,6 +177,7 @@ def test_cycles_are_those_of_the_model(cases, launch, latency: int, config: Engi
         model = cycles(size, config, ddr=DDR(1e12, latency=latency - 1))
         assert different(command, image, wanted) == 0
         slack = 48 if config in (SMALLEST, TWO, WIDE) else 56  # nine rows of five groups: 70 too many in the model
+        slack = 90 if config == INT8 else slack  # in blocks of twelve rows: ten too many a block
         assert abs(run.cycles - model.cycles) <= 0.02 * run.cycles + slack, (shape, rows, batch, run.cycles, model)
 
 

@@ -42,7 +42,9 @@ void dequantize(
     while (more) {
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
-        // Shift lanes follow after CHUNKS turns, however many chunks there are: as long as a lane needs for its sum.
+        // Shift lanes follow after CHUNKS turns, however many chunks there are: as many as a lane needs for its sum. In
+        // between it has work of which nothing comes: without it, turns that waited behind a slow memory would follow
+        // each other at once.
         const bool idle = two_lanes && !shifts && chunk != 0 && chunk >= chunks_of(c, places);
         if (!held && !shifts && !idle) {
             places = in_places.read();
@@ -90,7 +92,7 @@ void dequantize(
                 work.flags = ((two_lanes ? !shifts : at(places, FIRST_GROUP)) ? LANE_FIRST : 0) |
                              (gives ? LANE_LAST : 0) | (is(c, OFFSET) ? LANE_OFFSET : 0) |
                              (product ? LANE_PRODUCT : 0) | (is(c, GELU) ? LANE_GELU : 0);
-                if (!idle) out[i].write(work);
+                out[i].write(work);
             }
             if (gives) out_places.write(places);
             held = false;
