@@ -68,7 +68,7 @@ def main() -> int:
         processes=processes,
         elements=elements,
         toggles=changes,
-        **sizes.size_figures(processes[:-1], elements, args.cells, args.sizes, cache_folder(), say),
+        **sizes.size_figures(processes[:-1], args.cells, args.sizes, cache_folder(), say),
         **report.model_figures(args.cells),
     )
     say("report: " + ", ".join(map(str, report.write_report(args.out, figures))))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ahcq_plugin.export.operands import SpecError, check_int
 
@@ -17,6 +18,7 @@ MAX_CHUNKS = 1024  # of 8 output columns each, in a command that writes codes
 NIBBLE = 4
 GELUS = 2  # units of a cell
 SUM_BITS = 40  # of sums over all passes
+ROWS = 8  # of floats, in work in a cell at once
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,34 @@ class EngineConfig:
         return 32 if self.digit <= 8 else 64
 
 
+@dataclass(frozen=True)
+class FloatConfig:
+    """Settings of ``ahcq::engine::float_cells``, the engine of float32 that those of codes are compared with.
+
+    Attributes:
+        cells: as of ``EngineConfig``; a cell has ``ROWS`` rows in work.
+        left_depth: beats (8 floats) of each half of a cell's left buffer.
+        right_depth: folds (8 floats) of 64 columns of each half of the right buffer.
+    """
+
+    cells: int = 2
+    left_depth: int = 1024
+    right_depth: int = 128
+    softmax: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_int("cells", self.cells, 1, 16)
+        check_int("left_depth", self.left_depth, ROWS, 2**14)
+        check_int("right_depth", self.right_depth, 1, 2**12)
+
+    @property
+    def cpp(self) -> str:
+        """The C++ type."""
+        return f"ahcq::engine::float_cells<{self.cells}, {self.left_depth}, {self.right_depth}>"
+
+
+AnyConfig = EngineConfig | FloatConfig
 PAPER = EngineConfig()
 WIDE = EngineConfig(digit=17)
 INT8 = EngineConfig(digit=8, plane=8)
+FP32 = FloatConfig()

@@ -20,6 +20,7 @@ from ahcq_plugin.hls.rtl.errors import ToolError
 BOARD = dict(lut=274080, dsp=2520, bram=912)  # ZCU102
 #: Processes that every cell has of its own; the others are there once.
 CELL_PROCESSES = ("decode", "multiply", "correct", "dequantize", "dequantize_lane", "gelu_unit", "quantize", "write")
+CELL_PROCESSES += ("spread_floats", "multiply_floats", "finish_floats", "gather_floats")  # of the engine of float32
 #: What joins the processes, a row as theirs.
 JOINS = "FIFOs, memories, AXI4 ports"
 #: Seconds of a core that yosys may take for a process.

@@ -34,7 +34,6 @@ GAPS = (
     "LUT, DSP and BRAM after placement: the counts are of mapped netlists, process by process",
     "clock frequency: 300 MHz is the paper's, nothing here was placed and routed",
     "power; of energy there is an estimate of ratios between processing elements",
-    "an FP32 engine: it is put together from counted parts, no such RTL was made",
     "what LayerNorm, softmax and positions take on the host, which the frames a second leave out",
     "RTL of more than four cells in a simulation: only their C++ has run",
 )

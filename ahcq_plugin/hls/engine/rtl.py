@@ -18,7 +18,7 @@ import numpy as np
 
 import ahcq_plugin.hls.rtl as flow
 from ahcq_plugin.hls.engine import multiply
-from ahcq_plugin.hls.engine.config import EngineConfig
+from ahcq_plugin.hls.engine.config import AnyConfig, EngineConfig
 from ahcq_plugin.hls.engine.cycles import CLOCK_HZ
 from ahcq_plugin.hls.engine.descriptor import Descriptor
 from ahcq_plugin.hls.engine.image import Image
@@ -86,18 +86,18 @@ class EngineRtl:
     instances: dict[str, int]
 
 
-def reads(config: EngineConfig) -> list[str]:
+def reads(config: AnyConfig) -> list[str]:
     """Names of the AXI4 ports that read, in the order of the C++ enum ``read_port``."""
     return ["program", "left", "right", "parameter", *(["scores"] if config.softmax else [])]
 
 
-def writes(config: EngineConfig) -> list[str]:
+def writes(config: AnyConfig) -> list[str]:
     """Names of those that write: of the cells, and of softmax."""
     return [*(f"results_{cell}" for cell in range(config.cells)), *(["codes"] if config.softmax else [])]
 
 
 @cache
-def engine_rtl(config: EngineConfig = SMALLEST) -> EngineRtl:
+def engine_rtl(config: AnyConfig = SMALLEST) -> EngineRtl:
     """The RTL of an engine; made where the cache of ``hls.rtl`` has none of these sources.
 
     Raises:
@@ -107,12 +107,14 @@ def engine_rtl(config: EngineConfig = SMALLEST) -> EngineRtl:
     return EngineRtl(**made)
 
 
-def _made(config: EngineConfig) -> EngineRtl:
+def _made(config: AnyConfig) -> EngineRtl:
     with tempfile.TemporaryDirectory(prefix="ahcq_engine_") as name:
         source = Path(name) / "engine.cpp"
-        write_text(render("engine_rtl.cpp.j2", dict(config=config.cpp)), source)
-        modules = {multiply.NAME: partial(multiply.module_text, config)}
-        rtl = compile_rtl(Program(source, (sources("include"),)), "run", cache=cache_folder(), modules=modules)
+        codes = isinstance(config, EngineConfig)
+        header, top = ("engine", "run") if codes else ("float_engine", "run_floats")
+        write_text(render("engine_rtl.cpp.j2", dict(config=config.cpp, header=header, top=top)), source)
+        modules = {multiply.NAME: partial(multiply.module_text, config)} if isinstance(config, EngineConfig) else {}
+        rtl = compile_rtl(Program(source, (sources("include"),)), top, cache=cache_folder(), modules=modules)
 
     def ports(axi: Sequence[str], **streams: str) -> list[dict[str, str]]:
         """Names of the AXI4 ports, and of the elements of the streams behind them."""
@@ -125,11 +127,12 @@ def _made(config: EngineConfig) -> EngineRtl:
     shell = {name: sources("rtl", name).read_text(encoding="utf-8") for name in PORTS}
     instances = Counter(one.process.name for one in rtl.design.instances)
     stages = {name: one.stages for name, one in rtl.scheduled.items()}
-    stages[multiply.NAME] = multiply.stages(config)
+    if isinstance(config, EngineConfig):
+        stages[multiply.NAME] = multiply.stages(config)
     return EngineRtl({**rtl.files, **shell, f"{TOP}.sv": text}, stages, dict(instances))
 
 
-def _content(config: EngineConfig) -> str:
+def _content(config: AnyConfig) -> str:
     """A digest of all that determines the RTL: C++, the flow, its tools."""
     try:
         tools = [version(name) for name in ("xls-python", "ziglang")]
@@ -143,7 +146,7 @@ def _content(config: EngineConfig) -> str:
 
 
 @cache
-def simulation(config: EngineConfig = SMALLEST, level: str = "-O0") -> Path:
+def simulation(config: AnyConfig = SMALLEST, level: str = "-O0") -> Path:
     """The program that ``run`` starts; made where the cache of ``hls.rtl`` has none of this content.
 
     Args:
@@ -160,7 +163,7 @@ def simulation(config: EngineConfig = SMALLEST, level: str = "-O0") -> Path:
 def run(
     image: Image,
     descriptors: Sequence[Descriptor],
-    config: EngineConfig = SMALLEST,
+    config: AnyConfig = SMALLEST,
     stalls: Stalls | None = None,
     memory: Memory | None = None,
     limit: int = LIMIT,

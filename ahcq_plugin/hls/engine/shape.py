@@ -137,8 +137,8 @@ class Shape:
             digits=digits,
             log_levels=self.log_levels,
             out_bits=0,
-            left_interval=_interval(turns * self.tiles, steps * cells * self.length),
-            right_interval=_interval(turns, self.folds * self.planes * LANES),
+            left_interval=interval(turns * self.tiles, steps * cells * self.length),
+            right_interval=interval(turns, self.folds * self.planes * LANES),
             quantizers=0,
             groups=len(self.groups),
             heads=self.heads,
@@ -170,5 +170,6 @@ def check_limits(name: str, *limits: tuple[str, int, int]) -> None:
             raise SpecError(f"matmul '{name}' does not fit the engine, {what}: got {got}, at most {most}")
 
 
-def _interval(turns: int, loads: int) -> int:
+def interval(turns: int, loads: int) -> int:
+    """Turns of the cells from one beat that fills a buffer to the next, if ``loads`` beats come in ``turns``."""
     return min(255, max(1, turns // loads))

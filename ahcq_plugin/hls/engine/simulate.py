@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ahcq_plugin.hls.csim import compile_cpp, compiler
-from ahcq_plugin.hls.engine.config import CHUNKS, LANES, PAPER, EngineConfig
+from ahcq_plugin.hls.engine.config import CHUNKS, LANES, PAPER, AnyConfig, EngineConfig
 from ahcq_plugin.hls.engine.descriptor import Descriptor
 from ahcq_plugin.hls.engine.image import Image
 from ahcq_plugin.hls.engine.shape import last_chunks
@@ -49,13 +49,14 @@ class Run:
 
 
 @cache
-def library(config: EngineConfig) -> ctypes.CDLL:
+def library(config: AnyConfig) -> ctypes.CDLL:
     """The engine of ``config``.
 
     Raises:
         BuildError: g++ is missing or fails.
     """
-    loaded = compiled("engine", f"-DAHCQ_CONFIG={config.cpp}")
+    run = "run" if isinstance(config, EngineConfig) else "run_floats"
+    loaded = compiled("engine", f"-DAHCQ_CONFIG={config.cpp}", f"-DAHCQ_RUN={run}")
     for name in ("cycles", "bytes", "processes", "turns", "tapped"):
         getattr(loaded, f"ahcq_engine_{name}").restype = ctypes.c_uint64
     loaded.ahcq_engine_process.restype = ctypes.c_char_p
@@ -90,7 +91,7 @@ def compiled(name: str, *defines: str) -> ctypes.CDLL:
 def run(
     image: Image,
     descriptors: Sequence[Descriptor],
-    config: EngineConfig = PAPER,
+    config: AnyConfig = PAPER,
     clocked: bool = False,
     accumulators: bool = False,
     ddr_bytes_per_second: float = DDR_BYTES_PER_SECOND,

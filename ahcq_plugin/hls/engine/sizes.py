@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What whole engines take: of other sizes, of 17-bit digits, and of INT8 and FP32 beside INT4 at equal LUTs.
 
-A figure is counted, every process and what joins them, or put together from counted parts; ``how`` says which.
+A figure is counted, every process and what joins them, or a multiple of counted parts; ``how`` says which.
 """
 
 from __future__ import annotations
@@ -10,18 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ahcq_plugin.hls.engine.config import INT8, NIBBLE, PAPER, PES, WIDE, EngineConfig
+from ahcq_plugin.hls.engine.config import FP32, INT8, NIBBLE, PAPER, PES, WIDE, AnyConfig, EngineConfig
 from ahcq_plugin.hls.engine.counts import BOARD, CELL_PROCESSES, JOINS, LIMIT, process_rows, size_rows, synthesis
 from ahcq_plugin.hls.engine.rtl import engine_rtl
 
 Row = Mapping[str, Any]
-#: Processes of a cell that an engine of float32 has: no codes, no zero points, no scales.
-OF_FLOATS = ("gelu_unit", "write")
 
 
 def size_figures(
     paper: Sequence[Row],
-    elements: Sequence[Row],
     cells: Sequence[int],
     count_all: bool,
     cache: Path | None = None,
@@ -31,26 +28,27 @@ def size_figures(
 
     Args:
         paper: ``counted_parts`` of ``PAPER``.
-        elements: rows of ``baseline.element_rows``.
         cells: numbers of them.
-        count_all: count engines of each number of cells, with digits of 4 and of 17 bits, and INT8's; else
-            there are multiples of ``paper`` and no ``engines``.
+        count_all: count engines of each number of cells, with digits of 4 and of 17 bits, and those of INT8 and FP32;
+            else there are multiples of ``paper`` and no ``engines``.
         cache: keeps every count: a run that was broken off goes on where it was.
         say: is told of each engine when it has been counted.
     """
     if not count_all:
         return dict(sizes=size_rows(paper, PAPER.cells, cells, PAPER.digit), engines=[])
     configs = [EngineConfig(number, digit) for digit in (NIBBLE, WIDE.digit) for number in cells]
-    parts: dict[EngineConfig, Sequence[Row]] = {}
-    for config in (*configs, INT8):
-        parts[config] = paper if config == PAPER else counted_parts(config, cache)
-        late = ", ".join(part["process"] for part in parts[config] if part["reason"])
-        say(f"{config.cpp}: " + (f"no count of {late}" if late else f"{total(parts[config], 'lut'):,.0f} LUT"))
-    int8 = parts.pop(INT8)
-    return dict(sizes=counted_sizes(parts), engines=baseline_engines(paper, int8, elements))
+
+    def counted(config: AnyConfig) -> Sequence[Row]:
+        parts = paper if config == PAPER else counted_parts(config, cache)
+        late = ", ".join(part["process"] for part in parts if part["reason"])
+        say(f"{config.cpp}: " + (f"no count of {late}" if late else f"{total(parts, 'lut'):,.0f} LUT"))
+        return parts
+
+    parts = {config: counted(config) for config in configs}
+    return dict(sizes=counted_sizes(parts), engines=baseline_engines(paper, counted(INT8), counted(FP32)))
 
 
-def counted_parts(config: EngineConfig, cache: Path | None = None, limit: float = LIMIT) -> list[dict[str, Any]]:
+def counted_parts(config: AnyConfig, cache: Path | None = None, limit: float = LIMIT) -> list[dict[str, Any]]:
     """``process_rows`` of an engine of its own RTL, without their sum."""
     rtl = engine_rtl(config)
     return process_rows(rtl, synthesis(rtl, cache, limit=limit))[:-1]
@@ -79,43 +77,32 @@ def counted_sizes(parts: Mapping[EngineConfig, Sequence[Row]]) -> list[dict[str,
     return rows
 
 
-def baseline_engines(int4: Sequence[Row], int8: Sequence[Row], elements: Sequence[Row]) -> list[dict[str, Any]]:
+def baseline_engines(int4: Sequence[Row], int8: Sequence[Row], fp32: Sequence[Row]) -> list[dict[str, Any]]:
     """Engines of two cells' shape, 128 x 8, and how many elements each format has in the LUTs of INT4's.
 
-    INT4 and INT8 are counted. FP32 is what of INT4's engine knows no codes, and elements of FP32; buffers as large hold
-    an eighth of the operands. What that leaves out only adds.
-
     Args:
-        int4, int8: ``counted_parts`` of ``PAPER`` and of ``config.INT8``.
-        elements: rows of ``baseline.element_rows``.
+        int4, int8, fp32: ``counted_parts`` of ``PAPER``, ``config.INT8`` and ``config.FP32``.
     Returns:
         A row for each format; none where a count is missing.
     """
-    if any(row["reason"] for row in (*int4, *int8, *elements)):
+    if any(row["reason"] for row in (*int4, *int8, *fp32)):
         return []
-    (fp32,) = (row for row in elements if row["element"] == "FP32")
     lanes = PAPER.cells * PES
     rows: list[dict[str, Any]] = []
-    for number, parts, how in (("INT4", int4, "counted"), ("INT8", int8, "counted"), ("FP32", int4, "put together")):
-        row: dict[str, Any] = dict(format=number, how=how)
+    for number, parts in (("INT4", int4), ("INT8", int8), ("FP32", fp32)):
+        row: dict[str, Any] = dict(format=number, how="counted")
         rooms = [float(lanes)] if number == "INT4" else []
         for key in ("lut", "dsp"):
-            fixed = total(parts, key, once=True)
-            row[key] = total(parts, key)
-            if number == "FP32":
-                row[key] = fixed + total(parts, key, OF_FLOATS) + total(parts, key, (JOINS,)) + lanes * fp32[key]
+            row[key], fixed = total(parts, key), total(parts, key, once=True)
             if number != "INT4":
                 room = rows[0]["lut"] if key == "lut" else BOARD["dsp"]
                 rooms.append((room - fixed) * lanes / (row[key] - fixed))
-        rows.append(row | dict(bram=total(parts, "bram"), elements=int(min(rooms))))
+        rows.append(row | dict(bram=total(parts, "bram"), elements=max(0, int(min(rooms)))))
     return rows
 
 
-def total(parts: Sequence[Row], key: str, names: Sequence[str] = (), once: bool = False) -> float:
-    """Of all instances of the processes ``names``; none: of every part; ``once``: of those that no cell has."""
-    wanted = [
-        part
-        for part in parts
-        if (part["process"] not in (*CELL_PROCESSES, JOINS) if once else not names or part["process"] in names)
-    ]
-    return sum(part[key] * part["instances"] for part in wanted)
+def total(parts: Sequence[Row], key: str, once: bool = False) -> float:
+    """Of all instances of every part; ``once``: of those that no cell has."""
+    return sum(
+        part[key] * part["instances"] for part in parts if not once or part["process"] not in (*CELL_PROCESSES, JOINS)
+    )

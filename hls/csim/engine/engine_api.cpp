@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The engine beside a simulated memory, as a C function for Python. AHCQ_CONFIG names the config struct.
+// The engine beside a simulated memory, as a C function for Python. AHCQ_CONFIG names the config struct,
+// AHCQ_RUN the function.
 #include <hls_stream.h>
 #include <stdio.h>
 #include <string.h>
@@ -13,6 +14,7 @@ void finish(S& streams);
 }
 
 #include "ahcq/engine/engine.h"
+#include "ahcq/engine/float_engine.h"
 
 using namespace ahcq::engine;
 typedef AHCQ_CONFIG config;
@@ -94,17 +96,19 @@ struct outputs {
 template <class S>
 void finish(S& streams) {
     ahcq_sim::scheduler& sim = ahcq_sim::scheduler::get();
-    if constexpr (std::is_array<S>::value) {  // `corrected`
+    if constexpr (std::is_array<S>::value) {  // `corrected`, or `sums` of floats
         for (int cell = 0; cell < config::CELLS; ++cell) {
             last.taps[cell].clear();
-            if (last.tapped) streams[cell].tap = &last.taps[cell];
+            if constexpr (!config::FLOATS) {
+                if (last.tapped) streams[cell].tap = &last.taps[cell];
+            }
         }
         sim.run();
         last.cycles = sim.cycles;
         last.turns.clear();
         for (auto& fiber : sim.fibers) {
             last.turns.emplace_back(fiber->name, fiber->turns);
-            if (!strcmp(fiber->name, "fetch<C>")) last.complete = fiber->finished;
+            if (!strncmp(fiber->name, "fetch", 5)) last.complete = fiber->finished;
         }
     } else {
         sim.hand_over();
@@ -134,7 +138,7 @@ int ahcq_engine_run(
         hls::stream<uint32_t> finished;
         for (int port = 0; port < config::READERS; ++port) AHCQ_PROCESS(read_memory, requests[port], beats[port]);
         for (int port = 0; port < config::WRITERS; ++port) AHCQ_PROCESS(write_memory, results_out[port], written[port]);
-        run<config>(program, commands, requests, beats, results_out, written, finished);
+        AHCQ_RUN<config>(program, commands, requests, beats, results_out, written, finished);
         sim.clear();
     }
     return memory.outside ? 2 : last.complete ? 0 : 1;

@@ -111,7 +111,7 @@ def test_the_page_has_the_figures_and_dashes_for_gaps(tmp_path) -> None:
             *counts.size_rows(counts.process_rows(RTL, {"a_process": A})[:-1], 2, [2, 4], 4),
             dict(cells=2, digit=17, lut=345678, dsp=2345, bram=245.0, fits=False, how="counted"),
         ],
-        engines=[dict(format="FP32", how="put together", lut=901234, dsp=2100, bram=240.0, elements=25)],
+        engines=[dict(format="FP32", how="counted", lut=901234, dsp=2100, bram=240.0, elements=25)],
         toggles=[dict(element="FP32", gates=43210, flops=1234, changes=987.6, ratio=54.3)],
         model=report.model_rows(WORKLOADS, [2, 4]),
         layers=report.layer_rows(WORKLOADS["encoder"], PAPER),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ahcq_plugin.hls.engine import counts, sizes
-from ahcq_plugin.hls.engine.config import INT8, PAPER, EngineConfig
+from ahcq_plugin.hls.engine.config import FP32, INT8, PAPER, EngineConfig
 from ahcq_plugin.hls.rtl.errors import ToolError
 
 
@@ -22,11 +22,6 @@ PARTS = [
     part("write", 10, instances=2),
     part(counts.JOINS, 640, 0, 240.0),
 ]
-ELEMENTS = [
-    dict(element="INT4", lut=9, dsp=0, reason=None),
-    dict(element="INT8", lut=3, dsp=8, reason=None),
-    dict(element="FP32", lut=80, dsp=16, reason=None),
-]
 
 
 def test_an_engine_of_its_own_counts_is_their_sum_and_what_is_missing_is_named() -> None:
@@ -42,27 +37,31 @@ def test_an_engine_of_its_own_counts_is_their_sum_and_what_is_missing_is_named()
     assert row["lut"] is None and row["fits"] is None
 
 
-def test_int8_is_counted_and_fp32_is_put_together() -> None:
+def test_formats_are_compared_at_the_luts_of_int4_and_the_dsps_of_the_board() -> None:
     of_int8 = [*PARTS[:-1], part("decode", 500, 4, instances=2), part(counts.JOINS, 1000, 0, 354.0)]
-    int4, int8, fp32 = sizes.baseline_engines(PARTS, of_int8, ELEMENTS)
+    of_fp32 = [part("buffer_right_floats", 300), part("multiply_floats", 800, 128, instances=16)]
+    of_fp32 += [part("write", 10, instances=2), part(counts.JOINS, 640, 0, 240.0)]
+    int4, int8, fp32 = sizes.baseline_engines(PARTS, of_int8, of_fp32)
     assert int4 == dict(format="INT4", how="counted", lut=2080, dsp=74, bram=240.0, elements=128)
     assert int8 | dict(elements=0) == dict(format="INT8", how="counted", lut=3440, dsp=82, bram=354.0, elements=0)
     assert int8["elements"] == int((2080 - 400) / ((3440 - 400) / 128))
-    assert fp32["lut"] == 100 + 300 + 80 + 20 + 640 + 128 * 80 and fp32["dsp"] == 8 + 128 * 16
-    assert fp32["elements"] == int((2080 - 400) / (80 + 740 / 128)) and fp32["how"] == "put together"
+    assert fp32 | dict(elements=0) == dict(format="FP32", how="counted", lut=13760, dsp=2048, bram=240.0, elements=0)
+    assert fp32["elements"] == int((2080 - 300) / ((13760 - 300) / 128))
     many = [row | dict(lut=1) if row["process"] in counts.CELL_PROCESSES else row for row in of_int8]
     many[-2] = part("decode", 1, 100, instances=20)  # then DSPs are what ends first
-    assert sizes.baseline_engines(PARTS, many, ELEMENTS)[1]["elements"] == int(2520 / ((74 + 2000) / 128))
-    assert sizes.baseline_engines([*PARTS, part("decode", None)], PARTS, ELEMENTS) == []
+    assert sizes.baseline_engines(PARTS, many, of_fp32)[1]["elements"] == int(2520 / ((74 + 2000) / 128))
+    large = [part("buffer_right_floats", 3000), *of_fp32[1:]]  # more than INT4's engine before it has an element
+    assert sizes.baseline_engines(PARTS, of_int8, large)[2]["elements"] == 0
+    assert sizes.baseline_engines([*PARTS, part("decode", None)], PARTS, of_fp32) == []
 
 
 def test_without_counting_all_there_are_multiples_and_the_paper_is_not_counted_again(monkeypatch) -> None:
-    found = sizes.size_figures(PARTS, ELEMENTS, [2, 4], False)
+    found = sizes.size_figures(PARTS, [2, 4], False)
     assert [row["how"] for row in found["sizes"]] == ["counted", "multiple of 2 cells"] and found["engines"] == []
     asked, said = [], []
     monkeypatch.setattr(sizes, "counted_parts", lambda config, cache: asked.append(config) or PARTS)
-    found = sizes.size_figures(PARTS, ELEMENTS, [2, 4], True, say=said.append)
-    assert asked == [EngineConfig(4), EngineConfig(2, 17), EngineConfig(4, 17), INT8] and PAPER not in asked
+    found = sizes.size_figures(PARTS, [2, 4], True, say=said.append)
+    assert asked == [EngineConfig(4), EngineConfig(2, 17), EngineConfig(4, 17), INT8, FP32] and PAPER not in asked
     assert said == [f"{config.cpp}: 2,080 LUT" for config in (PAPER, *asked)]
     assert [(row["cells"], row["digit"]) for row in found["sizes"]] == [(2, 4), (4, 4), (2, 17), (4, 17)]
     assert [row["format"] for row in found["engines"]] == ["INT4", "INT8", "FP32"]

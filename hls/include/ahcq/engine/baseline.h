@@ -8,8 +8,6 @@
 namespace ahcq {
 namespace engine {
 
-constexpr int ROWS = 8;
-
 template <class T>
 struct pe_inputs {
     T left[LANES], right[LANES];
@@ -37,8 +35,15 @@ void pe_integer(hls::stream<pe_inputs<uint8_t> >& in, hls::stream<uint32_t>& out
     }
 }
 
-// A tree of eight products, ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)), added to the sum of its row; every operation rounds.
-// It has ROWS rows in work, since an addition takes several stages: one comes again after ROWS turns. Runs for ever.
+// ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)); every operation rounds.
+inline float tree(const float (&product)[LANES]) {
+#pragma HLS INLINE
+    const float low = (product[0] + product[1]) + (product[2] + product[3]);
+    const float high = (product[4] + product[5]) + (product[6] + product[7]);
+    return low + high;
+}
+
+// A tree of eight products, added to the sum of its row. It has ROWS rows in work, since an addition takes several stages: one comes again after ROWS turns. Runs for ever.
 inline void pe_float(hls::stream<pe_inputs<float> >& in, hls::stream<float>& out) {
     float acc[ROWS];
     while (true) {
@@ -54,9 +59,7 @@ inline void pe_float(hls::stream<pe_inputs<float> >& in, hls::stream<float>& out
 #pragma HLS UNROLL
             product[i] = now.left[i] * now.right[i];
         }
-        const float low = (product[0] + product[1]) + (product[2] + product[3]);
-        const float high = (product[4] + product[5]) + (product[6] + product[7]);
-        float sum = low + high;
+        float sum = tree(product);
         if (!now.begins) sum = acc[now.row % ROWS] + sum;
         acc[now.row % ROWS] = sum;
         if (now.gives) out.write(sum);

@@ -13,7 +13,7 @@ namespace engine {
 template <class C>
 void place_left(hls::stream<command>& commands, hls::stream<beat>& in, hls::stream<left_load>& out) {
     const command c = commands.read();
-    const uint16_t length = row_beats(c);
+    const uint16_t length = row_beats<C>(c);
     const uint16_t last_rows = c.m - uint32_t(c.blocks - 1) * c.block_rows;
     uint16_t beats_left = length, rows_left = c.blocks == 1 ? last_rows : c.block_rows, blocks_left = c.blocks;
     uint16_t base = 0, address = 0;
@@ -53,7 +53,7 @@ void buffer_left(
     hls::stream<command>& commands,
     hls::stream<left_load>& in,
     hls::stream<turn>& turns,
-    hls::stream<left_fold> (&out)[C::CELLS]) {
+    hls::stream<fold_of<C::FLOATS> > (&out)[C::CELLS]) {
     const command c = commands.read();
     beat memory[C::CELLS][2 * C::LEFT_DEPTH];
 #pragma HLS ARRAY_PARTITION variable = memory complete dim = 1
@@ -78,13 +78,12 @@ void buffer_left(
             --pause;
         }
         if (computing) {
-            left_fold fold;
+            fold_of<C::FLOATS> fold;
             fold.now = turns.read();
             for (int i = 0; i < C::CELLS; ++i) {
 #pragma HLS UNROLL
                 const beat now = memory[i][(upper ? 0 : C::LEFT_DEPTH) + fold.now.left_address];
-                fold.low = now.word[fold.now.word];
-                fold.high = wide ? now.word[(fold.now.word + 1) % LANES] : 0;
+                take(fold, now, wide);
                 out[i].write(fold);
             }
             if (at(fold.now.places, END_OF_BLOCK)) computing = false;

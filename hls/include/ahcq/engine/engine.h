@@ -68,10 +68,10 @@ void run(
         to_folds, to_place, to_left, to_right,
         to_decode, to_correct, to_dequantize, to_quantize, to_write, done,
         finished);
-    AHCQ_PROCESS(request, to_readers, requests[READ_LEFT], requests[READ_RIGHT], requests[READ_PARAMETERS]);
+    AHCQ_PROCESS(request<C>, to_readers, requests[READ_LEFT], requests[READ_RIGHT], requests[READ_PARAMETERS]);
     AHCQ_PROCESS(
         distribute<C>, to_parameters, beats[READ_PARAMETERS], groups, tables, corrections, scales, quantizers, headers);
-    AHCQ_PROCESS(walk_steps, to_steps, steps);
+    AHCQ_PROCESS(walk_steps<C>, to_steps, steps);
     AHCQ_PROCESS(walk_passes<C>, to_passes, groups, steps, passes_to_make);
     AHCQ_PROCESS(walk_folds, to_folds, passes_to_make, left_turns, right_turns);
     AHCQ_PROCESS(place_left<C>, to_place, beats[READ_LEFT], left_loads);

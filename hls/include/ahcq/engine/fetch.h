@@ -30,6 +30,73 @@ inline command decode_descriptor(const beat& first, const beat& second) {
 
 constexpr uint32_t IN_FLIGHT = 2;  // commands of a kind that are not done: as many as `done` holds, or all would wait
 
+// Which command comes next.
+struct program_state {
+    uint8_t phase;
+    uint32_t index, running, softmaxes;  // commands that are not done: matmuls, softmaxes
+    beat first;
+    command now;
+    bool more;
+};
+enum fetch_phase { REQUEST, FIRST, SECOND, ISSUE };
+
+// One turn of `fetch`; true: `now` is a matmul and goes to the processes in this turn.
+template <class C>
+bool next_matmul(
+    program_state& state,
+    uint32_t program,
+    uint32_t count,
+    hls::stream<read_request>& requests,
+    hls::stream<beat>& descriptors,
+    hls::stream<command> (&to_write)[C::WRITERS],
+    hls::stream<bool> (&done)[C::WRITERS],
+    hls::stream<uint32_t>& finished) {
+#pragma HLS INLINE
+    const bool issued = state.index == count, waits = issued || is(state.now, BARRIER);
+    if (state.phase == REQUEST) {
+        read_request request;
+        request.address = program + 2 * state.index;
+        request.beats = 2;
+        request.stride = 1;
+        if (!issued) requests.write(request);
+        state.phase = issued ? ISSUE : FIRST;
+    } else if (state.phase != ISSUE) {
+        const beat word = descriptors.read();
+        if (state.phase == FIRST) state.first = word;
+        if (state.phase == SECOND) state.now = decode_descriptor(state.first, word);
+        state.phase = state.phase == FIRST ? SECOND : ISSUE;
+    } else if (state.running != 0 && (waits || state.running == IN_FLIGHT)) {
+        for (int cell = 0; cell < C::CELLS; ++cell) {
+#pragma HLS UNROLL
+            done[cell].read();
+        }
+        --state.running;
+    } else if (C::SOFTMAX_UNITS != 0 && state.softmaxes != 0 && (waits || state.softmaxes == IN_FLIGHT)) {
+        for (int unit = C::CELLS; unit < C::WRITERS; ++unit) {
+#pragma HLS UNROLL
+            done[unit].read();
+        }
+        --state.softmaxes;
+    } else if (issued) {
+        finished.write(count);
+        state.more = false;
+    } else if (C::SOFTMAX_UNITS != 0 && is(state.now, SOFTMAX)) {
+        for (int unit = C::CELLS; unit < C::WRITERS; ++unit) {
+#pragma HLS UNROLL
+            to_write[unit].write(state.now);
+        }
+        ++state.softmaxes;
+        ++state.index;
+        state.phase = REQUEST;
+    } else {
+        ++state.running;
+        ++state.index;
+        state.phase = REQUEST;
+        return true;
+    }
+    return false;
+}
+
 // `count` descriptors from beat address `program` on; when all their results are in memory, `count` goes to `finished`.
 template <class C>
 void fetch(
@@ -52,72 +119,72 @@ void fetch(
     hls::stream<command> (&to_write)[C::WRITERS],
     hls::stream<bool> (&done)[C::WRITERS],
     hls::stream<uint32_t>& finished) {
-    enum { REQUEST, FIRST, SECOND, ISSUE };
-    uint8_t phase = REQUEST;
-    uint32_t index = 0, running = 0, softmaxes = 0;  // commands that are not done: matmuls, softmaxes
-    beat first = beat();
-    command c = command();
-    bool more = true;
-    while (more) {
+    program_state state = program_state();
+    state.more = true;
+    while (state.more) {
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
-        const bool issued = index == count, waits = issued || is(c, BARRIER);
-        if (phase == REQUEST) {
-            read_request request;
-            request.address = program + 2 * index;
-            request.beats = 2;
-            request.stride = 1;
-            if (!issued) requests.write(request);
-            phase = issued ? ISSUE : FIRST;
-        } else if (phase != ISSUE) {
-            const beat now = descriptors.read();
-            if (phase == FIRST) first = now;
-            if (phase == SECOND) c = decode_descriptor(first, now);
-            phase = phase == FIRST ? SECOND : ISSUE;
-        } else if (running != 0 && (waits || running == IN_FLIGHT)) {
-            for (int cell = 0; cell < C::CELLS; ++cell) {
+        if (!next_matmul<C>(state, program, count, requests, descriptors, to_write, done, finished)) continue;
+        to_readers.write(state.now);
+        to_parameters.write(state.now);
+        to_steps.write(state.now);
+        to_passes.write(state.now);
+        to_folds.write(state.now);
+        to_place.write(state.now);
+        to_left.write(state.now);
+        to_right.write(state.now);
+        for (int cell = 0; cell < C::CELLS; ++cell) {
 #pragma HLS UNROLL
-                done[cell].read();
-            }
-            --running;
-        } else if (C::SOFTMAX_UNITS != 0 && softmaxes != 0 && (waits || softmaxes == IN_FLIGHT)) {
-            for (int unit = C::CELLS; unit < C::WRITERS; ++unit) {
+            state.now.cell = cell;
+            to_decode[cell].write(state.now);
+            to_correct[cell].write(state.now);
+            to_dequantize[cell].write(state.now);
+            to_quantize[cell].write(state.now);
+            to_write[cell].write(state.now);
+        }
+    }
+}
+
+// The same in the engine of float32 (`float_engine.h`).
+template <class C>
+void fetch_floats(
+    uint32_t program,
+    uint32_t count,
+    hls::stream<read_request>& requests,
+    hls::stream<beat>& descriptors,
+    hls::stream<command>& to_readers,
+    hls::stream<command>& to_parameters,
+    hls::stream<command>& to_steps,
+    hls::stream<command>& to_rows,
+    hls::stream<command>& to_place,
+    hls::stream<command>& to_left,
+    hls::stream<command>& to_right,
+    hls::stream<command> (&to_spread)[C::CELLS],
+    hls::stream<command> (&to_finish)[C::CELLS],
+    hls::stream<command> (&to_gather)[C::CELLS],
+    hls::stream<command> (&to_write)[C::WRITERS],
+    hls::stream<bool> (&done)[C::WRITERS],
+    hls::stream<uint32_t>& finished) {
+    program_state state = program_state();
+    state.more = true;
+    while (state.more) {
+#pragma HLS PIPELINE II = 1
+        AHCQ_TURN;
+        if (!next_matmul<C>(state, program, count, requests, descriptors, to_write, done, finished)) continue;
+        to_readers.write(state.now);
+        to_parameters.write(state.now);
+        to_steps.write(state.now);
+        to_rows.write(state.now);
+        to_place.write(state.now);
+        to_left.write(state.now);
+        to_right.write(state.now);
+        for (int cell = 0; cell < C::CELLS; ++cell) {
 #pragma HLS UNROLL
-                done[unit].read();
-            }
-            --softmaxes;
-        } else if (issued) {
-            finished.write(count);
-            more = false;
-        } else if (C::SOFTMAX_UNITS != 0 && is(c, SOFTMAX)) {
-            for (int unit = C::CELLS; unit < C::WRITERS; ++unit) {
-#pragma HLS UNROLL
-                to_write[unit].write(c);
-            }
-            ++softmaxes;
-            ++index;
-            phase = REQUEST;
-        } else {
-            to_readers.write(c);
-            to_parameters.write(c);
-            to_steps.write(c);
-            to_passes.write(c);
-            to_folds.write(c);
-            to_place.write(c);
-            to_left.write(c);
-            to_right.write(c);
-            for (int cell = 0; cell < C::CELLS; ++cell) {
-#pragma HLS UNROLL
-                c.cell = cell;
-                to_decode[cell].write(c);
-                to_correct[cell].write(c);
-                to_dequantize[cell].write(c);
-                to_quantize[cell].write(c);
-                to_write[cell].write(c);
-            }
-            ++running;
-            ++index;
-            phase = REQUEST;
+            state.now.cell = cell;
+            to_spread[cell].write(state.now);
+            to_finish[cell].write(state.now);
+            to_gather[cell].write(state.now);
+            to_write[cell].write(state.now);
         }
     }
 }

@@ -10,23 +10,24 @@ namespace engine {
 
 // Left rows block by block (all at once), right tiles block by block, parameters of tiles with them. A right operand of
 // one tile stays for all blocks of its product. Of a TRANSPOSED one (rows along k) a tile is a column of beats.
-inline void request(
+template <class C>
+void request(
     hls::stream<command>& commands,
     hls::stream<read_request>& left,
     hls::stream<read_request>& right,
     hls::stream<read_request>& parameters) {
     const command c = commands.read();
     const uint32_t tiles = tiles_of(c);
-    const uint32_t tile_beats = c.folds * planes_of(c) * CHUNKS;
-    const uint32_t parameter_beats = is(c, PRODUCT) ? 0 : correction_beats(c) + SCALE_BEATS;
+    const uint32_t tile_beats = right_beats<C>(c);
+    const uint32_t parameter_beats = tile_parameters<C>(c);
     read_request whole;
     whole.address = c.left;
-    whole.beats = c.batch * c.m * row_beats(c);
+    whole.beats = c.batch * c.m * row_beats<C>(c);
     whole.stride = 1;
     left.write(whole);
     read_request first;
     first.address = c.parameters;
-    first.beats = HEADER_BEATS + group_beats(c) + table_beats(c) + lane_beats(c) + quantizer_beats(c);
+    first.beats = first_parameters<C>(c);
     first.stride = 1;
     parameters.write(first);
     read_request tile_request, parameter_request;

@@ -10,9 +10,10 @@
 namespace ahcq {
 namespace engine {
 
-inline void walk_steps(hls::stream<command>& commands, hls::stream<step>& out) {
+template <class C>
+void walk_steps(hls::stream<command>& commands, hls::stream<step>& out) {
     const command c = commands.read();
-    const uint16_t tiles = tiles_of(c), length = row_beats(c);
+    const uint16_t tiles = tiles_of(c), length = step_rows<C>() * row_beats<C>(c);
     uint16_t steps = c.blocks == 1 ? c.last_steps : c.steps;
     uint16_t steps_left = steps, tiles_left = tiles, blocks_left = c.blocks, row_address = 0;
     uint32_t products_left = c.batch;

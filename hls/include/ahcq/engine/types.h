@@ -56,6 +56,7 @@ struct cells {
     static constexpr int RIGHT_DEPTH = RIGHT_DEPTH_;  // folds of PES columns of each half of the right buffer
     static constexpr int PLANE = PLANE_;              // 4, or 8: then no right code takes two passes, and nothing shifts
     static constexpr bool SHIFTS = PLANE == 4;        // there are shift lanes, for HLUQ
+    static constexpr bool FLOATS = false;
     static constexpr int SHIFT_LANES = SHIFTS ? LANES : 1;  // words for them in streams: C++ has no arrays of none
     typedef typename std::conditional<(DIGIT <= 8), uint8_t, uint32_t>::type digit_t;
     typedef typename std::conditional<(PLANE == 4), uint32_t, uint64_t>::type column_t;  // LANES codes along k
@@ -73,6 +74,16 @@ enum out_format { FLOATS = 0, CODES = 1, SHORTS = 2 };  // accumulators of 16 bi
 
 struct beat {
     uint32_t word[LANES];
+};
+
+// The engine of float32 that this one is compared with (`floats.h`): operands are floats, everything else as it is.
+template <int CELLS_, int LEFT_DEPTH_, int RIGHT_DEPTH_>
+struct float_cells {
+    static constexpr int CELLS = CELLS_;
+    static constexpr int SOFTMAX_UNITS = 0, READERS = 4, WRITERS = CELLS;
+    static constexpr int DIGIT = 32;
+    static constexpr int LEFT_DEPTH = LEFT_DEPTH_, RIGHT_DEPTH = RIGHT_DEPTH_;  // as of `cells`
+    static constexpr bool FLOATS = true;
 };
 
 // The 64-byte descriptor, field by field.
@@ -145,11 +156,29 @@ struct left_load {
     bool last, final;
 };
 
-// One fold of left codes: low and, above 4 bits, high nibbles.
-struct left_fold {
+// One fold of left codes: low and, above 4 bits, high nibbles; or of floats.
+template <bool FLOATS>
+struct fold_of {
     turn now;
     uint32_t low, high;
 };
+template <>
+struct fold_of<true> {
+    turn now;
+    beat data;
+};
+typedef fold_of<false> left_fold;
+
+inline void take(fold_of<false>& fold, const beat& from, bool wide) {
+#pragma HLS INLINE
+    fold.low = from.word[fold.now.word];
+    fold.high = wide ? from.word[(fold.now.word + 1) % LANES] : 0;
+}
+
+inline void take(fold_of<true>& fold, const beat& from, bool) {
+#pragma HLS INLINE
+    fold.data = from;
+}
 
 // Operands of LANES processing elements: a digit each for the multipliers, a power of two or nothing for the shifters.
 template <class C>
@@ -246,8 +275,22 @@ inline uint32_t chunks_of(const command& c, uint16_t places) {
 }
 // Nibbles of a right code in memory.
 inline uint32_t planes_of(const command& c) { return c.right_bits > 4 ? 2 : 1; }
-// Beats of a row of left codes: 8 folds a beat, 4 where codes have more than 4 bits (low and high nibbles in turn).
-inline uint32_t row_beats(const command& c) { return c.left_bits > 4 ? (c.folds + 3) / 4 : (c.folds + 7) / 8; }
+// Beats of a row of left codes: 8 folds a beat, 4 where codes have more than 4 bits (low and high nibbles in turn); of floats 1.
+template <class C>
+uint32_t row_beats(const command& c) {
+#pragma HLS INLINE
+    return C::FLOATS ? c.folds : c.left_bits > 4 ? (c.folds + 3) / 4 : (c.folds + 7) / 8;
+}
+// Beats of a tile of the right operand.
+template <class C>
+uint32_t right_beats(const command& c) {
+#pragma HLS INLINE
+    return c.folds * (C::FLOATS ? uint32_t(LANES) : planes_of(c)) * CHUNKS;
+}
+constexpr int ROWS = 8;  // of floats, in work in a cell at once: the next sum of a row comes ROWS turns later
+// Rows of a step, for each cell.
+template <class C>
+constexpr int step_rows() { return C::FLOATS ? ROWS : 1; }
 // Beats of the parts of the parameters, in this order; then, of constant weights, those of each tile.
 constexpr int HEADER_BEATS = 2;
 inline uint32_t group_beats(const command& c) { return beats_of(c.groups); }
@@ -261,6 +304,18 @@ inline uint32_t quantizer_beats(const command& c) {
 inline uint32_t correction_beats(const command& c) { return CHUNKS * (1 + 2 * c.groups); }
 constexpr int SCALE_BEATS = 3 * CHUNKS;
 inline bool is(const command& c, command_flag flag) { return (c.flags & flag) != 0; }
+// Beats of parameters at the start of a command, and with every tile.
+template <class C>
+uint32_t first_parameters(const command& c) {
+#pragma HLS INLINE
+    if (C::FLOATS) return HEADER_BEATS;
+    return HEADER_BEATS + group_beats(c) + table_beats(c) + lane_beats(c) + quantizer_beats(c);
+}
+template <class C>
+uint32_t tile_parameters(const command& c) {
+#pragma HLS INLINE
+    return is(c, PRODUCT) ? 0 : C::FLOATS ? CHUNKS : correction_beats(c) + SCALE_BEATS;
+}
 
 }  // namespace engine
 }  // namespace ahcq
