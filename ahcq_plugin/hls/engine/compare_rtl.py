@@ -27,13 +27,10 @@ def compare_rtl(
     batch: Any,
     forward: Forward,
     units: Sequence[str],
-    skip_rtl: Sequence[str] = (),
     config: EngineConfig = rtl.SMALLEST,
 ) -> list[dict[str, Any]]:
     """A row for each matmul of ``units``: floats, how many of them differ from the golden model, cycles.
 
-    Args:
-        skip_rtl: of these units only the C++ runs; their ``different_rtl`` and ``cycles`` are None.
     Raises:
         SpecError: a matmul does not fit ``config``. RtlError, ToolError: see ``rtl.run``.
     """
@@ -44,14 +41,13 @@ def compare_rtl(
 
     by_cpp, by_rtl = Program(spec, config, run=simulate.run), Program(spec, config, run=run)
     _, cpp = engine_forward(qmodel, by_cpp, batch, forward, units)
-    _, run_rows = engine_forward(qmodel, by_rtl, batch, forward, [unit for unit in units if unit not in skip_rtl])
+    _, run_rows = engine_forward(qmodel, by_rtl, batch, forward, units)
     commands = {key[:2]: command for key, command in by_cpp.commands.items()}
     cycles_of = dict(zip(run_rows, taken, strict=True))  # each was called once
     rows = []
     for (unit, name), row in cpp.items():
         command = commands[unit, name]
         shape = Shape.of(command.matmul, command.descriptor.m, command.descriptor.batch)
-        found = run_rows.get((unit, name))
         rows.append(
             dict(
                 unit=unit,
@@ -60,8 +56,8 @@ def compare_rtl(
                 family=shape.family,
                 outputs=row.outputs,
                 different_cpp=row.different,
-                different_rtl=found.different if found else None,
-                cycles=cycles_of.get((unit, name)),
+                different_rtl=run_rows[unit, name].different,
+                cycles=cycles_of[unit, name],
                 model=cycles(shape, config, ddr=_UNLIMITED).cycles,
             )
         )

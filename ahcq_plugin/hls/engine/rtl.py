@@ -146,18 +146,16 @@ def _content(config: AnyConfig) -> str:
 
 
 @cache
-def simulation(config: AnyConfig = SMALLEST, level: str = "-O0") -> Path:
+def simulation(config: AnyConfig = SMALLEST) -> Path:
     """The program that ``run`` starts; made where the cache of ``hls.rtl`` has none of this content.
 
-    Args:
-        level: of optimisation, see ``hls.rtl.simulate.verilated``.
     Raises:
         RtlError: a process cannot be scheduled. ToolError: a package of the extra ``rtl`` is missing or fails.
     """
     rtl = engine_rtl(config)
     bench = render("engine_bench.cpp.j2", dict(top=TOP, reads=reads(config), writes=writes(config)))
     model = sources("rtl", "pe", multiply.MODEL).read_text(encoding="utf-8")
-    return verilated({multiply.MODEL: model, **rtl.files}, TOP, bench, cache_folder(), level)
+    return verilated({multiply.MODEL: model, **rtl.files}, TOP, bench, cache_folder())
 
 
 def run(

@@ -135,16 +135,14 @@ def build(rtl: Rtl, cache: Path) -> Simulation:
     return Simulation(verilated(rtl.files, design.top, bench, cache), inputs, outputs)
 
 
-def verilated(files: Mapping[str, str], top: str, bench: str, cache: Path, level: str = "-O1") -> Path:
+def verilated(files: Mapping[str, str], top: str, bench: str, cache: Path) -> Path:
     """A program: the module ``top`` of SystemVerilog ``files`` in Verilator, driven by the C++ text ``bench``.
 
-    Args:
-        level: of optimisation by the C++ compiler; with ``-O0`` a large design is there sooner and runs slower.
     Raises:
         ToolError: Verilator or g++ is missing or fails.
     """
     root = find_verilator()
-    key = hashlib.sha256("\0".join([*files, *files.values(), bench, level]).encode()).hexdigest()[:24]
+    key = hashlib.sha256("\0".join([*files, *files.values(), bench]).encode()).hexdigest()[:24]
     folder = cache / f"sim_{top}_{key}"
     program = folder / "simulation"
 
@@ -154,7 +152,7 @@ def verilated(files: Mapping[str, str], top: str, bench: str, cache: Path, level
             for name, text in files.items():
                 write_text(text, work / name)
             write_text(bench, work / "bench.cpp")
-            _verilate(root, top, [work / name for name in files], work, level)
+            _verilate(root, top, [work / name for name in files], work)
             os.replace(work / "obj" / f"V{top}", made)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -173,7 +171,7 @@ def find_verilator() -> Path:
     return Path(package.origin).parent
 
 
-def _verilate(root: Path, top: str, paths: Sequence[Path], work: Path, level: str) -> None:
+def _verilate(root: Path, top: str, paths: Sequence[Path], work: Path) -> None:
     flags = [
         "--cc",
         "--exe",
@@ -186,7 +184,7 @@ def _verilate(root: Path, top: str, paths: Sequence[Path], work: Path, level: st
         "-Wno-fatal",
         "-Wno-WIDTH",
     ]
-    flags += ["--top-module", top, "--Mdir", "obj", "--output-split", "0", "-CFLAGS", level, "-j", "2"]
+    flags += ["--top-module", top, "--Mdir", "obj", "--output-split", "0", "-CFLAGS", "-O1", "-j", "2"]
     environment = os.environ | {"VERILATOR_ROOT": str(root), "PATH": f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     if tool("ccache"):
         environment["OBJCACHE"] = tool("ccache")

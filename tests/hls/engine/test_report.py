@@ -100,7 +100,7 @@ def test_rows_of_the_model_are_the_model() -> None:
 
 def test_the_page_has_the_figures_and_dashes_for_gaps(tmp_path) -> None:
     row = dict(unit="<unit>", name="fc", kind="linear", family="uniform", outputs=1234567, different_cpp=0)
-    row |= dict(different_rtl=None, cycles=None, model=99)
+    row |= dict(different_rtl=0, cycles=98, model=99)
     figures = dict(
         config="ahcq::engine::cells<1, 4>",
         matmuls=[row],
@@ -120,7 +120,7 @@ def test_the_page_has_the_figures_and_dashes_for_gaps(tmp_path) -> None:
     data, page = report.write_report(tmp_path, figures)
     found = json.loads(data.read_text(encoding="utf-8"))
     assert found["paper"]["INT4"]["frames"] == 33.82 and found["gaps"] == list(report.GAPS)
-    assert found["matmuls"][0]["cycles"] is None
+    assert found["matmuls"][0]["cycles"] == 98
     text = page.read_text(encoding="utf-8")
     assert "307.2 GMAC/s; divided by 33.82 frames that is 9.1 GMAC a frame" in text
     assert text.count("345,678") == 2 and "901,234" in text and "987.6" in text and "54.3" in text
