@@ -43,7 +43,7 @@ def main() -> int:
     print("| what | GMAC | cells | digit | utilisation | without A.V | GMAC/s | a second | MB of DDR | softmax |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for what, launches in workloads(args).items():
-        softmax = softmax_total(launches, ddr) if "decoder" in what else 0
+        softmax = softmax_total(launches, ddr, positions="encoder" in what and not what.startswith("sam2"))
         for cells in args.cells:
             for digit in (NIBBLE, 17):
                 config = EngineConfig(cells, digit)

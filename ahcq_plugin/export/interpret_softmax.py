@@ -61,7 +61,9 @@ class SoftmaxCall:
         step: its constants.
         scores: int64 (..., m, n).
         heads: int64 (..., m), of each row; None: all are of head 0.
-        product: name of the matmul whose accumulators the scores are; "" where terms were added to them.
+        product: name of the matmul whose accumulators the scores are; "" where other terms than ``terms`` were added.
+        bits: fraction bits that the accumulators got. terms: relative positions, the two terms of each score, int64
+            (..., m, n), of rows and of columns; () where there are none.
     """
 
     quantizer: str
@@ -69,6 +71,8 @@ class SoftmaxCall:
     scores: np.ndarray
     heads: np.ndarray | None
     product: str
+    bits: int = 0
+    terms: tuple[np.ndarray, ...] = ()
 
 
 def run_softmax(call: SoftmaxCall) -> np.ndarray:
@@ -79,20 +83,25 @@ def run_softmax(call: SoftmaxCall) -> np.ndarray:
 @dataclass(frozen=True)
 class _Scores:
     """int64 integers, accumulators of the matmul ``product``, each worth ``scale[head]`` (float64); head (None: all are
-    of head 0) has their shape. They are ``fine`` once they have the bits that added terms want."""
+    of head 0) has their shape. They are ``fine`` once they have the ``bits`` that added terms want; ``terms`` are
+    relative positions, if nothing else was added."""
 
     integers: Tensor
     scale: np.ndarray
     head: Tensor | None
     product: str
     fine: bool = False
+    bits: int = 0
+    terms: tuple[Tensor, ...] = ()
 
     def mapped(self, move: Callable[[Tensor], Tensor]) -> _Scores:
-        return replace(self, integers=move(self.integers), head=None if self.head is None else move(self.head))
+        head, terms = None if self.head is None else move(self.head), tuple(map(move, self.terms))
+        return replace(self, integers=move(self.integers), head=head, terms=terms)
 
     def refined(self) -> _Scores:
         bits = 0 if self.fine else score_bits(np.abs(self.scale))
-        return replace(self, integers=self.integers << bits, scale=np.ldexp(self.scale, -bits), fine=True)
+        finer = dict(integers=self.integers << bits, scale=np.ldexp(self.scale, -bits), bits=self.bits + bits)
+        return replace(self, **finer, fine=True, terms=())
 
     def units(self) -> Tensor | float:
         return float(self.scale[0]) if self.head is None else torch.from_numpy(self.scale)[self.head]
@@ -216,7 +225,7 @@ class TableSoftmaxInterpreter(UnitInterpreter):
         if link.kind == "scale":
             factor = float(self._bound(node, link.source)(torch.ones((), dtype=torch.float64)))
             return replace(before, scale=before.scale * factor)
-        before = before.refined()
+        alone, before, terms = not before.fine, before.refined(), []
         total = before.integers
         for term in self._terms(node, link.source):
             if bool(term.isnan().any()):
@@ -224,7 +233,8 @@ class TableSoftmaxInterpreter(UnitInterpreter):
             rounded = (term.cpu().double() / before.units()).round().clamp(-_TOP, _TOP).long()
             masked = (total == MASKED) | (term.cpu() == -math.inf)
             total = torch.where(masked, MASKED, (total + rounded).clamp(-_TOP, _TOP))
-        return replace(before, integers=total)
+            terms.append(rounded.expand(total.shape))
+        return replace(before, integers=total, terms=tuple(terms) if alone and len(terms) == 2 else ())
 
     def _terms(self, node: fx.Node, source: fx.Node) -> list[Tensor]:
         """What ``node`` adds to the values of ``source``: what it gives for zeros."""
@@ -254,8 +264,9 @@ class TableSoftmaxInterpreter(UnitInterpreter):
         operand = activation_operand(module)
         heads = None if scores.head is None else scores.head[..., 0].numpy()
         step = TableSoftmax.of(scores.scale, operand)
-        product = "" if scores.fine else scores.product
-        call = SoftmaxCall(quantizer.name, step, scores.integers.numpy(), heads, product)
+        product = "" if scores.fine and not scores.terms else scores.product
+        terms = tuple(term.numpy() for term in scores.terms)
+        call = SoftmaxCall(quantizer.name, step, scores.integers.numpy(), heads, product, scores.bits, terms)
         codes = torch.from_numpy(self._on_softmax(call)).to(x.device)
         rank = torch.from_numpy(np.argsort(step.rank_codes)).to(x.device)
         apart = (rank[codes] - rank[module.encode(x).long()]).abs()

@@ -20,6 +20,7 @@ from ahcq_plugin.hls.engine import descriptor as fields
 from ahcq_plugin.hls.engine.config import CHUNKS, GELUS, LANES, PES, EngineConfig
 from ahcq_plugin.hls.engine.layouts import row_beats
 from ahcq_plugin.hls.engine.shape import Shape, last_chunks
+from ahcq_plugin.hls.engine.softmax_command import Positions
 
 CLOCK_HZ = 300e6
 BEAT = 32  # bytes
@@ -271,7 +272,12 @@ def cycles(
 
 
 def softmax_cycles(
-    shape: tuple[int, int, int], bits: int, quantizers: int, heads: int, ddr: DDR | None = None
+    shape: tuple[int, int, int],
+    bits: int,
+    quantizers: int,
+    heads: int,
+    ddr: DDR | None = None,
+    positions: Positions | None = None,
 ) -> Cycles:
     """Of a softmax command: eight scores a turn, behind its parameters, a row that waits for its largest score and one
     that waits for its sum.
@@ -280,13 +286,15 @@ def softmax_cycles(
         shape: (products, rows, scores of a row).
         bits, quantizers: of the codes. heads: with a scale of their own.
         ddr: None: 12e9 bytes a second.
+        positions: that are added to the scores, a beat of their terms a turn.
     """
     (batch, m, n), ddr = shape, ddr or DDR()
     rows, chunks = batch * m, -(-n // LANES)
+    terms = 0 if positions is None else positions.row_beats + positions.column_beats
     ranks = 2 * -(-(quantizers << bits) // LANES)  # beats, a word a turn
     scores = 2 * -(-n // (4 * LANES))
-    moved = BEAT * (rows * (scores + row_beats(chunks, bits)) + ranks + -(-heads // LANES))
-    needs = dict(scores=rows * chunks, ddr=math.ceil(moved / ddr.bytes_per_cycle))
+    moved = BEAT * (rows * (scores + 2 * -(-terms // 2) + row_beats(chunks, bits)) + ranks + -(-heads // LANES))
+    needs = dict(scores=rows * (chunks + terms), ddr=math.ceil(moved / ddr.bytes_per_cycle))
     slowest = max(needs, key=lambda name: needs[name])
     start = SOFTMAX_LATENCY + 2 * chunks + LANES * ranks + 2 * ddr.latency
     limits = {slowest: needs[slowest], "start": start}

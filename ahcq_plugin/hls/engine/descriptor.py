@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, fields
 
 from ahcq_plugin.export import SpecError
 
-VERSION = 2  # 1 had no SOFTMAX
+VERSION = 3  # 1 had no SOFTMAX, 2 no terms of it
 SIZE = 64
 UNIFORM, HLUQ, TABLE = 0, 1, 2
 PRODUCT, BARRIER, GELU, OFFSET, TRANSPOSED, SOFTMAX = 1, 2, 4, 8, 16, 32
@@ -32,12 +32,16 @@ _OF_MATMUL = (
     ("k", 1, 2**32 - 1),
 )
 #: Fields that a softmax does not have.
-UNKNOWN_TO_SOFTMAX = ("family", "left_bits", "right_bits", "digits", "log_levels", "left_interval", "right_interval")
-UNKNOWN_TO_SOFTMAX += ("groups", "k", "right", *_COUNTS)
+UNKNOWN_TO_SOFTMAX = ("family", "left_bits", "right_bits", "log_levels", "left_interval", "right_interval", "groups")
+UNKNOWN_TO_SOFTMAX += ("block_rows", "steps", "last_steps")
 _OF_SOFTMAX = (
     ("out_format", CODES, CODES),
     ("out_bits", 2, 8),
     ("quantizers", 1, 64),
+    ("k", 0, 64),
+    ("digits", 0, 12),
+    ("blocks", 0, 8),
+    ("folds", 0, 64),
     *((name, 0, 0) for name in UNKNOWN_TO_SOFTMAX),
 )
 
@@ -47,10 +51,12 @@ class Descriptor:
     """One command. Fields in the order of memory; addresses are in beats of 32 bytes.
 
     Of a softmax (flags SOFTMAX, perhaps BARRIER, no others) ``left`` are its scores, rows of ``n``, and the fields
-    of ``UNKNOWN_TO_SOFTMAX`` are 0.
+    of ``UNKNOWN_TO_SOFTMAX`` are 0. If terms are added to them, ``k`` is the width of the picture of keys, ``right``
+    the address of the terms, ``blocks`` and ``folds`` their beats (of rows, of columns), and ``digits`` the fraction
+    bits that the scores get; without terms these are 0.
 
     Attributes:
-        version: of this format, 2.
+        version: of this format, 3.
         family: of the left operand: 0 uniform (also per head and grouped), 1 hluq, 2 table.
         flags: 1 both operands come at run time, 2 waits until all earlier results are written, 4 GELU, 8 offsets, 16
             the right operand lies in rows along k, 32 softmax.
@@ -109,6 +115,9 @@ class Descriptor:
         for name, least, most in (*_OF_BOTH, *(_OF_SOFTMAX if is_softmax else _OF_MATMUL)):
             if not least <= getattr(self, name) <= most:
                 raise SpecError(f"descriptor: `{name}` must lie in [{least}, {most}], got {getattr(self, name)}")
+        terms = (self.k, self.blocks, self.folds)
+        if is_softmax and (any(terms) != all(terms) or (not self.k and (self.digits or self.right))):
+            raise SpecError(f"descriptor: a softmax has `k`, `blocks` and `folds` of terms, or none, got {terms}")
 
     def encode(self) -> bytes:
         """The 64 bytes."""

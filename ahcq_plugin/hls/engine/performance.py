@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from ahcq_plugin.export.operands import top
 from ahcq_plugin.hls.engine.config import EngineConfig
 from ahcq_plugin.hls.engine.cycles import CLOCK_HZ, DDR, Cycles, cycles, softmax_cycles
 from ahcq_plugin.hls.engine.launches import Launch, record_launches
-from ahcq_plugin.hls.engine.softmax_command import ROW
+from ahcq_plugin.hls.engine.softmax_command import ROW, Positions
 from ahcq_plugin.ptq.recipe import Recipe
 
 ENCODER = "image_encoder"
@@ -85,17 +86,20 @@ def total(launches: Sequence[Launch], config: EngineConfig, ddr: DDR | None = No
     return Total(whole, macs, ddr_bytes, dict(limits), config)
 
 
-def softmax_total(launches: Sequence[Launch], ddr: DDR | None = None) -> int:
+def softmax_total(launches: Sequence[Launch], ddr: DDR | None = None, positions: bool = False) -> int:
     """Cycles of the softmax commands behind all Q.K^T, in turn with these; 0 where one of them does not fit.
 
-    For attentions whose scores nothing is added to: those of SAM's decoder.
+    Args:
+        positions: relative positions are added to the scores, as in SAM's encoders; keys are square pictures.
     """
-    products = [launch.shape for launch in launches if launch.shape.kind == "qk"]
-    for shape in products:
-        largest = shape.k * top(shape.left_bits) * top(shape.right_bits)
-        if signed_bits(-largest, largest) > 16 or shape.n > ROW:
+    whole = 0
+    for shape in (launch.shape for launch in launches if launch.shape.kind == "qk"):
+        largest, side = shape.k * top(shape.left_bits) * top(shape.right_bits), math.isqrt(shape.n)
+        if signed_bits(-largest, largest) > 16 or shape.n > ROW or (positions and side**2 != shape.n):
             return 0
-    return sum(softmax_cycles((one.batch, one.m, one.n), one.left_bits, 1, 1, ddr).cycles for one in products)
+        added = Positions(side, side, 0) if positions else None
+        whole += softmax_cycles((shape.batch, shape.m, shape.n), shape.left_bits, 1, 1, ddr, added).cycles
+    return whole
 
 
 def by_layer(launches: Sequence[Launch], config: EngineConfig, ddr: DDR | None = None) -> list[LayerRow]:

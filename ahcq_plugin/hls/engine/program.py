@@ -24,7 +24,7 @@ from ahcq_plugin.hls.engine.config import PAPER, EngineConfig
 from ahcq_plugin.hls.engine.descriptor import Descriptor
 from ahcq_plugin.hls.engine.destination import shorts
 from ahcq_plugin.hls.engine.image import Image
-from ahcq_plugin.hls.engine.softmax_command import SoftmaxCommand, compile_softmax
+from ahcq_plugin.hls.engine.softmax_command import SoftmaxCommand, compile_softmax, find_positions
 from ahcq_plugin.support.batches import Forward, default_forward, model_device, to_device
 
 
@@ -128,6 +128,7 @@ class Program:
         """
         if not call.product:
             raise SpecError("terms are added to its scores")
+        positions, *terms = find_positions(call.terms, call.bits) if call.terms else (None,)
         m, n = call.scores.shape[-2:]
         batch, heads = call.scores.size // (m * n), len(call.step.mantissas)
         product = self.commands.get((unit, call.product, m, batch))
@@ -135,14 +136,21 @@ class Program:
             raise SpecError(f"its scores have {product.matmul.accumulator_bits} bits, the engine writes 16")
         of_rows = np.zeros(batch * m, np.int64) if call.heads is None else call.heads.ravel()
         in_order = np.array_equal(of_rows, np.repeat(np.arange(batch) % heads, m))
-        if not in_order or product is None or (product.read_sums(self.image).ravel() != call.scores.ravel()).any():
+        sums = None if product is None else (product.read_sums(self.image).ravel() << call.bits)
+        if (
+            not in_order
+            or sums is None
+            or (sums + sum(term.ravel() for term in call.terms) != call.scores.ravel()).any()
+        ):
             raise SpecError("its scores are moved behind their product")
         key = (unit, call.quantizer, m, batch)
         if key not in self.softmaxes:
             scores = product.descriptor.out
             self.softmaxes[key] = compile_softmax(
-                call.quantizer, call.step, self.image, self.config, (batch, m, n), scores
+                call.quantizer, call.step, self.image, self.config, (batch, m, n), scores, positions=positions
             )
+        if positions is not None:
+            self.softmaxes[key].write_terms(self.image, *(term.reshape(batch, m, -1) for term in terms))
         self.run(self.image, [self.softmaxes[key].descriptor], self.config)
         return self.softmaxes[key].read_codes(self.image).reshape(call.scores.shape)
 

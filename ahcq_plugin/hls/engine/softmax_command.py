@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,66 @@ from ahcq_plugin.hls.engine.shape import check_limits
 
 #: Of ``softmax.h``: longest row, bounds of all quantizers together, heads with constants of their own.
 ROW, BOUNDS, HEADS = 4096, 256, 64
+#: Least and largest width of the picture of keys, most rows of it, bits of a term without its sign.
+LEAST_WIDTH, SIDE, TERM_BITS = LANES, 64, 29
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Relative positions: a term for each row and one for each column of the picture of keys, added to scores.
+
+    Attributes:
+        width, height: of the picture; key i is in its row i // width.
+        bits: fraction bits that the scores get.
+    """
+
+    width: int
+    height: int
+    bits: int
+
+    @property
+    def row_beats(self) -> int:
+        """Beats of the terms of rows."""
+        return -(-self.height // LANES)
+
+    @property
+    def column_beats(self) -> int:
+        """Beats of the terms of columns, as often as fills whole beats: each turn reads one."""
+        return math.lcm(self.width, LANES) // LANES
+
+    def words(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """uint32 (..., words) of int64 terms (..., height) and (..., width)."""
+        padded = np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, -self.height % LANES)])
+        repeated = np.tile(columns, LANES * self.column_beats // self.width)
+        return np.concatenate([padded, repeated], axis=-1).astype(np.int32).view(np.uint32)
+
+
+def find_positions(terms: tuple[np.ndarray, ...], bits: int) -> tuple[Positions, np.ndarray, np.ndarray]:
+    """The layout of two terms (..., m, n) of scores; then those of rows (..., m, height), of columns (..., m, width).
+
+    Raises:
+        SpecError: they are not of rows and columns of a picture, or too large; says what is too large for what.
+    """
+    of_rows, of_columns = terms
+    n = of_rows.shape[-1]
+
+    def fits(width: int) -> bool:
+        rows, columns = np.repeat(of_rows[..., ::width], width, -1), np.tile(of_columns[..., :width], n // width)
+        return np.array_equal(rows, of_rows) and np.array_equal(columns, of_columns)
+
+    widths = [width for width in range(1, n + 1) if n % width == 0 and fits(width)]
+    if not widths:
+        raise SpecError("the terms added to its scores are not of rows and columns")
+    taken = [width for width in widths if LEAST_WIDTH <= width <= SIDE and n // width <= SIDE]
+    if not taken:
+        picture = f"{n // widths[0]} x {widths[0]}"
+        raise SpecError(f"its keys are a picture of {picture}, the engine takes 1 x {LANES} to {SIDE} x {SIDE}")
+    width = taken[0]
+    rows, columns = of_rows[..., ::width], of_columns[..., :width]
+    largest = max(int(np.abs(one).max()) for one in (rows, columns))
+    if largest >> TERM_BITS:
+        raise SpecError(f"its terms have {largest.bit_length()} bits, the engine adds {TERM_BITS}")
+    return Positions(width, n // width, bits), rows, columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +89,12 @@ class SoftmaxCommand:
     Attributes:
         step: its constants.
         descriptor: for the engine.
+        positions: that are added to the scores, or None.
     """
 
     step: TableSoftmax
     descriptor: Descriptor
+    positions: Positions | None = None
 
     @property
     def words(self) -> int:
@@ -46,6 +109,11 @@ class SoftmaxCommand:
         rows = np.zeros((d.batch * d.m, 2 * words // (d.batch * d.m)), np.int16)
         rows[:, : d.n] = scores.reshape(-1, d.n)
         image.write(d.left, rows.view(np.uint32))
+
+    def write_terms(self, image: Image, rows: np.ndarray, columns: np.ndarray) -> None:
+        """Terms of rows (batch, m, height) and columns (batch, m, width) of the picture of keys into memory."""
+        assert self.positions is not None  # or there is no place for them
+        image.write(self.descriptor.right, self.positions.words(rows, columns))
 
     def read_codes(self, image: Image) -> np.ndarray:
         """int64 codes (batch, m, n)."""
@@ -63,6 +131,7 @@ def compile_softmax(
     shape: tuple[int, int, int],
     scores: int | None = None,
     barrier: bool = True,
+    positions: Positions | None = None,
 ) -> SoftmaxCommand:
     """A command for ``step``, with its parameters in ``image``; the codes lie as the left operand of A.V.
 
@@ -71,6 +140,7 @@ def compile_softmax(
         shape: (batch, m, n) of the scores; product i is of head i % heads.
         scores: address of accumulators of 16 bits that Q.K^T writes (``destination.shorts``); None: a new piece.
         barrier: whether it waits for the results of all earlier commands.
+        positions: that are added to the scores; ``write_terms`` brings them.
     Raises:
         SpecError: the engine has no unit for softmax, or it does not fit; says what is too large for what.
     """
@@ -79,6 +149,11 @@ def compile_softmax(
     if not config.softmax:
         raise SpecError(f"softmax '{name}': the engine has no unit for it, its configuration needs softmax=True")
     bits = len(step.rank_codes).bit_length() - 1
+    terms = dict.fromkeys(("k", "right", "digits", "blocks", "folds"), 0)
+    if positions is not None:
+        beats = positions.row_beats + positions.column_beats
+        terms = dict(k=positions.width, right=image.reserve(batch * m * beats * LANES), digits=positions.bits)
+        terms |= dict(blocks=positions.row_beats, folds=positions.column_beats)
     made = Descriptor(
         version=fields.VERSION,
         flags=fields.SOFTMAX | (fields.BARRIER if barrier else 0),
@@ -92,9 +167,10 @@ def compile_softmax(
         left=image.reserve(shorts(batch, m, n).words) if scores is None else scores,
         parameters=image.place(np.concatenate([factor_beats(step), rank_beats(step)])),
         out=image.reserve(_code_words(batch * m, n, bits)),
+        **terms,
         **dict.fromkeys(fields.UNKNOWN_TO_SOFTMAX, 0),
     )
-    return SoftmaxCommand(step, made)
+    return SoftmaxCommand(step, made, positions)
 
 
 def check_step(name: str, step: TableSoftmax, shape: tuple[int, ...]) -> None:

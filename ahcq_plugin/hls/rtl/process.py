@@ -18,6 +18,7 @@ from ahcq_plugin.hls.rtl.memory import Memories
 from ahcq_plugin.hls.rtl.names import Names
 from ahcq_plugin.hls.rtl.nodes import Graph, Node
 from ahcq_plugin.hls.rtl.package import ARGUMENTS, Process, identifier, package_text, port_name
+from ahcq_plugin.hls.rtl.pipelined import PipelinedLoops
 from ahcq_plugin.hls.rtl.pointers import write_out_choices, write_out_copies
 from ahcq_plugin.hls.rtl.storage import Storage
 from ahcq_plugin.hls.rtl.values import Outside, Values
@@ -68,7 +69,8 @@ class _Translation:
         write_out_copies(self.module, self.function)
         write_out_choices(self.module, self.function)
         self.control = Control(self.function)
-        self._refuse_inner_loops()
+        self.loops = PipelinedLoops(self.module, self.control, self.pipelined)
+        self.loops.check()
         self.memories = Memories(self.module, self.function, self.control, self.pragmas)
         self.control.split(self._ports_of, self._split)
         self.names = Names(self.function, self.control, self.memories)
@@ -83,29 +85,6 @@ class _Translation:
 
     def place(self, one: Instruction) -> Place:
         return self.module.place(one.debug)
-
-    def _refuse_inner_loops(self) -> None:
-        for head in self.control.loops:
-            place = self._loop_place(head)
-            # LLVM makes two loops of one with `continue`, both at the same place
-            inner = [
-                other
-                for other in self.control.loops
-                if other != head and other in self.control.loops[head] and self._loop_place(other) not in (None, place)
-            ]
-            if place in self.pipelined and inner:
-                raise RtlError(
-                    f"a loop with PIPELINE has a loop inside that stays one ({self._loop_place(inner[0])}): give it "
-                    "UNROLL and a constant number of turns",
-                    place,
-                )
-
-    def _loop_place(self, head: str) -> Place | None:
-        for name in self.control.loops[head]:
-            last = self.control.blocks[name].last
-            if head in last.labels and last.loop >= 0:
-                return self.module.loop_place(last.loop)
-        return None
 
     def stream(self, value: Value, one: Instruction) -> tuple[str, int]:
         """(argument, index) of the stream that an instruction uses."""
@@ -136,9 +115,7 @@ class _Translation:
         """
         if self.memories.is_same_word(first, second):
             return False
-        head = self.control.innermost(block)
-        place = self._loop_place(head) if head else None
-        if place in self.pipelined:
+        if (place := self.loops.pipelined(block)) is not None:
             if (first.detail, second.detail) == ("__hls_push", "__hls_pop"):
                 return False
             access = self.memories.of.get(second)

@@ -21,7 +21,7 @@ U8, U16, U32 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32))
 SOME = st.integers(1, 2**32 - 1)
 MATMULS = st.builds(
     Descriptor,
-    version=st.just(2),
+    version=st.just(3),
     family=st.integers(0, 2),
     flags=st.integers(0, 31),
     out_format=st.integers(0, 2),
@@ -45,9 +45,8 @@ MATMULS = st.builds(
     out=U32,
     **{name: st.integers(1, 2**16 - 1) for name in ("folds", "block_rows", "blocks", "steps", "last_steps")},
 )
-SOFTMAXES = st.builds(
-    Descriptor,
-    version=st.just(2),
+SOFTMAX = dict(
+    version=st.just(3),
     flags=st.sampled_from([32, 34]),
     out_format=st.just(1),
     out_bits=st.integers(2, 8),
@@ -60,6 +59,12 @@ SOFTMAXES = st.builds(
     parameters=U32,
     out=U32,
     **{name: st.just(0) for name in UNKNOWN_TO_SOFTMAX},
+)
+NO_TERMS = dict.fromkeys(("k", "digits", "right", "blocks", "folds"), 0)
+TERMS = dict(k=st.integers(1, 64), digits=st.integers(0, 12), right=U32, blocks=st.integers(1, 8))
+SOFTMAXES = st.one_of(
+    st.builds(Descriptor, **SOFTMAX, **{name: st.just(0) for name in NO_TERMS}),
+    st.builds(Descriptor, **SOFTMAX, **TERMS, folds=st.integers(1, 64)),
 )
 DESCRIPTORS = st.one_of(MATMULS, SOFTMAXES)
 
@@ -85,7 +90,7 @@ def test_fields_stand_where_the_document_says(descriptor: Descriptor) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(dict(version=1), "version"), (dict(m=0), "`m`"), (dict(left_bits=9), "`left_bits`"), (dict(n=2**32), "`n`"),
+    [(dict(version=2), "version"), (dict(m=0), "`m`"), (dict(left_bits=9), "`left_bits`"), (dict(n=2**32), "`n`"),
      (dict(flags=64), "`flags`"), (dict(groups=65), "`groups`"), (dict(k=True), "`k`")],
 )  # fmt: skip
 def test_a_field_out_of_range_is_refused(cases, change: dict, message: str) -> None:
@@ -97,11 +102,12 @@ def test_a_field_out_of_range_is_refused(cases, change: dict, message: str) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [(dict(flags=33), "`flags`"), (dict(k=1), "`k`"), (dict(folds=1), "`folds`"), (dict(out_format=0), "`out_format`"),
+     (dict(k=65), "`k`"), (dict(digits=1), "of terms"), (dict(right=1), "of terms"), (dict(steps=1), "`steps`"),
      (dict(left_bits=4), "`left_bits`"), (dict(out_bits=1), "`out_bits`"), (dict(quantizers=0), "`quantizers`")],
 )  # fmt: skip
 def test_a_field_that_a_softmax_does_not_have_is_refused(change: dict, message: str) -> None:
-    given = dict(version=2, flags=32, out_format=1, out_bits=4, quantizers=1, heads=1, m=1, n=1, batch=1)
-    given |= dict.fromkeys((*UNKNOWN_TO_SOFTMAX, "left", "parameters", "out"), 0)
+    given = dict(version=3, flags=32, out_format=1, out_bits=4, quantizers=1, heads=1, m=1, n=1, batch=1)
+    given |= dict.fromkeys((*UNKNOWN_TO_SOFTMAX, *NO_TERMS, "left", "parameters", "out"), 0)
     assert decode(Descriptor(**given).encode()) == Descriptor(**given)
     with pytest.raises(SpecError, match=message):
         Descriptor(**given | change)
@@ -109,7 +115,7 @@ def test_a_field_that_a_softmax_does_not_have_is_refused(change: dict, message: 
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(bytes(63), "63|64 bytes"), (b"\1" + bytes(63), "version 1"), (b"\2" + bytes(62) + b"\1", "reserved")],
+    [(bytes(63), "63|64 bytes"), (b"\2" + bytes(63), "version 2"), (b"\3" + bytes(62) + b"\1", "reserved")],
 )
 def test_other_bytes_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(SpecError, match=message):

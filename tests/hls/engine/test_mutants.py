@@ -42,7 +42,7 @@ MUTANTS = [
     ("write.h", "window_left <= C::CELLS", "window_left < C::CELLS"),
     ("write.h", "whole = last_block ? c.cell : last_step && !last_tile ?", "whole = last_block ? c.cell : false ?"),
     ("read.h", "if (tiles != 1 || row == 0) {", "if (true) {"),
-    ("fetch.h", "issued || is(c, BARRIER)", "issued"),
+    ("fetch.h", "issued || is(state.now, BARRIER)", "issued"),
 ]  # fmt: skip
 CASES = [
     ("linear", "uniform", 4, 4, 21, 70),

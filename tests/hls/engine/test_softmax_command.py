@@ -19,7 +19,7 @@ from ahcq_plugin.hls.engine.config import PAPER, EngineConfig
 from ahcq_plugin.hls.engine.destination import shorts
 from ahcq_plugin.hls.engine.image import Image
 from ahcq_plugin.hls.engine.layouts import planes_of
-from ahcq_plugin.hls.engine.softmax_command import SoftmaxCommand, compile_softmax
+from ahcq_plugin.hls.engine.softmax_command import Positions, SoftmaxCommand, compile_softmax, find_positions
 from ahcq_plugin.hls.resources import sources
 from ahcq_plugin.hls.rtl import Program, cache_folder, compile_rtl
 from ahcq_plugin.hls.vectors import make_vectors
@@ -80,11 +80,26 @@ def differing(commands: tuple[Command, SoftmaxCommand, Command], image: Image, w
     return int((second.read_codes(image) != codes).sum()), int((floats.view(np.uint32) != wanted.view(np.uint32)).sum())
 
 
-def wrong(step: TableSoftmax, scores: np.ndarray, config: EngineConfig) -> int:
+def make_terms(shape: tuple[int, int, int], positions: Positions, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Terms of rows (batch, m, height) and of columns (batch, m, width) of the picture of keys."""
+    rng, most = np.random.default_rng(seed), 300 << positions.bits
+    return tuple(rng.integers(-most, most + 1, (*shape[:2], side)) for side in (positions.height, positions.width))
+
+
+def with_terms(scores: np.ndarray, positions: Positions, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    picture = (scores << positions.bits).reshape(*scores.shape[:2], positions.height, positions.width)
+    return (picture + rows[..., None] + columns[..., None, :]).reshape(scores.shape)
+
+
+def wrong(step: TableSoftmax, scores: np.ndarray, config: EngineConfig, positions: Positions | None = None) -> int:
     """Codes that are not the golden step's, and words elsewhere that are not 0, or not what they were."""
     image = Image()
-    command = compile_softmax("softmax", step, image, config, scores.shape)
+    command = compile_softmax("softmax", step, image, config, scores.shape, positions=positions)
     command.write_scores(image, scores)
+    if positions is not None:
+        terms = make_terms(scores.shape, positions, seed=1)
+        command.write_terms(image, *terms)
+        scores = with_terms(scores, positions, *terms)
     before, d = image.words.copy(), command.descriptor
     simulate.run(image, [d], config)
     rows = image.read(d.out, command.words).reshape(d.batch * d.m, -1)
@@ -108,6 +123,44 @@ def test_codes_are_the_golden_steps(family, bits, heads, of_heads, n, rows, spre
     rng = np.random.default_rng(seed)
     step = make_step(family, bits, heads, heads if of_heads and heads << bits <= 256 else 1, rng)
     assert wrong(step, rng.integers(-spread, spread + 1, (2 * heads, rows, n)), TWO) == 0
+
+
+@settings(max_examples=40, suppress_health_check=list(HealthCheck), deadline=None)
+@given(
+    width=st.integers(8, 64),
+    height=st.integers(1, 64),
+    fraction=st.integers(0, 12),
+    heads=st.integers(1, 3),
+    rows=st.integers(1, 4),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_relative_positions_are_added(width, height, fraction, heads, rows, seed) -> None:
+    rng = np.random.default_rng(seed)
+    step, positions = make_step("lnq", 4, heads, 1, rng), Positions(width, height, fraction)
+    step = dataclasses.replace(step, shifts=np.minimum(step.shifts + fraction, 50))
+    scores = rng.integers(-300, 301, (heads, rows, width * height))
+    assert wrong(step, scores, TWO, positions) == 0
+
+
+@given(width=st.integers(8, 64), height=st.integers(1, 64), bits=st.integers(0, 12), seed=st.integers(0, 2**32 - 1))
+def test_terms_of_rows_and_columns_are_found_in_those_of_scores(width, height, bits, seed) -> None:
+    zeros, positions = np.zeros((2, 3, width * height), np.int64), Positions(width, height, bits)
+    rows, columns = make_terms(zeros.shape, positions, seed)
+    terms = (with_terms(zeros, positions, rows, 0 * columns), with_terms(zeros, positions, 0 * rows, columns))
+    found, *parts = find_positions(terms, bits)  # several pictures may tell the same
+    assert found.width * found.height == width * height and found.bits == bits
+    assert (with_terms(zeros, found, *parts) == terms[0] + terms[1]).all()
+
+
+def test_terms_that_the_unit_cannot_add_say_why() -> None:
+    ones, rng = np.ones((1, 1, 64), np.int64), np.random.default_rng(0)
+    for terms, message in (
+        ((rng.integers(0, 9, (1, 1, 64)),) * 2, "not of rows and columns"),
+        ((np.repeat(rng.permutation(64)[None, None, :32], 2, -1), np.tile([3, 5], 32)[None, None]), "of 32 x 2, the"),
+        ((ones << 29, 0 * ones), "its terms have 30 bits, the engine adds 29"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            find_positions(terms, 4)
 
 
 def test_the_longest_rows_and_the_lowest_and_highest_scores() -> None:
@@ -178,7 +231,13 @@ MUTANTS = [
     ("softmax_unit.h", "/ (2 * BEAT_SCORES) * 2", "/ BEAT_SCORES"),
     ("softmax_unit.h", "(c.n + BEAT_SCORES - 1) / BEAT_SCORES", "c.n / BEAT_SCORES + 1"),
     ("softmax_unit.h", "factor_beats(c) + rank_beats(c) :", "rank_beats(c) :"),
-    ("softmax_unit.h", "first ? job.parameters : address", "first ? address : job.parameters"),
+    ("softmax_unit.h", "first ? job.parameters : terms", "first ? address : terms"),
+    ("softmax_unit.h", "terms = term_beats != 0 && !terms", "terms = first && term_beats != 0"),
+    ("softmax_unit.h", "next_row = key_row + 1", "next_row = key_row"),
+    ("softmax_unit.h", "key_column + lane < job.width", "key_column + lane <= job.width"),
+    ("softmax_unit.h", "key_column + LANES >= job.width", "key_column + LANES > job.width"),
+    ("softmax_unit.h", "column_beat + 1 == job.column_beats", "column_beat == job.column_beats"),
+    ("softmax_unit.h", "<< (job.fraction % 16)", "<< (job.fraction % 8)"),
     ("softmax_unit.h", "upper = now.beat % 2 != 0", "upper = false"),
     ("softmax_unit.h", "upper ? LANES / 2 + lane / 2", "upper ? lane / 2"),
     ("softmax_unit.h", "int32_t(int16_t(pair >> (16 * (lane % 2))))", "int32_t(uint16_t(pair >> (16 * (lane % 2))))"),
@@ -189,22 +248,27 @@ MUTANTS = [
     ("softmax_unit.h", "job.command.heads = c.heads", "job.command.heads = 1"),
     ("softmax_unit.h", "job.command.quantizers = c.quantizers", "job.command.quantizers = 1"),
     ("fetch.h", "softmaxes != 0 && (waits", "softmaxes != 0 && (issued"),
-    ("fetch.h", "++softmaxes;", "++running;"),
+    ("fetch.h", "++state.softmaxes;", "++state.running;"),
 ]  # fmt: skip
 
 
-def faults_cases() -> list[tuple[TableSoftmax, np.ndarray]]:
-    """Rows of whole and of broken beats, of heads, of 4 and of 8 bits."""
+def faults_cases() -> list[tuple[TableSoftmax, np.ndarray, Positions | None]]:
+    """Rows of whole and of broken beats, of heads, of 4 and of 8 bits, with positions and without."""
     rng = np.random.default_rng(0)
     sizes = ((4, 3, 1, (6, 5, 64)), (4, 3, 3, (3, 4, 100)), (5, 1, 1, (1, 6, 70)), (8, 1, 1, (2, 5, 40)))
-    return [
-        (make_step("lnq", bits, heads, quantizers, rng), rng.integers(-300, 301, shape))
+    made = [
+        (make_step("lnq", bits, heads, quantizers, rng), rng.integers(-300, 301, shape), None)
         for bits, heads, quantizers, shape in sizes
     ]
+    for positions in (Positions(14, 14, 2), Positions(8, 5, 12)):
+        step = make_step("lnq", 4, 1, 1, rng)
+        step = dataclasses.replace(step, shifts=np.minimum(step.shifts + positions.bits, 50))
+        made.append((step, rng.integers(-300, 301, (1, 3, positions.width * positions.height)), positions))
+    return made
 
 
 def test_the_cases_of_the_faults_pass() -> None:
-    assert not any(wrong(*case, TWO) for case in faults_cases())
+    assert not any(wrong(*case, TWO, positions) for *case, positions in faults_cases())
 
 
 @pytest.mark.slow
@@ -213,7 +277,7 @@ def test_a_fault_is_seen(cases, plant, name: str, text: str, faulty: str) -> Non
     plant(name, text, faulty)
     simulate.library.cache_clear()
     try:
-        seen = bool(sum(wrong(*case, TWO) for case in faults_cases()))
+        seen = bool(sum(wrong(*case, TWO, positions) for *case, positions in faults_cases()))
         for given in (("table", 4, (17, 16, 70, 9)), ("per_head", 5, (5, 21, 7, 16))):
             commands, image, wanted, codes = attention(cases, *given, seed=3)
             simulate.run(image, [command.descriptor for command in commands], TWO)

@@ -16,11 +16,19 @@ from ahcq_plugin.hls.engine.cycles import DDR, softmax_cycles
 from ahcq_plugin.hls.engine.image import Image
 from ahcq_plugin.hls.engine.program import Program, engine_forward
 from ahcq_plugin.hls.engine.rtl import SMALLEST, Memory
-from ahcq_plugin.hls.engine.softmax_command import compile_softmax
+from ahcq_plugin.hls.engine.softmax_command import Positions, compile_softmax
 from ahcq_plugin.hls.rtl.simulate import Stalls
 from ahcq_plugin.zoo.sam import box_forward
 from tests.export.probabilities import FAMILIES
-from tests.hls.engine.test_softmax_command import WIDTHS, attention, differing, golden_codes, make_step
+from tests.hls.engine.test_softmax_command import (
+    WIDTHS,
+    attention,
+    differing,
+    golden_codes,
+    make_step,
+    make_terms,
+    with_terms,
+)
 
 pytestmark = pytest.mark.slow
 CONFIG = dataclasses.replace(SMALLEST, softmax=True)
@@ -41,15 +49,30 @@ SHAPES = [
     ((3, 5, 33), 6, 3),
     ((1, 1, 1), 2, 1),
 ]
+# The same with relative positions: windows of 8, 14 and 7 x 9, global attention of 32 and of 64
+PICTURES = [((6, 64), (8, 8)), ((3, 100), (14, 14)), ((2, 63), (7, 9)), ((1, 40), (32, 32)), ((1, 9), (64, 64))]
 
 
-def launched(shape: tuple[int, int, int], bits: int, quantizers: int, seed: int = 0, family: str = "lnq"):
+def launched(
+    shape: tuple[int, int, int],
+    bits: int,
+    quantizers: int,
+    seed: int = 0,
+    family: str = "lnq",
+    positions: Positions | None = None,
+):
     """(command, its memory, the golden codes)."""
     rng = np.random.default_rng(seed)
     step, scores = make_step(family, bits, quantizers, quantizers, rng), rng.integers(-300, 301, shape)
     image = Image()
-    command = compile_softmax("softmax", step, image, CONFIG, shape)
+    if positions is not None:
+        step = dataclasses.replace(step, shifts=np.minimum(step.shifts + positions.bits, 50))
+    command = compile_softmax("softmax", step, image, CONFIG, shape, positions=positions)
     command.write_scores(image, scores)
+    if positions is not None:
+        terms = make_terms(shape, positions, seed)
+        command.write_terms(image, *terms)
+        scores = with_terms(scores, positions, *terms)
     return command, image, golden_codes(step, scores)
 
 
@@ -126,21 +149,47 @@ def test_codes_are_the_golden_steps(family, bits, heads, n, rows, stalls, seed) 
     assert (command.read_codes(image) == codes).all()
 
 
+@settings(max_examples=40, suppress_health_check=list(HealthCheck), deadline=None)
+@given(
+    width=st.integers(8, 64),
+    height=st.integers(1, 20),
+    fraction=st.integers(0, 12),
+    heads=st.integers(1, 3),
+    rows=st.integers(1, 5),
+    stalls=st.sampled_from(STALLS),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_relative_positions_are_added(width, height, fraction, heads, rows, stalls, seed) -> None:
+    """And not by the command behind, which has none: memories keep what they hold."""
+    positions = Positions(width, height, fraction)
+    command, image, codes = launched((heads, rows, width * height), 4, heads, seed, positions=positions)
+    step, scores = make_step("lnq", 4, 1, 1, np.random.default_rng(seed)), np.arange(60).reshape(1, 2, 30)
+    behind = compile_softmax("softmax", step, image, CONFIG, scores.shape)
+    behind.write_scores(image, scores)
+    rtl.run(image, [command.descriptor, behind.descriptor], CONFIG, stalls, Memory(latency=seed % 50 + 1))
+    assert (command.read_codes(image) == codes).all() and (behind.read_codes(image) == golden_codes(step, scores)).all()
+
+
 @pytest.mark.parametrize(("latency", "bandwidth"), [(1, 0), (60, 0), (1, 12e9)])
 def test_cycles_are_those_of_the_model(latency: int, bandwidth: float) -> None:
-    for shape, bits, quantizers in SHAPES:
-        command, image, codes = launched(shape, bits, quantizers)
+    pictures = [((*rows, h * w), 4, 1, Positions(w, h, 4)) for rows, (h, w) in PICTURES]
+    for shape, bits, quantizers, positions in [*((*one, None) for one in SHAPES), *pictures]:
+        command, image, codes = launched(shape, bits, quantizers, positions=positions)
         run = rtl.run(image, [command.descriptor], CONFIG, memory=Memory(latency, bandwidth))
         assert (command.read_codes(image) == codes).all()
-        model = softmax_cycles(shape, bits, quantizers, quantizers, DDR(bandwidth or 1e12, latency=latency - 1))
+        ddr = DDR(bandwidth or 1e12, latency=latency - 1)
+        model = softmax_cycles(shape, bits, quantizers, quantizers, ddr, positions)
         slack = 0.035 if "ddr" in model.limits else 0.02
         assert abs(run.cycles - model.cycles) <= slack * run.cycles + 48, (shape, bits, run.cycles, model)
         assert abs(run.ddr_bytes - model.ddr_bytes) <= 0.02 * run.ddr_bytes + 256, (shape, run.ddr_bytes, model)
 
 
-def test_attention_of_a_decoder_layer_is_equal(quantized, spec, scenes) -> None:
+@pytest.mark.parametrize(
+    ("unit", "softmaxes"), [("mask_decoder.transformer.layers.0", 3), ("image_encoder.blocks.0", 1)]
+)
+def test_attention_of_a_unit_is_equal(quantized, spec, scenes, unit: str, softmaxes: int) -> None:
     """On the codes that it has on an image, on one RTL."""
-    unit, program = "mask_decoder.transformer.layers.0", Program(spec, CONFIG, run=rtl.run, softmax="tables")
+    program = Program(spec, CONFIG, run=rtl.run, softmax="tables")
     _, rows = engine_forward(quantized, program, scenes[0], box_forward, [unit])
-    assert len(rows) == len(spec[unit].matmuls) + 3 and not any(row.reason for row in rows.values())
+    assert len(rows) == len(spec[unit].matmuls) + softmaxes and not any(row.reason for row in rows.values())
     assert all(row.outputs for row in rows.values()) and not any(row.different for row in rows.values())

@@ -44,6 +44,15 @@ REFUSED = {
         6,
         "the array `memory` is used twice in a turn",
     ),
+    "several_loops": (
+        "void top(s& in, s& out) {\n    const int n = in.read();\n    int table[16], left = 16, i = 0, data = 0;\n    bool more = true;\n"
+        "    while (more) {\n#pragma HLS PIPELINE II = 1\n        if (left != 0 || i % 2 == 0) data = in.read();\n        if (left != 0) {\n"
+        "            table[left % 16] = data;\n            --left;\n        } else {\n            out.write(data + table[i % 16]);\n"
+        "            const bool ends = i + 1 == n;\n            i = ends ? 0 : i + 1;\n            if (ends) left = 16;\n            more = data != 0;\n"
+        "        }\n    }\n}",
+        8,
+        "the compiler made 2 loops of this one",
+    ),
     "float_division": (
         "void top(s& in, s& out) {\n    const float x = in.read();\n    out.write(int(x / 3.7f));\n}",
         6,
