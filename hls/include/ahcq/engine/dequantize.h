@@ -82,7 +82,7 @@ void dequantize(
 #pragma HLS UNROLL
                 lane_work work;
                 const int64_t later = shift[chunk][i], sum = now.multiply[i];
-                work.sum = shifts ? later : sum;
+                work.sum = held ? sum : later;  // where nothing comes of it, anything
                 if (held) shift[chunk][i] = narrow(now.shift[i]);
                 work.scale = shifts ? scales.word[3] : scales.word[2];
                 work.weight = weight_scale.word[i];
