@@ -63,10 +63,9 @@ def launched(
 ):
     """(command, its memory, the golden codes)."""
     rng = np.random.default_rng(seed)
-    step, scores = make_step(family, bits, quantizers, quantizers, rng), rng.integers(-300, 301, shape)
+    octaves = (-14, 1) if positions is None else (-12 - positions.bits, -5 - positions.bits)
+    step, scores = make_step(family, bits, quantizers, quantizers, rng, octaves), rng.integers(-300, 301, shape)
     image = Image()
-    if positions is not None:
-        step = dataclasses.replace(step, shifts=np.minimum(step.shifts + positions.bits, 50))
     command = compile_softmax("softmax", step, image, CONFIG, shape, positions=positions)
     command.write_scores(image, scores)
     if positions is not None:
