@@ -155,7 +155,9 @@ def simulation(config: AnyConfig = SMALLEST) -> Path:
     rtl = engine_rtl(config)
     bench = render("engine_bench.cpp.j2", dict(top=TOP, reads=reads(config), writes=writes(config)))
     model = sources("rtl", "pe", multiply.MODEL).read_text(encoding="utf-8")
-    return verilated({multiply.MODEL: model, **rtl.files}, TOP, bench, cache_folder())
+    # With -O1 a cell runs a dozen times as fast after a minute of compiling; more cells take minutes, for few cycles.
+    level = "-O1" if isinstance(config, EngineConfig) and config.cells == 1 else "-O0"
+    return verilated({multiply.MODEL: model, **rtl.files}, TOP, bench, cache_folder(), level)
 
 
 def run(

@@ -116,6 +116,8 @@ class Simulation:
 def build(rtl: Rtl, cache: Path) -> Simulation:
     """Compile a design with Verilator; a design that is in ``cache`` already is not compiled again.
 
+    Args:
+        level: of optimisation by the C++ compiler; with ``-O0`` a large design is there sooner and runs slower.
     Raises:
         ToolError: Verilator or g++ is missing or fails.
     """
@@ -135,14 +137,16 @@ def build(rtl: Rtl, cache: Path) -> Simulation:
     return Simulation(verilated(rtl.files, design.top, bench, cache), inputs, outputs)
 
 
-def verilated(files: Mapping[str, str], top: str, bench: str, cache: Path) -> Path:
+def verilated(files: Mapping[str, str], top: str, bench: str, cache: Path, level: str = "-O1") -> Path:
     """A program: the module ``top`` of SystemVerilog ``files`` in Verilator, driven by the C++ text ``bench``.
 
+    Args:
+        level: of optimisation by the C++ compiler; with ``-O0`` a large design is there sooner and runs slower.
     Raises:
         ToolError: Verilator or g++ is missing or fails.
     """
     root = find_verilator()
-    key = hashlib.sha256("\0".join([*files, *files.values(), bench]).encode()).hexdigest()[:24]
+    key = hashlib.sha256("\0".join([*files, *files.values(), bench, level]).encode()).hexdigest()[:24]
     folder = cache / f"sim_{top}_{key}"
     program = folder / "simulation"
 
@@ -152,7 +156,7 @@ def verilated(files: Mapping[str, str], top: str, bench: str, cache: Path) -> Pa
             for name, text in files.items():
                 write_text(text, work / name)
             write_text(bench, work / "bench.cpp")
-            _verilate(root, top, [work / name for name in files], work)
+            _verilate(root, top, [work / name for name in files], work, level)
             os.replace(work / "obj" / f"V{top}", made)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -171,7 +175,7 @@ def find_verilator() -> Path:
     return Path(package.origin).parent
 
 
-def _verilate(root: Path, top: str, paths: Sequence[Path], work: Path) -> None:
+def _verilate(root: Path, top: str, paths: Sequence[Path], work: Path, level: str) -> None:
     flags = [
         "--cc",
         "--exe",
@@ -184,7 +188,7 @@ def _verilate(root: Path, top: str, paths: Sequence[Path], work: Path) -> None:
         "-Wno-fatal",
         "-Wno-WIDTH",
     ]
-    flags += ["--top-module", top, "--Mdir", "obj", "--output-split", "0", "-CFLAGS", "-O1", "-j", "2"]
+    flags += ["--top-module", top, "--Mdir", "obj", "--output-split", "0", "-CFLAGS", level, "-j", "2"]
     environment = os.environ | {"VERILATOR_ROOT": str(root), "PATH": f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     if tool("ccache"):
         environment["OBJCACHE"] = tool("ccache")
