@@ -128,22 +128,22 @@ class Program:
         """
         if not call.product:
             raise SpecError("terms are added to its scores")
-        positions, *terms = find_positions(call.terms, call.bits) if call.terms else (None,)
         m, n = call.scores.shape[-2:]
         batch, heads = call.scores.size // (m * n), len(call.step.mantissas)
+        key = (unit, call.quantizer, m, batch)
+        known = self.softmaxes[key].positions if key in self.softmaxes else None
+        positions, *terms = find_positions(call.terms, call.bits, known) if call.terms else (None,)
         product = self.commands.get((unit, call.product, m, batch))
         if product is not None and not product.destination.shorts:
             raise SpecError(f"its scores have {product.matmul.accumulator_bits} bits, the engine writes 16")
         of_rows = np.zeros(batch * m, np.int64) if call.heads is None else call.heads.ravel()
         in_order = np.array_equal(of_rows, np.repeat(np.arange(batch) % heads, m))
-        sums = None if product is None else (product.read_sums(self.image).ravel() << call.bits)
-        if (
-            not in_order
-            or sums is None
-            or (sums + sum(term.ravel() for term in call.terms) != call.scores.ravel()).any()
-        ):
+        moved = not in_order or product is None
+        if product is not None:
+            sums = product.read_sums(self.image).ravel() << call.bits
+            moved = moved or not np.array_equal(sums + sum(term.ravel() for term in call.terms), call.scores.ravel())
+        if moved or product is None:
             raise SpecError("its scores are moved behind their product")
-        key = (unit, call.quantizer, m, batch)
         if key not in self.softmaxes:
             scores = product.descriptor.out
             self.softmaxes[key] = compile_softmax(

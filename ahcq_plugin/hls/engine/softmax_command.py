@@ -54,9 +54,14 @@ class Positions:
         return np.concatenate([padded, repeated], axis=-1).astype(np.int32).view(np.uint32)
 
 
-def find_positions(terms: tuple[np.ndarray, ...], bits: int) -> tuple[Positions, np.ndarray, np.ndarray]:
+def find_positions(
+    terms: tuple[np.ndarray, ...], bits: int, known: Positions | None = None
+) -> tuple[Positions, np.ndarray, np.ndarray]:
     """The layout of two terms (..., m, n) of scores; then those of rows (..., m, height), of columns (..., m, width).
 
+    Args:
+        bits: fraction bits of the scores.
+        known: the layout that it has to be.
     Raises:
         SpecError: they are not of rows and columns of a picture, or too large; says what is too large for what.
     """
@@ -74,12 +79,15 @@ def find_positions(terms: tuple[np.ndarray, ...], bits: int) -> tuple[Positions,
     if not taken:
         picture = f"{n // widths[0]} x {widths[0]}"
         raise SpecError(f"its keys are a picture of {picture}, the engine takes 1 x {LANES} to {SIDE} x {SIDE}")
-    width = taken[0]
+    width = taken[0] if known is None else known.width
+    found = Positions(width, n // width, bits)
+    if width not in taken or known not in (None, found):
+        raise SpecError("its terms are of another picture of keys than those before")
     rows, columns = of_rows[..., ::width], of_columns[..., :width]
     largest = max(int(np.abs(one).max()) for one in (rows, columns))
     if largest >> TERM_BITS:
         raise SpecError(f"its terms have {largest.bit_length()} bits, the engine adds {TERM_BITS}")
-    return Positions(width, n // width, bits), rows, columns
+    return found, rows, columns
 
 
 @dataclass(frozen=True, eq=False)

@@ -107,6 +107,25 @@ def test_heads_with_scales_of_their_own(cases, spec) -> None:
         program.execute_softmax("unit", dataclasses.replace(call, heads=(heads + 1) % 3))
 
 
+def test_terms_of_a_later_call_are_laid_out_as_the_command_reads_them(cases, spec) -> None:
+    """Also where they would fit another picture of keys; those of another picture stay on the host."""
+    rng, program = np.random.default_rng(0), Program(spec, SOFTMAX, softmax="tables")
+    product = cases.make_matmul("qk", "uniform", 4, 4, 16, 20, rng, "uniform")
+    vectors = make_vectors(product, 2, 9, 0)
+    sums = golden.run(product, vectors.left, vectors.right).accumulators[..., 0]
+    program.execute("unit", product, vectors.left, vectors.right)
+    step = make_step("lnq", 4, 1, 1, rng, (-11, -10))
+    of_columns, nothing = rng.integers(-4000, 4001, sums.shape), np.zeros_like(sums)
+    calls = [(nothing, of_columns), (nothing, nothing), (nothing, np.tile(of_columns[..., :10], 2))]
+    for terms in calls:  # 1 x 20; any picture; 2 x 10 and 1 x 20
+        call = SoftmaxCall("softmax", step, (sums << 3) + terms[0] + terms[1], None, product.name, 3, terms)
+        assert (program.execute_softmax("unit", call) == run_softmax(call)).all()
+    rows = np.repeat(of_columns[..., :2], 10, -1)
+    call = SoftmaxCall("softmax", step, (sums << 3) + rows, None, product.name, 3, (rows, nothing))
+    with pytest.raises(SpecError, match="another picture"):
+        program.execute_softmax("unit", call)
+
+
 @pytest.mark.slow
 def test_a_whole_image_with_softmax_on_tables_is_the_golden_models(quantized, spec, scenes) -> None:
     out, rows = engine_forward(quantized, Program(spec, SOFTMAX, softmax="tables"), scenes[1], box_forward)
