@@ -76,7 +76,7 @@ struct beat {
     uint32_t word[LANES];
 };
 
-// The engine of float32 that this one is compared with (`floats.h`): operands are floats, everything else as it is.
+// The engine of float32 that this one is compared with (`float_engine.h`): operands are floats, everything else as it is.
 template <int CELLS_, int LEFT_DEPTH_, int RIGHT_DEPTH_>
 struct float_cells {
     static constexpr int CELLS = CELLS_;
