@@ -10,7 +10,7 @@ recipe = dict(
     center=True,
     tune_feature_steps=600,
     tune_feature_units=["image_encoder.*"],
-    tune_steps=1800,
+    tune_steps=7200,
     tune_units=["mask_decoder.*"],
     tune_weight_lr=0.015,
 )
