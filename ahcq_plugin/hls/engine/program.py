@@ -138,11 +138,8 @@ class Program:
             raise SpecError(f"its scores have {product.matmul.accumulator_bits} bits, the engine writes 16")
         of_rows = np.zeros(batch * m, np.int64) if call.heads is None else call.heads.ravel()
         in_order = np.array_equal(of_rows, np.repeat(np.arange(batch) % heads, m))
-        moved = not in_order or product is None
-        if product is not None:
-            sums = product.read_sums(self.image).ravel() << call.bits
-            moved = moved or not np.array_equal(sums + sum(term.ravel() for term in call.terms), call.scores.ravel())
-        if moved or product is None:
+        wanted = call.scores.ravel() - sum(term.ravel() for term in call.terms)
+        if product is None or not in_order or (product.read_sums(self.image).ravel() << call.bits != wanted).any():
             raise SpecError("its scores are moved behind their product")
         if key not in self.softmaxes:
             scores = product.descriptor.out

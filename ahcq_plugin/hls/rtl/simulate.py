@@ -116,8 +116,6 @@ class Simulation:
 def build(rtl: Rtl, cache: Path) -> Simulation:
     """Compile a design with Verilator; a design that is in ``cache`` already is not compiled again.
 
-    Args:
-        level: of optimisation by the C++ compiler; with ``-O0`` a large design is there sooner and runs slower.
     Raises:
         ToolError: Verilator or g++ is missing or fails.
     """

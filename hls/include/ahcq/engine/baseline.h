@@ -43,7 +43,8 @@ inline float tree(const float (&product)[LANES]) {
     return low + high;
 }
 
-// A tree of eight products, added to the sum of its row. It has ROWS rows in work, since an addition takes several stages: one comes again after ROWS turns. Runs for ever.
+// A tree of eight products, added to the sum of its row. It has ROWS rows in work, since an addition takes several
+// stages: one comes again after ROWS turns. Runs for ever.
 inline void pe_float(hls::stream<pe_inputs<float> >& in, hls::stream<float>& out) {
     float acc[ROWS];
     while (true) {
