@@ -165,8 +165,15 @@ def process_turns(shape: Shape, config: EngineConfig, output: Output | None = No
 
 
 def _dequantize_turns(shape: Shape, groups: int, steps: int, chunks: int) -> int:
-    """Turns of ``dequantize`` for sums, without its parameters: shift lanes wait until a step had CHUNKS turns."""
-    return steps * CHUNKS + chunks if shape.family == "hluq" else chunks * groups
+    """Turns of ``dequantize`` for sums, without its parameters.
+
+    Of a step a stage for each group, for the shift lanes of hluq, offsets (hluq, table), and weight scales with biases; each
+    has ``CHUNKS`` turns, the last one as many as there are chunks.
+    """
+    product = shape.kind != "linear"
+    offsets = not product and shape.family in ("hluq", "table")
+    stages = groups + (shape.family == "hluq") + offsets + (not product)
+    return steps * CHUNKS * (stages - 1) + chunks
 
 
 def _left_works(shape: Shape, config: EngineConfig, blocks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -237,19 +237,21 @@ struct outcome {
     uint16_t places;
 };
 
-// Accumulators of one output and group, the floats that scale them (their bits), its chunk, and what is done with them.
+// An accumulator of one output, two floats (their bits), its chunk, and what is done with them.
 struct lane_work {
     int64_t sum;
-    uint32_t scale, weight, bias, offset;
+    uint32_t scale, addend;
     uint8_t chunk, flags;
 };
 enum lane_flag {
-    LANE_FIRST = 1,   // of a row
-    LANE_LAST = 2,    // of a row: gives an output
-    LANE_OFFSET = 4,
-    LANE_PRODUCT = 8,  // neither weight scale nor bias
-    LANE_GELU = 16
+    LANE_FIRST = 1,  // of a row: nothing came before
+    LANE_AGAIN = 2,  // what came before times scale plus addend, and no sum
+    LANE_LAST = 4,   // of a row: gives an output
+    LANE_GELU = 8
 };
+// What `dequantize` does with the chunks of a step, one after the other.
+enum dequantize_stage { OF_GROUP = 0, OF_SHIFTS = 1, OF_OFFSET = 2, OF_WEIGHT = 3 };
+constexpr uint32_t ONE = 0x3f800000;  // 1.0f
 
 enum read_port { READ_PROGRAM, READ_LEFT, READ_RIGHT, READ_PARAMETERS, READ_SCORES };
 
