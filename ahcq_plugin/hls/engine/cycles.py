@@ -33,6 +33,8 @@ STAGES = 40
 SOFTMAX_LATENCY = 30
 #: Passes whose sums can wait behind the cells: what is left to do when the cells have ended.
 WAITING = 3
+#: Turns of `dequantize` that it still has work for when `correct` loads parameters.
+BETWEEN = 2 * CHUNKS + 4
 
 
 @dataclass(frozen=True)
@@ -144,18 +146,20 @@ def process_turns(shape: Shape, config: EngineConfig, output: Output | None = No
     passes = shape.planes_passed(config) * d.digits
     corrections = 0 if product else CHUNKS * (1 + 2 * d.groups) * tile_loads
     scales = 0 if product else SCALE_BEATS * tile_loads
-    turns = steps * shape.folds * passes
+    sums = _sum_steps(shape) * shape.batch * (1 if shape.tiles == 1 else len(blocks) * shape.tiles)
+    sum_chunks = sums // shape.tiles * ((shape.tiles - 1) * CHUNKS + last_chunks(shape.n, d.groups))
+    turns = (steps + sums) * shape.folds * passes
     return dict(
         request=tile_loads,
-        walk_steps=steps,
-        walk_passes=steps * d.groups * passes,
+        walk_steps=steps + sums,
+        walk_passes=(steps + sums) * d.groups * passes,
         walk_folds=turns,
         place_left=shape.batch * shape.m * shape.length,
         buffer_left=sum(_phases(_left_works(shape, config, blocks), d.left_interval)),
         buffer_right=sum(_phases(_right_works(shape, config, blocks), d.right_interval)),
         decode=turns,
         multiply=turns * CHUNKS,
-        correct=chunks * d.groups * passes + corrections,
+        correct=(chunks + sum_chunks) * d.groups * passes + corrections,
         dequantize=_dequantize_turns(shape, d.groups, steps, chunks) + scales,
         dequantize_lane=_dequantize_turns(shape, d.groups, steps, chunks) * LANES,
         gelu_unit=chunks * output.gelu_turns * GELUS,
@@ -181,34 +185,33 @@ def _left_works(shape: Shape, config: EngineConfig, blocks: list[tuple[int, int]
     per_step = shape.tiles * shape.folds * shape.planes_passed(config) * shape.digits(config)
     before = 0
     for _ in range(shape.batch):
-        for rows, steps in blocks:
+        for block, (rows, steps) in enumerate(blocks):
             yield before, rows * shape.length
-            before = steps * per_step
+            before = (steps + _sum_steps(shape, block)) * per_step
     yield before, 0
 
 
 def _right_works(shape: Shape, config: EngineConfig, blocks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The same of the right buffer: turns of a tile, beats of the next. One tile stays for all blocks of a product.
-
-    Behind the first turn of a tile, in each block, it sends the sums of a product's columns, a chunk a turn.
-    """
+    """The same of the right buffer: turns of a tile, beats of the next. One tile stays for all blocks of a product."""
     beats = shape.folds * shape.planes * CHUNKS
     per_step = shape.folds * shape.planes_passed(config) * shape.digits(config)
     whole = [(sum(rows for rows, _ in blocks), sum(steps for _, steps in blocks))] if shape.tiles == 1 else blocks
-    before = 0
+    sums, before = _sum_steps(shape), 0
     for _ in range(shape.batch):
         for _, steps in whole:
-            for tile in range(shape.tiles):
+            for _ in range(shape.tiles):
                 yield before, beats
-                before = steps * per_step + len(blocks) // len(whole) * _sum_turns(shape, tile)
+                before = (steps + sums) * per_step
     yield before, 0
 
 
-def _sum_turns(shape: Shape, tile: int) -> int:
-    """Turns in which the cells wait for the sums of a tile's columns."""
-    if shape.kind == "linear":
-        return 0
-    return last_chunks(shape.n, 1) if tile == shape.tiles - 1 else CHUNKS
+def _sum_steps(shape: Shape, block: int = 0) -> int:
+    """Steps of a row of ones before those of a tile of a block: run-time columns whose sums a left zero point needs.
+
+    One tile stays for all blocks.
+    """
+    wanted = shape.kind != "linear" and shape.family not in ("hluq", "table")
+    return int(wanted and (block == 0 or shape.tiles > 1))
 
 
 @lru_cache(maxsize=4096)  # layers repeat
@@ -228,15 +231,14 @@ def cycles(
     passes = shape.planes_passed(config) * d.digits
     right_beats = shape.folds * shape.planes * CHUNKS
     corrections = 0 if product else CHUNKS * (1 + 2 * d.groups)
-    behind = max(
-        d.groups * passes, output.planes, output.gelu_turns
-    )  # turns of the slowest process behind a cell, for a chunk
+    of_correct = d.groups * passes
+    behind = max(of_correct, output.planes, output.gelu_turns)  # turns of the slowest process behind a cell, for a chunk
     limits: Counter[str] = Counter()
     moved = 0.0
 
     def tile_cycles(block: int, tile: int, is_last: bool, times: int) -> str:
         nonlocal moved
-        rows, steps = blocks[block]
+        (rows, steps), sums = blocks[block], _sum_steps(shape, block)
         left = 0 if is_last else rows * shape.length  # of the next block, which is about as large
         right = 0 if is_last else -(-right_beats // len(blocks)) if shape.tiles == 1 else right_beats
         chunks = min(CHUNKS, -(-(shape.n - tile * PES) // LANES))
@@ -245,13 +247,15 @@ def cycles(
         amount = rows * output.row_bytes(chunks, ddr) + BEAT * (left / shape.tiles + right + of_tile)
         follows = stages and not product and (block, tile) != (0, 0)
         loads = corrections + SCALE_BEATS + 2 * handled + 3 if follows else 0
+        # what `dequantize` does not do meanwhile: `correct` loads, but for what lies in between; the row of ones; it loads
+        sums_wait = max(0, corrections - BETWEEN) if follows else sums * of_correct * handled
+        scales_wait = 0 if product else SCALE_BEATS
         needs = dict(
-            cells=steps * shape.folds * passes
-            + _sum_turns(shape, tile)
+            cells=(steps + sums) * shape.folds * passes
             + max(0, loads - WAITING * shape.folds // d.groups),
             output=max(
-                steps * handled * behind + corrections + (SCALE_BEATS - 4 if follows else 0),
-                _dequantize_turns(shape, d.groups, steps, steps * handled) + (0 if product else SCALE_BEATS),
+                (steps * behind + sums * of_correct) * handled + corrections + (SCALE_BEATS - 4 if follows else 0),
+                _dequantize_turns(shape, d.groups, steps, steps * handled) + sums_wait + scales_wait,
             ),
             left=-(-left // shape.tiles),
             right=right,

@@ -105,13 +105,14 @@ class Shape:
         """SpecError where a memory or an accumulator of the engine is too small; ``name`` is the matmul's."""
         plane = min(top(self.right_bits), top(config.plane))
         sums = self.k * plane * max(min(self.left_top, top(config.digit)), 2**self.log_levels // 2)
-        products = max(self.left_top, 2**self.log_levels // 2) * top(self.right_bits)
+        left_top = max(self.left_top, 2**self.log_levels // 2)
         check_limits(
             name,
             ("the left buffer: beats of a row", self.length, config.left_depth),
             ("the right buffer: folds", self.folds * self.planes_passed(config), config.right_depth),
             ("an accumulator: largest sum", sums, 2 ** (config.accumulator_bits - 1) - 1),
-            ("registers behind the cells: largest sum", self.k * products, 2 ** (SUM_BITS - 2) - 1),
+            ("registers behind the cells: largest sum", self.k * left_top * top(self.right_bits), 2 ** (SUM_BITS - 2) - 1),
+            ("the sum of a row: largest", self.k * left_top, 2**32 - 1),
             ("groups", len(self.groups), MAX_GROUPS),
             ("heads", self.heads, MAX_HEADS),
             ("shift lanes for log levels", self.log_levels, 2**8 if config.plane == NIBBLE else 0),

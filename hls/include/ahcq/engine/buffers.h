@@ -98,37 +98,27 @@ void buffer_left(
     }
 }
 
-// Tiles of PES columns for all cells, and of run-time operands the sum of each column. A beat is eight columns of a fold,
-// or, TRANSPOSED, one k of 64 columns; then a fold is complete after eight beats. With PLANE = 8 the high nibbles have a
-// memory of their own, and both are read at once.
+// Tiles of PES columns for all cells. A beat is eight columns of a fold, or, TRANSPOSED, one k of 64 columns; then a fold is
+// complete after eight beats. With PLANE = 8 the high nibbles have a memory of their own, and both are read at once.
 template <class C>
 void buffer_right(
     hls::stream<command>& commands,
     hls::stream<beat>& in,
     hls::stream<turn>& turns,
-    hls::stream<right_columns<C> > (&out)[C::CELLS][CHUNKS],
-    hls::stream<column_sums> (&out_sums)[C::CELLS]) {
+    hls::stream<right_columns<C> > (&out)[C::CELLS][CHUNKS]) {
     const command c = commands.read();
     // A bank for each chunk: a beat of eight columns goes straight to its place.
     beat memory[CHUNKS][2 * C::RIGHT_DEPTH], high[CHUNKS][C::PLANE == 4 ? 1 : 2 * C::RIGHT_DEPTH];
 #pragma HLS ARRAY_PARTITION variable = memory complete dim = 1
 #pragma HLS ARRAY_PARTITION variable = high complete dim = 1
-    uint32_t sum[PES];  // of the tile that is loaded
-#pragma HLS ARRAY_PARTITION variable = sum complete
-    uint32_t sums[PES];  // of the tile that the cells work on
-#pragma HLS ARRAY_PARTITION variable = sums complete
     uint32_t turned[PES];  // codes of each column that came one by one: after eight of them it holds no older one
 #pragma HLS ARRAY_PARTITION variable = turned complete
     const bool transposed = is(c, TRANSPOSED);
     const uint32_t tiles = tiles_of(c), folds = c.folds * planes_of(c);
     uint32_t product = 0, row = 0, tile = 0;  // of the tile that is loaded
     uint32_t fold = 0, chunk = 0, half = 0, pause = 0;
-    // Chunks of the sums. No turn is made before all are sent: `correct` may wait for them while `multiply` is full.
-    const bool sends = is(c, PRODUCT);
-    const uint8_t of_last = chunks_of(c, LAST_TILE);
-    uint8_t sent = 0, to_send = 0;
-    bool loading = false, loaded = false, computing = false, sending = false, more = true;
-    while (more || sending) {
+    bool loading = false, loaded = false, computing = false, more = true;
+    while (more) {
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
         if (!loading && !loaded && product < c.batch) {  // the next tile
@@ -146,7 +136,6 @@ void buffer_right(
         if (loading && (pause == 0 || !computing)) {
             const beat now = in.read();
 #pragma HLS ARRAY_PARTITION variable = now.word complete
-            const int shift = fold < c.folds ? 0 : 4;
             for (int j = 0; j < CHUNKS; ++j) {
 #pragma HLS UNROLL
                 beat part;
@@ -157,15 +146,6 @@ void buffer_right(
                     const uint32_t nibble = (now.word[j] >> (4 * i)) & 15;
                     turned[column] = turned[column] >> 4 | nibble << 28;
                     part.word[i] = transposed ? turned[column] : now.word[i];
-                    uint32_t codes = 0;
-                    for (int k = 0; k < LANES; ++k) {
-#pragma HLS UNROLL
-                        codes += (now.word[i] >> (4 * k)) & 15;
-                    }
-                    if (transposed) codes = nibble;
-                    const bool starts = fold == 0 && (chunk == 0 || !transposed);
-                    const uint32_t before = starts ? 0 : sum[column];
-                    if (transposed || chunk == uint32_t(j)) sum[column] = (before + (codes << shift)) & C::COLUMN;
                 }
                 const bool complete = chunk == (transposed ? CHUNKS - 1 : uint32_t(j));
                 const bool below = C::PLANE == 4 || fold < c.folds;
@@ -183,27 +163,9 @@ void buffer_right(
         } else if (pause != 0) {
             --pause;
         }
-        if (sending) {
-            column_sums part;
-#pragma HLS ARRAY_PARTITION variable = part.value complete
-            for (int i = 0; i < LANES; ++i) {
-#pragma HLS UNROLL
-                part.value[i] = 0;
-                for (int j = 0; j < CHUNKS; ++j) {
-#pragma HLS UNROLL
-                    if (sent == j) part.value[i] = sums[j * LANES + i];
-                }
-            }
-            for (int cell = 0; cell < C::CELLS; ++cell) {
-#pragma HLS UNROLL
-                out_sums[cell].write(part);
-            }
-            ++sent;
-            sending = sent != to_send;
-        } else if (computing) {
+        if (computing) {
             const turn now = turns.read();
             const bool wide = C::PLANE == 8 && c.right_bits > 4;
-            const bool first = at(now.places, BEGINS | FIRST_PASS | FIRST_GROUP | FIRST_STEP);
             for (int j = 0; j < CHUNKS; ++j) {
 #pragma HLS UNROLL
                 const beat columns = memory[j][(1 - half) * C::RIGHT_DEPTH + now.right_address];
@@ -221,22 +183,13 @@ void buffer_right(
                     out[cell][j].write(part);
                 }
             }
-            if (sends && first) {
-                sending = true;
-                sent = 0;
-                to_send = at(now.places, LAST_TILE) ? of_last : uint8_t(CHUNKS);
-            }
             if (at(now.places, END_OF_TILE) && (tiles != 1 || at(now.places, LAST_BLOCK))) computing = false;
             if (at(now.places, END_OF_COMMAND)) more = false;
         }
-        if (!computing && loaded && !sending) {
+        if (!computing && loaded) {
             computing = true;
             loaded = false;
             half = 1 - half;
-            for (int column = 0; column < PES; ++column) {
-#pragma HLS UNROLL
-                sums[column] = sum[column];
-            }
         }
     }
 }

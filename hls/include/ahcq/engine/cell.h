@@ -3,6 +3,7 @@
 // one addition a turn goes into an accumulator.
 //
 //   uniform  digit of code                          table  digit of table[code]
+//   sums of columns  1, in place of codes
 //   hluq     digit of (code - L) above L, and in the shift lane 2^(L - 1 - code) below L, 2^(L - 1) above
 #ifndef AHCQ_ENGINE_CELL_H
 #define AHCQ_ENGINE_CELL_H
@@ -55,6 +56,7 @@ void decode(
             uint8_t shift = 0;
             bool shifted = false;
             if (c.family == TABLE) value = table[i][code];
+            if (at(places, COLUMN_SUMS)) value = 1;
             if (C::SHIFTS && c.family == HLUQ) {
                 value = code > c.log_levels ? code - c.log_levels : 0;
                 shift = code > c.log_levels ? c.log_levels - 1 : c.log_levels - 1 - code;

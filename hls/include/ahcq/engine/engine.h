@@ -45,9 +45,6 @@ void run(
 #pragma HLS STREAM variable = right_turns depth = 16
     hls::stream<left_fold> left_folds[C::CELLS];
     hls::stream<right_columns<C> > right_folds[C::CELLS][CHUNKS];
-    // Those of a tile fit.
-    hls::stream<column_sums> columns[C::CELLS];
-#pragma HLS STREAM variable = columns depth = 16
     hls::stream<operands<C> > decoded[C::CELLS][CHUNKS];
     hls::stream<sums<C> > passes[C::CELLS][CHUNKS];
     hls::stream<row_sums<C> > rows[C::CELLS];  // of a pass as short as a turn there are as many as `multiply` has stages
@@ -76,7 +73,7 @@ void run(
     AHCQ_PROCESS(walk_folds, to_folds, passes_to_make, left_turns, right_turns);
     AHCQ_PROCESS(place_left<C>, to_place, beats[READ_LEFT], left_loads);
     AHCQ_PROCESS(buffer_left<C>, to_left, left_loads, left_turns, left_folds);
-    AHCQ_PROCESS(buffer_right<C>, to_right, beats[READ_RIGHT], right_turns, right_folds, columns);
+    AHCQ_PROCESS(buffer_right<C>, to_right, beats[READ_RIGHT], right_turns, right_folds);
     for (int cell = 0; cell < C::CELLS; ++cell) {
 #pragma HLS UNROLL
         AHCQ_PROCESS(decode<C>, to_decode[cell], tables[cell], left_folds[cell], decoded[cell], rows[cell]);
@@ -85,7 +82,7 @@ void run(
             AHCQ_PROCESS(multiply<C>, decoded[cell][chunk], right_folds[cell][chunk], passes[cell][chunk]);
         }
         AHCQ_PROCESS(
-            correct<C>, to_correct[cell], corrections[cell], passes[cell], rows[cell], columns[cell], corrected[cell],
+            correct<C>, to_correct[cell], corrections[cell], passes[cell], rows[cell], corrected[cell],
             corrected_places[cell]);
         AHCQ_PROCESS(
             dequantize<C>, to_dequantize[cell], scales[cell], corrected[cell], corrected_places[cell], works[cell],

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The sequencer: every turn of the cells, in the order product, block of rows, tile of columns, step, group, plane of
-// the right nibbles, digit of the left operands, fold. Three processes, so that what goes round in each is short; counters
-// go down, and of the next turn.
+// The sequencer: every turn of the cells, in the order product, block of rows, tile of columns, step, group, digit
+// of the left operands, plane of the right nibbles (the most significant first), fold. Three processes, so that what goes round in each is short; counters
+// go down, and of the next turn. Where the sums of a tile's columns are wanted, a step of a row of ones comes first.
 #ifndef AHCQ_ENGINE_SEQUENCE_H
 #define AHCQ_ENGINE_SEQUENCE_H
 
@@ -17,28 +17,30 @@ void walk_steps(hls::stream<command>& commands, hls::stream<step>& out) {
     uint16_t steps = c.blocks == 1 ? c.last_steps : c.steps;
     uint16_t steps_left = steps, tiles_left = tiles, blocks_left = c.blocks, row_address = 0;
     uint32_t products_left = c.batch;
-    bool more = true;
+    const bool with_sums = wants_sums<C>(c);
+    bool of_sums = with_sums, more = true;  // whether the step is of a row of ones
     while (more) {
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
-        const bool last_step = steps_left == 1, last_tile = tiles_left == 1, last_block = blocks_left == 1;
+        const bool last_step = !of_sums && steps_left == 1, last_tile = tiles_left == 1, last_block = blocks_left == 1;
         const bool last_product = products_left == 1;
         step now;
         now.row_address = row_address;
-        now.places = (steps_left == steps ? FIRST_STEP : 0) | (last_step ? LAST_STEP : 0) |
+        now.places = (of_sums ? COLUMN_SUMS : steps_left == steps ? FIRST_STEP : 0) | (last_step ? LAST_STEP : 0) |
                      (tiles_left == tiles ? FIRST_TILE : 0) | (last_tile ? LAST_TILE : 0) |
                      (blocks_left == c.blocks ? FIRST_BLOCK : 0) | (last_block ? LAST_BLOCK : 0) |
                      (last_product ? LAST_PRODUCT : 0);
         out.write(now);
         more = !(last_step && last_tile && last_block && last_product);
-        row_address = last_step ? 0 : row_address + length;
+        row_address = of_sums || last_step ? 0 : row_address + length;
         if (last_step && last_tile) {  // the last block may be shorter; a product of one block has only that
             steps = (last_block ? c.blocks == 1 : blocks_left == 2) ? c.last_steps : c.steps;
         }
-        steps_left = last_step ? steps : uint16_t(steps_left - 1);
+        if (!of_sums) steps_left = last_step ? steps : uint16_t(steps_left - 1);
         if (last_step) tiles_left = last_tile ? tiles : uint16_t(tiles_left - 1);
         if (last_step && last_tile) blocks_left = last_block ? c.blocks : uint16_t(blocks_left - 1);
         if (last_step && last_tile && last_block) --products_left;
+        of_sums = with_sums && last_step && (tiles != 1 || last_block);  // one tile stays for all blocks
     }
 }
 
@@ -60,15 +62,14 @@ void walk_passes(
     const uint8_t planes = C::PLANE == 4 ? planes_of(c) : 1;
     step row;
     uint16_t first_fold = 0;
-    uint8_t group = 0, plane = 0, digit = 0;
-    bool more = true;
+    const uint8_t top_plane = planes - 1, top_digit = c.digits - 1;
+    uint8_t group = 0, plane = top_plane, digit = top_digit;
+    bool first_pass = true, more = true;
     while (more) {
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
-        const bool first_pass = digit == 0 && plane == 0;
         if (first_pass && group == 0) row = in.read();
-        const bool last_digit = digit == c.digits - 1, last_plane = plane == planes - 1;
-        const bool last_pass = last_digit && last_plane, last_group = group == c.groups - 1;
+        const bool last_plane = plane == 0, last_pass = digit == 0 && last_plane, last_group = group == c.groups - 1;
         const uint16_t size = sizes[group % MAX_GROUPS];
         pass now;
         now.places = row.places | (first_pass ? FIRST_PASS : 0) | (last_pass ? LAST_PASS : 0) |
@@ -82,8 +83,9 @@ void walk_passes(
         out.write(now);
         const uint16_t ends = LAST_PASS | LAST_GROUP | LAST_STEP | LAST_TILE | LAST_BLOCK | LAST_PRODUCT;
         more = !at(now.places, ends);
-        digit = last_digit ? 0 : digit + 1;
-        if (last_digit) plane = last_plane ? 0 : plane + 1;
+        plane = last_plane ? top_plane : plane - 1;
+        if (last_plane) digit = last_pass ? top_digit : digit - 1;
+        first_pass = last_pass;
         if (last_pass) {
             first_fold = last_group ? 0 : uint16_t(first_fold + now.folds);
             group = last_group ? 0 : group + 1;

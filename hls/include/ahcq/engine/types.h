@@ -113,7 +113,8 @@ enum place {
     LAST_TILE = 512,
     FIRST_BLOCK = 1024,  // of a product
     LAST_BLOCK = 2048,
-    LAST_PRODUCT = 4096
+    LAST_PRODUCT = 4096,
+    COLUMN_SUMS = 8192  // a step before the first one of a tile, of a row of ones
 };
 
 inline bool at(uint16_t places, uint16_t wanted) {
@@ -207,7 +208,7 @@ typename C::column_t joined(uint32_t low, uint32_t high) {
     return codes;
 }
 
-// Of each column of a chunk the sum of its right codes.
+// Of each column of a chunk the sum of its right codes: what a row of ones makes.
 struct column_sums {
     int32_t value[LANES];
 };
@@ -288,6 +289,12 @@ template <class C>
 uint32_t right_beats(const command& c) {
 #pragma HLS INLINE
     return c.folds * (C::FLOATS ? uint32_t(LANES) : planes_of(c)) * CHUNKS;
+}
+// Whether the left zero point takes the sums of run-time columns off; in constant weights they are folded.
+template <class C>
+bool wants_sums(const command& c) {
+#pragma HLS INLINE
+    return !C::FLOATS && (c.flags & PRODUCT) != 0 && c.family == UNIFORM;
 }
 constexpr int ROWS = 8;  // of floats, in work in a cell at once: the next sum of a row comes ROWS turns later
 // Rows of a step, for each cell.
