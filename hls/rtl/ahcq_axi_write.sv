@@ -28,7 +28,7 @@ module ahcq_axi_write (
 );
   logic busy, upper, address_sent, data_sent, asked;
   logic [31:0] line;
-  logic [511:0] data;
+  logic [255:0] data;  // turned by the words that the address lies above its beat: right in both beats
   logic [15:0] strobes;  // of words
   logic [31:0] unanswered;
   wire [31:0] address = request_data[31:0];
@@ -42,7 +42,7 @@ module ahcq_axi_write (
   assign written_valid = asked && !busy && unanswered == 0;
   assign awaddr = {line, 5'b0} + (upper ? 37'd32 : 37'd0);
   assign awvalid = busy && !address_sent;
-  assign wdata = upper ? data[511:256] : data[255:0];
+  assign wdata = data;
   assign wvalid = busy && !data_sent;
   assign bready = 1'b1;
   always_comb for (int i = 0; i < 8; i++) wstrb[4*i+:4] = {4{lanes[i]}};
@@ -64,7 +64,7 @@ module ahcq_axi_write (
         else begin
           busy <= 1'b1;
           line <= {3'b0, address[31:3]};
-          data <= 512'(request_data[319:64]) << {address[2:0], 5'b0};
+          data <= 256'({2{request_data[319:64]}} >> (9'd256 - {1'b0, address[2:0], 5'b0}));
           strobes <= 16'((16'd1 << words[3:0]) - 16'd1) << address[2:0];
         end
       end

@@ -35,8 +35,14 @@ void run(
     hls::stream<command> to_decode[C::CELLS], to_correct[C::CELLS];
     hls::stream<command> to_dequantize[C::CELLS], to_quantize[C::CELLS], to_write[C::WRITERS];
     hls::stream<bool> done[C::WRITERS];
+    hls::stream<beat> corrections[C::CELLS], scales[C::CELLS];
+    // A register where a word comes every second turn at most: no LUTs.
     hls::stream<beat> groups("groups");
-    hls::stream<beat> tables[C::CELLS], corrections[C::CELLS], scales[C::CELLS], quantizers[C::CELLS], headers[C::CELLS];
+#pragma HLS STREAM variable = groups depth = 1
+    hls::stream<beat> tables[C::CELLS], quantizers[C::CELLS], headers[C::CELLS];
+#pragma HLS STREAM variable = tables depth = 1
+#pragma HLS STREAM variable = quantizers depth = 1
+#pragma HLS STREAM variable = headers depth = 1
     hls::stream<step> steps("steps");
     hls::stream<pass> passes_to_make("passes_to_make");
     hls::stream<left_load> left_loads("left_loads");
@@ -47,6 +53,7 @@ void run(
     hls::stream<right_columns<C> > right_folds[C::CELLS][CHUNKS];
     hls::stream<operands<C> > decoded[C::CELLS][CHUNKS];
     hls::stream<sums<C> > passes[C::CELLS][CHUNKS];
+#pragma HLS STREAM variable = passes depth = 1
     hls::stream<row_sums<C> > rows[C::CELLS];  // of a pass as short as a turn there are as many as `multiply` has stages
 #pragma HLS STREAM variable = rows depth = 16
     // Places may come some stages before their sums, and are read a stage before them.
@@ -57,6 +64,7 @@ void run(
     hls::stream<lane_work> works[C::CELLS][LANES];
     hls::stream<float> floats[C::CELLS][LANES];
     hls::stream<float> to_gelu[C::CELLS][GELUS][LANES / GELUS], from_gelu[C::CELLS][GELUS][LANES / GELUS];
+#pragma HLS STREAM variable = from_gelu depth = 1
     hls::stream<uint16_t> places[C::CELLS];  // deeper than a lane has stages
 #pragma HLS STREAM variable = places depth = 64
     hls::stream<outcome> outcomes[C::CELLS];
