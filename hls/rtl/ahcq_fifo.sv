@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A FIFO between two processes: hls::stream. No combinational path from one side to the other; one word a cycle.
-// Latency: 1 cycle.
+// A FIFO between two processes: hls::stream. No combinational path from one side to the other; one word a cycle, of DEPTH 1,
+// which is a register and no memory of LUTs, one every second cycle. Latency: 1 cycle.
 module ahcq_fifo #(
     parameter int WIDTH = 8,
     parameter int DEPTH = 2

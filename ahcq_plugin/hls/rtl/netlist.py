@@ -96,7 +96,7 @@ def _fifo(fifo: Stream, narrowed: Narrow) -> dict[str, object]:
     return dict(
         name=fifo.name,
         bits=fifo.bits,
-        depth=max(2, fifo.depth),
+        depth=fifo.depth,
         held=held,
         held_bits=len(narrowed.kept),
         packed=narrowed.packed(f"{fifo.name}_in_data"),
