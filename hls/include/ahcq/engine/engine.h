@@ -53,7 +53,6 @@ void run(
     hls::stream<right_columns<C> > right_folds[C::CELLS][CHUNKS];
     hls::stream<operands<C> > decoded[C::CELLS][CHUNKS];
     hls::stream<sums<C> > passes[C::CELLS][CHUNKS];
-#pragma HLS STREAM variable = passes depth = 1
     hls::stream<row_sums<C> > rows[C::CELLS];  // of a pass as short as a turn there are as many as `multiply` has stages
 #pragma HLS STREAM variable = rows depth = 16
     // Places may come some stages before their sums, and are read a stage before them.
