@@ -232,7 +232,9 @@ def cycles(
     right_beats = shape.folds * shape.planes * CHUNKS
     corrections = 0 if product else CHUNKS * (1 + 2 * d.groups)
     of_correct = d.groups * passes
-    behind = max(of_correct, output.planes, output.gelu_turns)  # turns of the slowest process behind a cell, for a chunk
+    behind = max(
+        of_correct, output.planes, output.gelu_turns
+    )  # turns of the slowest process behind a cell, for a chunk
     limits: Counter[str] = Counter()
     moved = 0.0
 
@@ -251,8 +253,7 @@ def cycles(
         sums_wait = max(0, corrections - BETWEEN) if follows else sums * of_correct * handled
         scales_wait = 0 if product else SCALE_BEATS
         needs = dict(
-            cells=(steps + sums) * shape.folds * passes
-            + max(0, loads - WAITING * shape.folds // d.groups),
+            cells=(steps + sums) * shape.folds * passes + max(0, loads - WAITING * shape.folds // d.groups),
             output=max(
                 (steps * behind + sums * of_correct) * handled + corrections + (SCALE_BEATS - 4 if follows else 0),
                 _dequantize_turns(shape, d.groups, steps, steps * handled) + sums_wait + scales_wait,

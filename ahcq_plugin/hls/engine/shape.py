@@ -111,7 +111,11 @@ class Shape:
             ("the left buffer: beats of a row", self.length, config.left_depth),
             ("the right buffer: folds", self.folds * self.planes_passed(config), config.right_depth),
             ("an accumulator: largest sum", sums, 2 ** (config.accumulator_bits - 1) - 1),
-            ("registers behind the cells: largest sum", self.k * left_top * top(self.right_bits), 2 ** (SUM_BITS - 2) - 1),
+            (
+                "registers behind the cells: largest sum",
+                self.k * left_top * top(self.right_bits),
+                2 ** (SUM_BITS - 2) - 1,
+            ),
             ("the sum of a row: largest", self.k * left_top, 2**32 - 1),
             ("groups", len(self.groups), MAX_GROUPS),
             ("heads", self.heads, MAX_HEADS),

@@ -17,6 +17,10 @@
 namespace ahcq {
 namespace engine {
 
+// Who gets commands from `fetch`: once, and in each cell (and `write`).
+enum receiver { TO_READERS, TO_PARAMETERS, TO_STEPS, TO_PASSES, TO_FOLDS, TO_PLACE, TO_LEFT, TO_RIGHT };
+enum cell_receiver { TO_DECODE, TO_CORRECT, TO_DEQUANTIZE, TO_QUANTIZE };
+
 // `count` descriptors from beat address `program` on; `finished` gets `count` when all results are in memory. Read and
 // write ports are streams to the AXI shell, which says in `written` that all words of a cell, or of softmax, are in memory.
 template <class C>
@@ -29,11 +33,7 @@ void run(
     hls::stream<bool> (&written)[C::WRITERS],
     hls::stream<uint32_t>& finished) {
 #pragma HLS DATAFLOW
-    hls::stream<command> to_readers("to_readers"), to_parameters("to_parameters"), to_steps("to_steps");
-    hls::stream<command> to_passes("to_passes"), to_folds("to_folds"), to_place("to_place");
-    hls::stream<command> to_left("to_left"), to_right("to_right");
-    hls::stream<command> to_decode[C::CELLS], to_correct[C::CELLS];
-    hls::stream<command> to_dequantize[C::CELLS], to_quantize[C::CELLS], to_write[C::WRITERS];
+    hls::stream<command> to[C::RECEIVERS], to_cells[C::CELLS][C::CELL_RECEIVERS], to_write[C::WRITERS];
     hls::stream<bool> done[C::WRITERS];
     hls::stream<beat> corrections[C::CELLS], scales[C::CELLS];
     // A register where a word comes every second turn at most: no LUTs.
@@ -68,31 +68,28 @@ void run(
 #pragma HLS STREAM variable = places depth = 64
     hls::stream<outcome> outcomes[C::CELLS];
     AHCQ_LAUNCH(
-        fetch<C>, program, count, requests[READ_PROGRAM], beats[READ_PROGRAM], to_readers, to_parameters, to_steps, to_passes,
-        to_folds, to_place, to_left, to_right,
-        to_decode, to_correct, to_dequantize, to_quantize, to_write, done,
-        finished);
-    AHCQ_PROCESS(request<C>, to_readers, requests[READ_LEFT], requests[READ_RIGHT], requests[READ_PARAMETERS]);
+        fetch<C>, program, count, requests[READ_PROGRAM], beats[READ_PROGRAM], to, to_cells, to_write, done, finished);
+    AHCQ_PROCESS(request<C>, to[TO_READERS], requests[READ_LEFT], requests[READ_RIGHT], requests[READ_PARAMETERS]);
     AHCQ_PROCESS(
-        distribute<C>, to_parameters, beats[READ_PARAMETERS], groups, tables, corrections, scales, quantizers, headers);
-    AHCQ_PROCESS(walk_steps<C>, to_steps, steps);
-    AHCQ_PROCESS(walk_passes<C>, to_passes, groups, steps, passes_to_make);
-    AHCQ_PROCESS(walk_folds, to_folds, passes_to_make, left_turns, right_turns);
-    AHCQ_PROCESS(place_left<C>, to_place, beats[READ_LEFT], left_loads);
-    AHCQ_PROCESS(buffer_left<C>, to_left, left_loads, left_turns, left_folds);
-    AHCQ_PROCESS(buffer_right<C>, to_right, beats[READ_RIGHT], right_turns, right_folds);
+        distribute<C>, to[TO_PARAMETERS], beats[READ_PARAMETERS], groups, tables, corrections, scales, quantizers, headers);
+    AHCQ_PROCESS(walk_steps<C>, to[TO_STEPS], steps);
+    AHCQ_PROCESS(walk_passes<C>, to[TO_PASSES], groups, steps, passes_to_make);
+    AHCQ_PROCESS(walk_folds, to[TO_FOLDS], passes_to_make, left_turns, right_turns);
+    AHCQ_PROCESS(place_left<C>, to[TO_PLACE], beats[READ_LEFT], left_loads);
+    AHCQ_PROCESS(buffer_left<C>, to[TO_LEFT], left_loads, left_turns, left_folds);
+    AHCQ_PROCESS(buffer_right<C>, to[TO_RIGHT], beats[READ_RIGHT], right_turns, right_folds);
     for (int cell = 0; cell < C::CELLS; ++cell) {
 #pragma HLS UNROLL
-        AHCQ_PROCESS(decode<C>, to_decode[cell], tables[cell], left_folds[cell], decoded[cell], rows[cell]);
+        AHCQ_PROCESS(decode<C>, to_cells[cell][TO_DECODE], tables[cell], left_folds[cell], decoded[cell], rows[cell]);
         for (int chunk = 0; chunk < CHUNKS; ++chunk) {
 #pragma HLS UNROLL
             AHCQ_PROCESS(multiply<C>, decoded[cell][chunk], right_folds[cell][chunk], passes[cell][chunk]);
         }
         AHCQ_PROCESS(
-            correct<C>, to_correct[cell], corrections[cell], passes[cell], rows[cell], corrected[cell],
+            correct<C>, to_cells[cell][TO_CORRECT], corrections[cell], passes[cell], rows[cell], corrected[cell],
             corrected_places[cell]);
         AHCQ_PROCESS(
-            dequantize<C>, to_dequantize[cell], scales[cell], corrected[cell], corrected_places[cell], works[cell],
+            dequantize<C>, to_cells[cell][TO_DEQUANTIZE], scales[cell], corrected[cell], corrected_places[cell], works[cell],
             places[cell]);
         for (int lane = 0; lane < LANES; ++lane) {
 #pragma HLS UNROLL
@@ -105,7 +102,7 @@ void run(
             AHCQ_PROCESS(gelu_unit, to_gelu[cell][unit], from_gelu[cell][unit]);
         }
         AHCQ_PROCESS(
-            quantize<C>, to_quantize[cell], quantizers[cell], floats[cell], from_gelu[cell], places[cell],
+            quantize<C>, to_cells[cell][TO_QUANTIZE], quantizers[cell], floats[cell], from_gelu[cell], places[cell],
             outcomes[cell]);
         AHCQ_PROCESS(write<C>, to_write[cell], headers[cell], outcomes[cell], results_out[cell], written[cell], done[cell]);
     }

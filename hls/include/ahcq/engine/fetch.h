@@ -97,25 +97,16 @@ bool next_matmul(
     return false;
 }
 
-// `count` descriptors from beat address `program` on; when all their results are in memory, `count` goes to `finished`.
+// `count` descriptors from beat address `program` on; when all their results are in memory, `count` goes to `finished`. A
+// command goes to those that are there once, and to those of each cell, with the cell's number.
 template <class C>
 void fetch(
     uint32_t program,
     uint32_t count,
     hls::stream<read_request>& requests,
     hls::stream<beat>& descriptors,
-    hls::stream<command>& to_readers,
-    hls::stream<command>& to_parameters,
-    hls::stream<command>& to_steps,
-    hls::stream<command>& to_passes,
-    hls::stream<command>& to_folds,
-    hls::stream<command>& to_place,
-    hls::stream<command>& to_left,
-    hls::stream<command>& to_right,
-    hls::stream<command> (&to_decode)[C::CELLS],
-    hls::stream<command> (&to_correct)[C::CELLS],
-    hls::stream<command> (&to_dequantize)[C::CELLS],
-    hls::stream<command> (&to_quantize)[C::CELLS],
+    hls::stream<command> (&to)[C::RECEIVERS],
+    hls::stream<command> (&to_cells)[C::CELLS][C::CELL_RECEIVERS],
     hls::stream<command> (&to_write)[C::WRITERS],
     hls::stream<bool> (&done)[C::WRITERS],
     hls::stream<uint32_t>& finished) {
@@ -125,65 +116,17 @@ void fetch(
 #pragma HLS PIPELINE II = 1
         AHCQ_TURN;
         if (!next_matmul<C>(state, program, count, requests, descriptors, to_write, done, finished)) continue;
-        to_readers.write(state.now);
-        to_parameters.write(state.now);
-        to_steps.write(state.now);
-        to_passes.write(state.now);
-        to_folds.write(state.now);
-        to_place.write(state.now);
-        to_left.write(state.now);
-        to_right.write(state.now);
-        for (int cell = 0; cell < C::CELLS; ++cell) {
+        for (int one = 0; one < C::RECEIVERS; ++one) {
 #pragma HLS UNROLL
-            state.now.cell = cell;
-            to_decode[cell].write(state.now);
-            to_correct[cell].write(state.now);
-            to_dequantize[cell].write(state.now);
-            to_quantize[cell].write(state.now);
-            to_write[cell].write(state.now);
+            to[one].write(state.now);
         }
-    }
-}
-
-// The same in the engine of float32 (`float_engine.h`).
-template <class C>
-void fetch_floats(
-    uint32_t program,
-    uint32_t count,
-    hls::stream<read_request>& requests,
-    hls::stream<beat>& descriptors,
-    hls::stream<command>& to_readers,
-    hls::stream<command>& to_parameters,
-    hls::stream<command>& to_steps,
-    hls::stream<command>& to_rows,
-    hls::stream<command>& to_place,
-    hls::stream<command>& to_left,
-    hls::stream<command>& to_right,
-    hls::stream<command> (&to_spread)[C::CELLS],
-    hls::stream<command> (&to_finish)[C::CELLS],
-    hls::stream<command> (&to_gather)[C::CELLS],
-    hls::stream<command> (&to_write)[C::WRITERS],
-    hls::stream<bool> (&done)[C::WRITERS],
-    hls::stream<uint32_t>& finished) {
-    program_state state = program_state();
-    state.more = true;
-    while (state.more) {
-#pragma HLS PIPELINE II = 1
-        AHCQ_TURN;
-        if (!next_matmul<C>(state, program, count, requests, descriptors, to_write, done, finished)) continue;
-        to_readers.write(state.now);
-        to_parameters.write(state.now);
-        to_steps.write(state.now);
-        to_rows.write(state.now);
-        to_place.write(state.now);
-        to_left.write(state.now);
-        to_right.write(state.now);
         for (int cell = 0; cell < C::CELLS; ++cell) {
 #pragma HLS UNROLL
             state.now.cell = cell;
-            to_spread[cell].write(state.now);
-            to_finish[cell].write(state.now);
-            to_gather[cell].write(state.now);
+            for (int one = 0; one < C::CELL_RECEIVERS; ++one) {
+#pragma HLS UNROLL
+                to_cells[cell][one].write(state.now);
+            }
             to_write[cell].write(state.now);
         }
     }

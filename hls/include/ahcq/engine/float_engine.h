@@ -153,6 +153,18 @@ void buffer_right_floats(
     }
 }
 
+// Who gets commands from `fetch`: once, and in each cell (and `write`).
+enum floats_receiver {
+    FLOATS_TO_READERS,
+    FLOATS_TO_PARAMETERS,
+    FLOATS_TO_STEPS,
+    FLOATS_TO_ROWS,
+    FLOATS_TO_PLACE,
+    FLOATS_TO_LEFT,
+    FLOATS_TO_RIGHT
+};
+enum floats_cell_receiver { FLOATS_TO_SPREAD, FLOATS_TO_FINISH, FLOATS_TO_GATHER };
+
 // As `run` of engine.h.
 template <class C>
 void run_floats(
@@ -164,9 +176,7 @@ void run_floats(
     hls::stream<bool> (&written)[C::WRITERS],
     hls::stream<uint32_t>& finished) {
 #pragma HLS DATAFLOW
-    hls::stream<command> to_readers("to_readers"), to_parameters("to_parameters"), to_steps("to_steps");
-    hls::stream<command> to_rows("to_rows"), to_place("to_place"), to_left("to_left"), to_right("to_right");
-    hls::stream<command> to_spread[C::CELLS], to_finish[C::CELLS], to_gather[C::CELLS], to_write[C::WRITERS];
+    hls::stream<command> to[C::RECEIVERS], to_cells[C::CELLS][C::CELL_RECEIVERS], to_write[C::WRITERS];
     hls::stream<bool> done[C::WRITERS];
     hls::stream<beat> biases[C::CELLS], headers[C::CELLS];
     hls::stream<step> steps("steps");
@@ -186,31 +196,30 @@ void run_floats(
 #pragma HLS STREAM variable = places depth = 64
     hls::stream<outcome> outcomes[C::CELLS];
     AHCQ_LAUNCH(
-        fetch_floats<C>, program, count, requests[READ_PROGRAM], beats[READ_PROGRAM], to_readers, to_parameters, to_steps,
-        to_rows, to_place, to_left, to_right, to_spread, to_finish, to_gather, to_write, done, finished);
-    AHCQ_PROCESS(request<C>, to_readers, requests[READ_LEFT], requests[READ_RIGHT], requests[READ_PARAMETERS]);
-    AHCQ_PROCESS(distribute_floats<C>, to_parameters, beats[READ_PARAMETERS], biases, headers);
-    AHCQ_PROCESS(walk_steps<C>, to_steps, steps);
-    AHCQ_PROCESS(walk_rows<C>, to_rows, steps, left_turns, right_turns);
-    AHCQ_PROCESS(place_left<C>, to_place, beats[READ_LEFT], left_loads);
-    AHCQ_PROCESS(buffer_left<C>, to_left, left_loads, left_turns, left_folds);
-    AHCQ_PROCESS(buffer_right_floats<C>, to_right, beats[READ_RIGHT], right_turns, right_folds);
+        fetch<C>, program, count, requests[READ_PROGRAM], beats[READ_PROGRAM], to, to_cells, to_write, done, finished);
+    AHCQ_PROCESS(request<C>, to[FLOATS_TO_READERS], requests[READ_LEFT], requests[READ_RIGHT], requests[READ_PARAMETERS]);
+    AHCQ_PROCESS(distribute_floats<C>, to[FLOATS_TO_PARAMETERS], beats[READ_PARAMETERS], biases, headers);
+    AHCQ_PROCESS(walk_steps<C>, to[FLOATS_TO_STEPS], steps);
+    AHCQ_PROCESS(walk_rows<C>, to[FLOATS_TO_ROWS], steps, left_turns, right_turns);
+    AHCQ_PROCESS(place_left<C>, to[FLOATS_TO_PLACE], beats[READ_LEFT], left_loads);
+    AHCQ_PROCESS(buffer_left<C>, to[FLOATS_TO_LEFT], left_loads, left_turns, left_folds);
+    AHCQ_PROCESS(buffer_right_floats<C>, to[FLOATS_TO_RIGHT], beats[READ_RIGHT], right_turns, right_folds);
     for (int cell = 0; cell < C::CELLS; ++cell) {
 #pragma HLS UNROLL
-        AHCQ_PROCESS(spread_floats<C>, to_spread[cell], left_folds[cell], spread[cell], row_places[cell]);
+        AHCQ_PROCESS(spread_floats<C>, to_cells[cell][FLOATS_TO_SPREAD], left_folds[cell], spread[cell], row_places[cell]);
         for (int chunk = 0; chunk < CHUNKS; ++chunk) {
 #pragma HLS UNROLL
             AHCQ_PROCESS(multiply_floats<C>, spread[cell][chunk], right_folds[cell][chunk], sums[cell][chunk]);
         }
         AHCQ_PROCESS(
-            finish_floats<C>, to_finish[cell], biases[cell], sums[cell], row_places[cell], floats[cell], to_gelu[cell],
+            finish_floats<C>, to_cells[cell][FLOATS_TO_FINISH], biases[cell], sums[cell], row_places[cell], floats[cell], to_gelu[cell],
             places[cell]);
         for (int unit = 0; unit < GELUS; ++unit) {
 #pragma HLS UNROLL
             AHCQ_PROCESS(gelu_unit, to_gelu[cell][unit], from_gelu[cell][unit]);
         }
         AHCQ_PROCESS(
-            gather_floats<C>, to_gather[cell], floats[cell], from_gelu[cell], places[cell], outcomes[cell]);
+            gather_floats<C>, to_cells[cell][FLOATS_TO_GATHER], floats[cell], from_gelu[cell], places[cell], outcomes[cell]);
         AHCQ_PROCESS(write<C>, to_write[cell], headers[cell], outcomes[cell], results_out[cell], written[cell], done[cell]);
     }
 #ifdef AHCQ_WAIT

@@ -57,6 +57,7 @@ struct cells {
     static constexpr int PLANE = PLANE_;              // 4, or 8: then no right code takes two passes, and nothing shifts
     static constexpr bool SHIFTS = PLANE == 4;        // there are shift lanes, for HLUQ
     static constexpr bool FLOATS = false;
+    static constexpr int RECEIVERS = 8, CELL_RECEIVERS = 4;  // of commands: `receiver` and `cell_receiver` of engine.h
     static constexpr int SHIFT_LANES = SHIFTS ? LANES : 1;  // words for them in streams: C++ has no arrays of none
     typedef typename std::conditional<(DIGIT <= 8), uint8_t, uint32_t>::type digit_t;
     typedef typename std::conditional<(PLANE == 4), uint32_t, uint64_t>::type column_t;  // LANES codes along k
@@ -84,6 +85,7 @@ struct float_cells {
     static constexpr int DIGIT = 32;
     static constexpr int LEFT_DEPTH = LEFT_DEPTH_, RIGHT_DEPTH = RIGHT_DEPTH_;  // as of `cells`
     static constexpr bool FLOATS = true;
+    static constexpr int RECEIVERS = 7, CELL_RECEIVERS = 3;  // of float_engine.h
 };
 
 // The 64-byte descriptor, field by field.
