@@ -171,8 +171,8 @@ def process_turns(shape: Shape, config: EngineConfig, output: Output | None = No
 def _dequantize_turns(shape: Shape, groups: int, steps: int, chunks: int) -> int:
     """Turns of ``dequantize`` for sums, without its parameters.
 
-    Of a step a stage for each group, for the shift lanes of hluq, offsets (hluq, table), and weight scales with biases; each
-    has ``CHUNKS`` turns, the last one as many as there are chunks.
+    Of a step a stage for each group, for the shift lanes of hluq, offsets (hluq, table), and weight scales with biases;
+    each has ``CHUNKS`` turns, the last one as many as there are chunks.
     """
     product = shape.kind != "linear"
     offsets = not product and shape.family in ("hluq", "table")
@@ -249,7 +249,7 @@ def cycles(
         amount = rows * output.row_bytes(chunks, ddr) + BEAT * (left / shape.tiles + right + of_tile)
         follows = stages and not product and (block, tile) != (0, 0)
         loads = corrections + SCALE_BEATS + 2 * handled + 3 if follows else 0
-        # what `dequantize` does not do meanwhile: `correct` loads, but for what lies in between; the row of ones; it loads
+        # while `dequantize` waits: `correct` loads, but for what lies in between; or has the row of ones; it loads itself
         sums_wait = max(0, corrections - BETWEEN) if follows else sums * of_correct * handled
         scales_wait = 0 if product else SCALE_BEATS
         needs = dict(

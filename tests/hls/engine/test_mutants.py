@@ -27,7 +27,7 @@ MUTANTS = [
     ("cell.h", "const uint32_t digit = inside ?", "const uint32_t digit = true ?"),
     ("cell.h", "if (at(places, COLUMN_SUMS)) value = 1", "if (at(places, COLUMN_SUMS)) value = 2"),
     ("sequence.h", "of_sums = with_sums && last_step && (tiles != 1 || last_block)", "of_sums = false"),
-    ("dequantize.h", "takes = ends ? next == OF_GROUP : takes && !last_chunk", "takes = ends ? next == OF_GROUP : takes"),
+    ("dequantize.h", "next == OF_GROUP : takes && !last_chunk", "next == OF_GROUP : takes"),
     ("cell.h", "code - c.log_levels : 0", "code - c.log_levels + 1 : 0"),
     ("cell.h", "c.log_levels - 1 - code;", "c.log_levels - code;"),
     ("cell.h", "shifted = inside && code", "shifted = code"),
