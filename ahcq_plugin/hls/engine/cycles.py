@@ -249,7 +249,7 @@ def cycles(
         amount = rows * output.row_bytes(chunks, ddr) + BEAT * (left / shape.tiles + right + of_tile)
         follows = stages and not product and (block, tile) != (0, 0)
         loads = corrections + SCALE_BEATS + 2 * handled + 3 if follows else 0
-        # while `dequantize` waits: `correct` loads, but for what lies in between; or has the row of ones; it loads itself
+        # while `dequantize` waits: `correct` loads, but for what lies in between; or has the row of ones
         sums_wait = max(0, corrections - BETWEEN) if follows else sums * of_correct * handled
         scales_wait = 0 if product else SCALE_BEATS
         needs = dict(
