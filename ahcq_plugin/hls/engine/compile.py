@@ -122,7 +122,7 @@ def compile_matmul(
         quantizers=len(destination.quantizers),
         left=left,
         right=right,
-        parameters=image.place(parameter_words(matmul, destination)),
+        parameters=image.place(parameter_words(matmul, destination, shape.groups_passed(config))),
         out=image.reserve(destination.words),
     )
     return Command(matmul, made, slots, destination)

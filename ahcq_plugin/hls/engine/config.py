@@ -18,6 +18,8 @@ MAX_CHUNKS = 1024  # of 8 output columns each, in a command that writes codes
 NIBBLE = 4
 GELUS = 2  # units of a cell
 SUM_BITS = 40  # of sums over all passes
+MAX_DIGITS = 8  # passes over the left operand
+MAX_LOG_LEVELS = 16  # L of HLUQ: a shift is below it
 ROWS = 8  # of floats, in work in a cell at once
 
 
@@ -31,8 +33,10 @@ class EngineConfig:
         left_depth: beats (32 bytes) of each half of a cell's left buffer.
         right_depth: folds (8 codes) of 64 columns of each half of the right buffer.
         plane: bits of a right code that a cell takes a cycle: 4, or 8, with which all codes take one. That is the
-            engine of INT8 which the one of INT4 is compared with: it has no shift lanes, so no HLUQ.
+            engine of INT8 which the one of INT4 is compared with.
         softmax: whether there is a unit for softmax beside the cells, with ports of its own (docs/softmax.md).
+        shift_lanes: whether log codes of HLUQ are shifted while its uniform codes are multiplied; else they take passes
+            of their own, as a second group. With ``plane`` 8 they always do.
     """
 
     cells: int = 2
@@ -41,6 +45,7 @@ class EngineConfig:
     right_depth: int = 1024
     plane: int = NIBBLE
     softmax: bool = False
+    shift_lanes: bool = True
 
     def __post_init__(self) -> None:
         check_int("cells", self.cells, 1, 16)
@@ -49,15 +54,22 @@ class EngineConfig:
         check_int("right_depth", self.right_depth, 1, 2**14 if self.plane == NIBBLE else 2**12)
         if self.plane not in (NIBBLE, 8):
             raise SpecError(f"`plane` must be 4 or 8, got {self.plane!r}")
-        if not isinstance(self.softmax, bool):
-            raise SpecError(f"`softmax` must be True or False, got {self.softmax!r}")
+        for name in ("softmax", "shift_lanes"):
+            if not isinstance(getattr(self, name), bool):
+                raise SpecError(f"`{name}` must be True or False, got {getattr(self, name)!r}")
 
     @property
     def cpp(self) -> str:
         """The C++ type."""
-        units = ", 1" if self.softmax else ""
-        sizes = f"{self.cells}, {self.digit}, {self.left_depth}, {self.right_depth}, {self.plane}{units}"
+        more = f", {int(self.softmax)}, false" if self.plane == NIBBLE and not self.shift_lanes else ""
+        more = more or (", 1" if self.softmax else "")
+        sizes = f"{self.cells}, {self.digit}, {self.left_depth}, {self.right_depth}, {self.plane}{more}"
         return f"ahcq::engine::cells<{sizes}>"
+
+    @property
+    def shifts(self) -> bool:
+        """Whether there are shift lanes."""
+        return self.shift_lanes and self.plane == NIBBLE
 
     @property
     def lanes(self) -> int:
@@ -100,4 +112,5 @@ AnyConfig = EngineConfig | FloatConfig
 PAPER = EngineConfig()
 WIDE = EngineConfig(digit=17)
 INT8 = EngineConfig(digit=8, plane=8)
+COMPACT = EngineConfig(shift_lanes=False)
 FP32 = FloatConfig()

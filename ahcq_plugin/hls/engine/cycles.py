@@ -143,7 +143,7 @@ def process_turns(shape: Shape, config: EngineConfig, output: Output | None = No
     steps = sum(count for _, count in blocks) * shape.batch * shape.tiles
     tile_loads = len(blocks) * shape.tiles * shape.batch
     chunks = steps // shape.tiles * ((shape.tiles - 1) * CHUNKS + last_chunks(shape.n, d.groups))
-    passes = shape.planes_passed(config) * d.digits
+    passes, group_passes = shape.passes(config), shape.group_passes(config)
     corrections = 0 if product else CHUNKS * (1 + 2 * d.groups) * tile_loads
     scales = 0 if product else SCALE_BEATS * tile_loads
     sums = _sum_steps(shape) * shape.batch * (1 if shape.tiles == 1 else len(blocks) * shape.tiles)
@@ -152,23 +152,23 @@ def process_turns(shape: Shape, config: EngineConfig, output: Output | None = No
     return dict(
         request=tile_loads,
         walk_steps=steps + sums,
-        walk_passes=(steps + sums) * d.groups * passes,
+        walk_passes=(steps + sums) * group_passes,
         walk_folds=turns,
         place_left=shape.batch * shape.m * shape.length,
         buffer_left=sum(_phases(_left_works(shape, config, blocks), d.left_interval)),
         buffer_right=sum(_phases(_right_works(shape, config, blocks), d.right_interval)),
         decode=turns,
         multiply=turns * CHUNKS,
-        correct=(chunks + sum_chunks) * d.groups * passes + corrections,
-        dequantize=_dequantize_turns(shape, d.groups, steps, chunks) + scales,
-        dequantize_lane=_dequantize_turns(shape, d.groups, steps, chunks) * LANES,
+        correct=(chunks + sum_chunks) * group_passes + corrections,
+        dequantize=_dequantize_turns(shape, config, steps, chunks) + scales,
+        dequantize_lane=_dequantize_turns(shape, config, steps, chunks) * LANES,
         gelu_unit=chunks * output.gelu_turns * GELUS,
         quantize=chunks,
         write=chunks * output.planes,
     )
 
 
-def _dequantize_turns(shape: Shape, groups: int, steps: int, chunks: int) -> int:
+def _dequantize_turns(shape: Shape, config: EngineConfig, steps: int, chunks: int) -> int:
     """Turns of ``dequantize`` for sums, without its parameters.
 
     Of a step a stage for each group, for the shift lanes of hluq, offsets (hluq, table), and weight scales with biases;
@@ -176,13 +176,14 @@ def _dequantize_turns(shape: Shape, groups: int, steps: int, chunks: int) -> int
     """
     product = shape.kind != "linear"
     offsets = not product and shape.family in ("hluq", "table")
-    stages = groups + (shape.family == "hluq") + offsets + (not product)
+    shifts = shape.family == "hluq" and config.shifts
+    stages = shape.groups_passed(config) + shifts + offsets + (not product)
     return steps * CHUNKS * (stages - 1) + chunks
 
 
 def _left_works(shape: Shape, config: EngineConfig, blocks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """What the left buffer does in each phase: turns of a block, beats of the next."""
-    per_step = shape.tiles * shape.folds * shape.planes_passed(config) * shape.digits(config)
+    per_step = shape.tiles * shape.folds * shape.passes(config)
     before = 0
     for _ in range(shape.batch):
         for block, (rows, steps) in enumerate(blocks):
@@ -194,7 +195,7 @@ def _left_works(shape: Shape, config: EngineConfig, blocks: list[tuple[int, int]
 def _right_works(shape: Shape, config: EngineConfig, blocks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """The same of the right buffer: turns of a tile, beats of the next. One tile stays for all blocks of a product."""
     beats = shape.folds * shape.planes * CHUNKS
-    per_step = shape.folds * shape.planes_passed(config) * shape.digits(config)
+    per_step = shape.folds * shape.passes(config)
     whole = [(sum(rows for rows, _ in blocks), sum(steps for _, steps in blocks))] if shape.tiles == 1 else blocks
     sums, before = _sum_steps(shape), 0
     for _ in range(shape.batch):
@@ -228,10 +229,10 @@ def cycles(
     output, ddr, d = output or Output(), ddr or DDR(), shape.descriptor(config)
     blocks = _blocks(shape, d.block_rows, config.cells)
     product = shape.kind != "linear"
-    passes = shape.planes_passed(config) * d.digits
+    passes = shape.passes(config)
     right_beats = shape.folds * shape.planes * CHUNKS
     corrections = 0 if product else CHUNKS * (1 + 2 * d.groups)
-    of_correct = d.groups * passes
+    of_correct = shape.group_passes(config)
     behind = max(
         of_correct, output.planes, output.gelu_turns
     )  # turns of the slowest process behind a cell, for a chunk
@@ -253,10 +254,10 @@ def cycles(
         sums_wait = max(0, corrections - BETWEEN) if follows else sums * of_correct * handled
         scales_wait = 0 if product else SCALE_BEATS
         needs = dict(
-            cells=(steps + sums) * shape.folds * passes + max(0, loads - WAITING * shape.folds // d.groups),
+            cells=(steps + sums) * shape.folds * passes + max(0, loads - WAITING * shape.folds // len(shape.groups)),
             output=max(
                 (steps * behind + sums * of_correct) * handled + corrections + (SCALE_BEATS - 4 if follows else 0),
-                _dequantize_turns(shape, d.groups, steps, steps * handled) + sums_wait + scales_wait,
+                _dequantize_turns(shape, config, steps, steps * handled) + sums_wait + scales_wait,
             ),
             left=-(-left // shape.tiles),
             right=right,

@@ -42,7 +42,7 @@ def module_text(config: EngineConfig, process: Process) -> str:
         digit=config.digit,
         digit_word=8 if short else 32,
         code=config.plane,
-        shifts=int(config.plane == NIBBLE),
+        shifts=int(config.shifts),
         power=_POWER,
         chain=chain(config),
         sum_word=config.accumulator_bits,

@@ -20,16 +20,20 @@ def group_sizes(matmul: Matmul) -> np.ndarray:
     return np.diff(matmul.left.boundaries) if isinstance(matmul.left, GroupedOperand) else np.array([matmul.k])
 
 
-def parameter_words(matmul: Matmul, destination: Destination) -> np.ndarray:
-    """uint32 (words,): all parts in the order in which the engine reads them, whole beats each."""
-    parts = [destination.strides.header(), _beats(group_sizes(matmul))]
+def parameter_words(matmul: Matmul, destination: Destination, groups: int) -> np.ndarray:
+    """uint32 (words,): all parts in the order in which the engine reads them, whole beats each.
+
+    ``groups``: of passes, of HLUQ without shift lanes two over the same codes.
+    """
+    sizes = group_sizes(matmul)
+    parts = [destination.strides.header(), _beats(sizes if len(sizes) == groups else np.repeat(sizes, groups))]
     if isinstance(matmul.left, TableOperand):
         parts.append(_beats(matmul.left.table))
-    parts.append(_lanes(matmul, destination.shorts))
+    parts.append(_lanes(matmul, destination.shorts, groups))
     if destination.quantizers:
         parts += _quantizers(destination)
     if isinstance(matmul.right, WeightOperand):
-        parts.append(_tiles(matmul))
+        parts.append(_tiles(matmul, groups))
     return np.concatenate([part.ravel() for part in parts])
 
 
@@ -42,16 +46,18 @@ def _float_words(values: np.ndarray | Sequence[np.float32]) -> np.ndarray:
     return np.ascontiguousarray(values, np.float32).view(np.uint32)
 
 
-def _lanes(matmul: Matmul, unscaled: bool) -> np.ndarray:
+def _lanes(matmul: Matmul, unscaled: bool, groups: int) -> np.ndarray:
     """A beat for each group or head: left zero point, right zero point (of heads), one or two scales.
 
     ``unscaled``: the scale of products is 1.
     """
     left = matmul.left
     if isinstance(matmul.right, WeightOperand):
-        beats = np.zeros((len(group_sizes(matmul)), LANES), np.uint32)
+        beats = np.zeros((groups, LANES), np.uint32)
         if isinstance(left, GroupedOperand):
             beats[:, 2] = _float_words(left.scales)
+        elif isinstance(left, HLUQOperand) and groups == 2:
+            beats[:, 2] = _float_words([left.scale_uniform, left.shift_scale])
         elif isinstance(left, HLUQOperand):
             beats[:, 2], beats[:, 3] = _float_words([left.scale_uniform]), _float_words([left.shift_scale])
         else:
@@ -74,11 +80,10 @@ def _quantizers(destination: Destination) -> list[np.ndarray]:
     return [_beats(keys), _beats(np.concatenate([codes for _, codes in tables])), _beats(destination.selector)]
 
 
-def _tiles(matmul: Matmul) -> np.ndarray:
+def _tiles(matmul: Matmul, groups: int) -> np.ndarray:
     """uint32 (tiles, beats, 8): zero points, low and high words of each group's starts, scales, biases, offsets."""
     left, right = matmul.left, matmul.right
     assert isinstance(right, WeightOperand)  # run-time operands have no tiles of parameters
-    groups = len(group_sizes(matmul))
     starts = lane_starts(left, right)[:, :groups].T
     has_offset = isinstance(left, HLUQOperand | TableOperand)
     offset = dequant_constants(matmul) if has_offset else np.zeros(matmul.n, np.float32)

@@ -10,7 +10,18 @@ from ahcq_plugin.export import HLUQOperand, Matmul, SpecError
 from ahcq_plugin.export.matmul import heads_of, lane_tops
 from ahcq_plugin.export.operands import top
 from ahcq_plugin.hls.engine import descriptor as fields
-from ahcq_plugin.hls.engine.config import CHUNKS, LANES, MAX_GROUPS, MAX_HEADS, NIBBLE, PES, SUM_BITS, EngineConfig
+from ahcq_plugin.hls.engine.config import (
+    CHUNKS,
+    LANES,
+    MAX_DIGITS,
+    MAX_GROUPS,
+    MAX_HEADS,
+    MAX_LOG_LEVELS,
+    NIBBLE,
+    PES,
+    SUM_BITS,
+    EngineConfig,
+)
 from ahcq_plugin.hls.engine.descriptor import Descriptor
 from ahcq_plugin.hls.engine.layouts import planes_of, row_beats
 from ahcq_plugin.hls.engine.parameters import group_sizes
@@ -97,9 +108,27 @@ class Shape:
         """Beats of a row of left codes."""
         return row_beats(self.folds, self.left_bits)
 
+    def splits(self, config: EngineConfig) -> bool:
+        """Whether the log codes of HLUQ are a second group of passes over the same codes."""
+        return self.family == "hluq" and not config.shifts
+
+    def groups_passed(self, config: EngineConfig) -> int:
+        """Groups of passes of a row."""
+        return 2 if self.splits(config) else len(self.groups)
+
     def digits(self, config: EngineConfig) -> int:
         """Passes over the digits of the left operand."""
-        return max(1, -(-self.left_top.bit_length() // config.digit))
+        largest = max(self.left_top, 2**self.log_levels // 2 if self.splits(config) else 0)
+        return max(1, -(-largest.bit_length() // config.digit))
+
+    def passes(self, config: EngineConfig) -> int:
+        """Turns of the cells for each fold of a row."""
+        first = -(-self.left_bits // config.digit) if self.splits(config) else 0
+        return self.planes_passed(config) * (first + self.digits(config))
+
+    def group_passes(self, config: EngineConfig) -> int:
+        """Passes of a row, each over the folds of a group."""
+        return self.passes(config) * (1 if self.splits(config) else len(self.groups))
 
     def check(self, config: EngineConfig, name: str) -> None:
         """SpecError where a memory or an accumulator of the engine is too small; ``name`` is the matmul's."""
@@ -119,7 +148,8 @@ class Shape:
             ("the sum of a row: largest", self.k * left_top, 2**32 - 1),
             ("groups", len(self.groups), MAX_GROUPS),
             ("heads", self.heads, MAX_HEADS),
-            ("shift lanes for log levels", self.log_levels, 2**8 if config.plane == NIBBLE else 0),
+            ("digits of a left operand", self.digits(config), MAX_DIGITS),
+            ("log levels", self.log_levels, MAX_LOG_LEVELS),
         )
 
     def descriptor(self, config: EngineConfig) -> Descriptor:
@@ -127,7 +157,7 @@ class Shape:
         cells, digits = config.cells, self.digits(config)
         blocks = -(-self.m // (config.left_depth // self.length * cells))
         steps = -(-self.m // (blocks * cells))
-        turns = steps * self.folds * self.planes_passed(config) * digits  # of a tile
+        turns = steps * self.folds * self.passes(config)  # of a tile
         family = _FAMILIES.get(self.family, fields.UNIFORM)
         flags = fields.PRODUCT if self.kind != "linear" else fields.OFFSET if family else 0
         if self.kind == "av":
@@ -145,7 +175,7 @@ class Shape:
             left_interval=interval(turns * self.tiles, steps * cells * self.length),
             right_interval=interval(turns, self.folds * self.planes * LANES),
             quantizers=0,
-            groups=len(self.groups),
+            groups=self.groups_passed(config),
             heads=self.heads,
             m=self.m,
             k=self.k,

@@ -138,7 +138,7 @@ def _taps(engine: ctypes.CDLL, cell: int) -> np.ndarray:
 
 def in_order(kept: Sequence[np.ndarray], descriptor: Descriptor, config: EngineConfig) -> np.ndarray:
     """int64 (batch, m, n, lanes) of the accumulators of one command, as ``golden.run`` has them."""
-    d, hluq = descriptor, descriptor.family == 1
+    d, hluq = descriptor, descriptor.family == 1 and descriptor.groups == 1
     tiles = -(-d.n // (CHUNKS * LANES))
     lanes = 2 if hluq else d.groups
     result = np.zeros((d.batch, d.m + config.cells, tiles * CHUNKS, LANES, lanes), np.int64)

@@ -20,6 +20,7 @@ from ahcq_plugin.hls.engine.shape import Shape
 
 SMALL = EngineConfig(cells=2, digit=4, left_depth=24, right_depth=48)
 SMALL_INT8 = EngineConfig(cells=2, digit=8, left_depth=24, right_depth=48, plane=8)
+COMPACT = EngineConfig(cells=2, digit=4, left_depth=24, right_depth=48, shift_lanes=False)
 FOR_EACH_CELL = ("decode", "multiply", "correct", "dequantize", "dequantize_lane", "gelu_unit", "quantize", "write")
 FOR_EVER = {"multiply": CHUNKS, "dequantize_lane": LANES, "gelu_unit": GELUS}  # of a cell
 # (kind, family, bits of left and right, k, n), rows, products: windows, global attention, layers, decoders
@@ -85,7 +86,12 @@ def test_codes_and_scores_of_16_bits(cases) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [pytest.param(SMALL, id="nibbles"), pytest.param(SMALL_INT8, id="int8", marks=pytest.mark.slow)]
+    "config",
+    [
+        pytest.param(SMALL, id="nibbles"),
+        pytest.param(COMPACT, id="compact"),
+        pytest.param(SMALL_INT8, id="int8", marks=pytest.mark.slow),
+    ],
 )
 @settings(max_examples=40, suppress_health_check=list(HealthCheck), deadline=None)
 @given(
@@ -102,8 +108,6 @@ def test_codes_and_scores_of_16_bits(cases) -> None:
 )
 def test_turns_of_any_matmul(cases, config, kind, bits, right_bits, k, n, rows, batch, seed) -> None:
     image, batch = Image(), 1 if kind[0] == "linear" else batch
-    if config.plane == 8 and kind[1] == "hluq":
-        kind = ("linear", "uniform")  # it has no shift lanes
     matmul = cases.make_matmul(*kind, bits, right_bits, k, n, np.random.default_rng(seed))
     command = compile_matmul(matmul, image, config, rows=rows, batch=batch)
     run = simulate.run(image, [command.descriptor], config)

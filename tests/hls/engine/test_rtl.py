@@ -33,7 +33,8 @@ PROCESSES += ("quantize", "write")
 TWO = EngineConfig(cells=2, digit=4, left_depth=24, right_depth=48)
 WIDE = EngineConfig(cells=1, digit=17, left_depth=24, right_depth=48)
 FOUR = EngineConfig(cells=4, digit=4, left_depth=24, right_depth=48)
-INT8 = EngineConfig(cells=1, digit=8, left_depth=24, right_depth=48, plane=8)  # no shift lanes, so no HLUQ
+INT8 = EngineConfig(cells=1, digit=8, left_depth=24, right_depth=48, plane=8)
+COMPACT = EngineConfig(cells=1, digit=4, left_depth=24, right_depth=48, shift_lanes=False)
 ENGINES = pytest.mark.parametrize(
     "config",
     [
@@ -42,6 +43,7 @@ ENGINES = pytest.mark.parametrize(
         pytest.param(FOUR, id="four_cells", marks=pytest.mark.slow),
         pytest.param(WIDE, id="wide", marks=pytest.mark.slow),
         pytest.param(INT8, id="int8", marks=pytest.mark.slow),
+        pytest.param(COMPACT, id="compact", marks=pytest.mark.slow),
     ],
 )
 # (kind, family, bits of left and right, k, n, family of the right), rows, products: all families, tails everywhere
@@ -84,14 +86,8 @@ SHAPES = [
 ]
 
 
-def of_engine(shape: tuple, config: EngineConfig) -> tuple:
-    """The shape; where the engine has no shift lanes for its family, a uniform one of as many bits."""
-    return (shape[0], "uniform", *shape[2:]) if config.plane == 8 and shape[1] == "hluq" else shape
-
-
 def launched(cases, launch, shape: tuple, rows: int, batch: int, seed: int = 0, config: EngineConfig = SMALLEST):
     """(command, its memory, the floats that the golden model gives, Shape)."""
-    shape = of_engine(shape, config)
     matmul = cases.make_matmul(*shape[:6], np.random.default_rng(seed), *shape[6:])
     vectors, image = make_vectors(matmul, batch, rows, seed), Image()
     command = launch(matmul, vectors, config, image)
@@ -132,7 +128,7 @@ def test_an_mlp_is_one_program_whose_codes_are_those_of_the_cpp(cases, launch, c
     """The second command waits for the results of the first in memory, which answers late."""
     rng = np.random.default_rng(4)
     first = cases.make_matmul("linear", "grouped", 4, 4, 24, 70, rng)
-    second = cases.make_matmul(*of_engine(("linear", "hluq", 4, 4, 70, 30), config), rng)
+    second = cases.make_matmul("linear", "hluq", 4, 4, 70, 30, rng)
     vectors, image = make_vectors(first, 1, 21, 1), Image()
     one = launch(first, vectors, config, image, destination=left_rows(21, 70, second.left, activation="gelu"))
     two = compile_matmul(second, image, config, rows=21, left=one.descriptor.out)

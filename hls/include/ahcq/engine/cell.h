@@ -4,7 +4,8 @@
 //
 //   uniform  digit of code                          table  digit of table[code]
 //   sums of columns  1, in place of codes
-//   hluq     digit of (code - L) above L, and in the shift lane 2^(L - 1 - code) below L, 2^(L - 1) above
+//   hluq     digit of (code - L) above L, and in the shift lane 2^(L - 1 - code) below L, 2^(L - 1) above; without shift lanes
+//            digits of these in a second group
 #ifndef AHCQ_ENGINE_CELL_H
 #define AHCQ_ENGINE_CELL_H
 
@@ -57,11 +58,12 @@ void decode(
             bool shifted = false;
             if (c.family == TABLE) value = table[i][code];
             if (at(places, COLUMN_SUMS)) value = 1;
-            if (C::SHIFTS && c.family == HLUQ) {
+            if (c.family == HLUQ) {
                 value = code > c.log_levels ? code - c.log_levels : 0;
                 shift = code > c.log_levels ? c.log_levels - 1 : c.log_levels - 1 - code;
-                shifted = inside && code != c.log_levels && fold.now.digit == 0;
+                shifted = inside && code != c.log_levels && (!C::SHIFTS || fold.now.digit == 0);
             }
+            if (splits<C>(c) && !at(places, FIRST_GROUP)) value = shifted ? 1u << (shift % MAX_LOG_LEVELS) : 0;
             const uint32_t digit = inside ? (value >> (C::DIGIT * fold.now.digit)) & ((1u << C::DIGIT) - 1) : 0;
             result.digit[i] = digit;
             const uint16_t power = C::SHIFTS && shifted ? 1u << (shift % MAX_LOG_LEVELS) : 0;

@@ -62,8 +62,10 @@ void walk_passes(
     const uint8_t planes = C::PLANE == 4 ? planes_of(c) : 1;
     step row;
     uint16_t first_fold = 0;
+    // of HLUQ's codes above L a digit less may do
     const uint8_t top_plane = planes - 1, top_digit = c.digits - 1;
-    uint8_t group = 0, plane = top_plane, digit = top_digit;
+    const uint8_t first_digit = splits<C>(c) ? (c.left_bits - 1) / C::DIGIT : top_digit;
+    uint8_t group = 0, plane = top_plane, digit = first_digit;
     bool first_pass = true, more = true;
     while (more) {
 #pragma HLS PIPELINE II = 1
@@ -84,10 +86,10 @@ void walk_passes(
         const uint16_t ends = LAST_PASS | LAST_GROUP | LAST_STEP | LAST_TILE | LAST_BLOCK | LAST_PRODUCT;
         more = !at(now.places, ends);
         plane = last_plane ? top_plane : plane - 1;
-        if (last_plane) digit = last_pass ? top_digit : digit - 1;
+        if (last_plane) digit = !last_pass ? digit - 1 : last_group ? first_digit : top_digit;
         first_pass = last_pass;
         if (last_pass) {
-            first_fold = last_group ? 0 : uint16_t(first_fold + now.folds);
+            first_fold = last_group || splits<C>(c) ? 0 : uint16_t(first_fold + now.folds);
             group = last_group ? 0 : group + 1;
         }
     }

@@ -45,7 +45,8 @@ inline int64_t narrow(int64_t value) {
 // How large an engine is. A cell is PES processing elements with LANES inputs each and takes DIGIT bits of a left operand a
 // turn, and PLANE bits of a right code; wider ones come in several passes. Cells work on different rows and the same columns.
 // Beside them there may be a unit for softmax, which reads and writes memory by ports of its own.
-template <int CELLS_, int DIGIT_, int LEFT_DEPTH_ = 1024, int RIGHT_DEPTH_ = 1024, int PLANE_ = 4, int SOFTMAX_UNITS_ = 0>
+template <int CELLS_, int DIGIT_, int LEFT_DEPTH_ = 1024, int RIGHT_DEPTH_ = 1024, int PLANE_ = 4, int SOFTMAX_UNITS_ = 0,
+          bool SHIFTS_ = PLANE_ == 4>
 struct cells {
     static constexpr int CELLS = CELLS_;
     static constexpr int SOFTMAX_UNITS = SOFTMAX_UNITS_;      // 0 or 1
@@ -54,8 +55,8 @@ struct cells {
     static constexpr int DIGIT = DIGIT_;              // 4, or 17: then decode tables of 17 bits run in one pass
     static constexpr int LEFT_DEPTH = LEFT_DEPTH_;    // beats of each half of a cell's left buffer
     static constexpr int RIGHT_DEPTH = RIGHT_DEPTH_;  // folds of PES columns of each half of the right buffer
-    static constexpr int PLANE = PLANE_;              // 4, or 8: then no right code takes two passes, and nothing shifts
-    static constexpr bool SHIFTS = PLANE == 4;        // there are shift lanes, for HLUQ
+    static constexpr int PLANE = PLANE_;              // 4, or 8: then no right code takes two passes
+    static constexpr bool SHIFTS = SHIFTS_;  // there are shift lanes; without them HLUQ is two groups of passes
     static constexpr bool FLOATS = false;
     static constexpr int RECEIVERS = 8, CELL_RECEIVERS = 4;  // of commands: `receiver` and `cell_receiver` of engine.h
     static constexpr int SHIFT_LANES = SHIFTS ? LANES : 1;  // words for them in streams: C++ has no arrays of none
@@ -84,7 +85,7 @@ struct float_cells {
     static constexpr int SOFTMAX_UNITS = 0, READERS = 4, WRITERS = CELLS;
     static constexpr int DIGIT = 32;
     static constexpr int LEFT_DEPTH = LEFT_DEPTH_, RIGHT_DEPTH = RIGHT_DEPTH_;  // as of `cells`
-    static constexpr bool FLOATS = true;
+    static constexpr bool FLOATS = true, SHIFTS = false;
     static constexpr int RECEIVERS = 7, CELL_RECEIVERS = 3;  // of float_engine.h
 };
 
@@ -291,6 +292,12 @@ template <class C>
 uint32_t right_beats(const command& c) {
 #pragma HLS INLINE
     return c.folds * (C::FLOATS ? uint32_t(LANES) : planes_of(c)) * CHUNKS;
+}
+// Whether the groups of a row are two ways to read the same codes: above and below L.
+template <class C>
+bool splits(const command& c) {
+#pragma HLS INLINE
+    return !C::FLOATS && !C::SHIFTS && c.family == HLUQ;
 }
 // Whether the left zero point takes the sums of run-time columns off; in constant weights they are folded.
 template <class C>
