@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="quantized.pth of `make demo`")
     parser.add_argument("-o", "--out", type=writable_folder, required=True, help="folder of spec, RTL and report")
-    parser.add_argument("--sizes", action="store_true", help="also count all --cells, digits of 17 bits, INT8, FP32")
+    parser.add_argument("--sizes", action="store_true", help="also count all --cells, other kinds, INT8, FP32")
     parser.add_argument("--cells", type=at_least_one, nargs="+", default=[2, 4, 8, 16], help="of the cycle model")
     return parser.parse_args()
 

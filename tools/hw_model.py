@@ -22,6 +22,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--bits", type=bit_width, default=4)
     parser.add_argument("--bandwidth", type=positive, default=12, help="of the DDR, GB/s")
+    parser.add_argument("--no-shift-lanes", action="store_true", help="of engines whose HLUQ takes more passes")
     parser.add_argument("--layers", action="store_true", help="also every kind of layer, on the first number of cells")
     parser.add_argument("--json", type=writable_file, help="also write the figures to this file")
     return parser.parse_args()
@@ -46,7 +47,7 @@ def main() -> int:
         softmax = softmax_total(launches, ddr, positions="encoder" in what and not what.startswith("sam2"))
         for cells in args.cells:
             for digit in (NIBBLE, 17):
-                config = EngineConfig(cells, digit)
+                config = EngineConfig(cells, digit, shift_lanes=not args.no_shift_lanes)
                 whole = total(launches, config, ddr)
                 others = total([launch for launch in launches if launch.shape.kind != "av"], config, ddr)
                 rows.append(dict(what=what, cells=cells, digit=digit, macs=whole.macs, cycles=whole.cycles))
@@ -58,7 +59,7 @@ def main() -> int:
                     f"| {whole.ddr_bytes / 1e6:.0f} | {f'+{softmax / whole.cycles:.1%}' if softmax else 'host'} |"
                 )
         if args.layers:
-            config = EngineConfig(args.cells[0])
+            config = EngineConfig(args.cells[0], shift_lanes=not args.no_shift_lanes)
             print("\n| left | M x K x N, products | count | share | utilisation | GMAC/s | roof | limit |")
             print("|---|---|---|---|---|---|---|---|")
             for row in by_layer(launches, config, ddr):

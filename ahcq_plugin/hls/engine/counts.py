@@ -116,19 +116,19 @@ def _sum(rows: Sequence[Mapping[str, Any]], field: str, times: float = 1) -> flo
 
 
 def size_rows(
-    rows: Sequence[Mapping[str, Any]], counted: int, cells: Sequence[int], digit: int
+    rows: Sequence[Mapping[str, Any]], counted: int, cells: Sequence[int], digit: int, shift_lanes: bool = True
 ) -> list[dict[str, Any]]:
     """What engines of other numbers of cells take, by multiples of what every cell has; and whether the board holds it.
 
     Args:
         rows: of ``process_rows`` without their sum, of an engine of ``counted`` cells. What joins them counts as a part
             of the cells.
-        digit: of that engine.
+        digit, shift_lanes: of that engine.
     """
     found = []
     for number in cells:
         row: dict[str, Any] = {key: _sum(rows, key, number / counted) for key in BOARD}
         fits = None if None in row.values() else all(row[key] <= most for key, most in BOARD.items())
         how = "counted" if number == counted else f"multiple of {counted} cells"
-        found.append(dict(cells=number, digit=digit, **row, fits=fits, how=how))
+        found.append(dict(cells=number, digit=digit, shift_lanes=shift_lanes, **row, fits=fits, how=how))
     return found

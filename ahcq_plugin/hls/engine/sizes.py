@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What whole engines take: of other sizes, of 17-bit digits, and of INT8 and FP32 beside INT4 at equal LUTs.
+"""What whole engines take: of other sizes, of 17-bit digits, without shift lanes, of INT8 and FP32 at INT4's LUTs.
 
 A figure is counted, every process and what joins them, or a multiple of counted parts; ``how`` says which.
 """
@@ -29,14 +29,19 @@ def size_figures(
     Args:
         paper: ``counted_parts`` of ``PAPER``.
         cells: numbers of them.
-        count_all: count engines of each number of cells, with digits of 4 and of 17 bits, and those of INT8 and FP32;
-            else there are multiples of ``paper`` and no ``engines``.
+        count_all: count engines of each number of cells, with digits of 4 and of 17 bits, with and without shift lanes,
+            and those of INT8 and FP32; else there are multiples of ``paper`` and no ``engines``.
         cache: keeps every count: a run that was broken off goes on where it was.
         say: is told of each engine when it has been counted.
     """
     if not count_all:
         return dict(sizes=size_rows(paper, PAPER.cells, cells, PAPER.digit), engines=[])
-    configs = [EngineConfig(number, digit) for digit in (NIBBLE, WIDE.digit) for number in cells]
+    configs = [
+        EngineConfig(number, digit, shift_lanes=shifts)
+        for shifts in (True, False)
+        for digit in (NIBBLE, WIDE.digit)
+        for number in cells
+    ]
 
     def counted(config: AnyConfig) -> Sequence[Row]:
         parts = paper if config == PAPER else counted_parts(config, cache)
@@ -57,7 +62,7 @@ def counted_parts(config: AnyConfig, cache: Path | None = None, limit: float = L
 def counted_sizes(parts: Mapping[EngineConfig, Sequence[Row]]) -> list[dict[str, Any]]:
     """Rows as ``size_rows`` gives them, each engine of its own counts.
 
-    A part that has no count is that of the engine with the fewest cells of the same digit, what joins the processes a
+    A part that has no count is that of the engine of the same kind with the fewest cells, what joins the processes a
     multiple of it; ``how`` names such parts.
 
     Args:
@@ -65,14 +70,15 @@ def counted_sizes(parts: Mapping[EngineConfig, Sequence[Row]]) -> list[dict[str,
     """
     rows = []
     for config, own in parts.items():
-        least = min((other for other in parts if other.digit == config.digit), key=lambda other: other.cells)
+        kin = (one for one in parts if (one.digit, one.shift_lanes) == (config.digit, config.shift_lanes))
+        least = min(kin, key=lambda one: one.cells)
         filled = []
         for part, first in zip(own, parts[least], strict=True):
             times = config.cells / least.cells if part["process"] == JOINS else 1
             other = {key: first[key] and times * first[key] for key in BOARD}
             filled.append({**part, **other} if part["reason"] else part)
         missing = [part["process"] for part in own if part["reason"]]
-        (row,) = size_rows(filled, config.cells, [config.cells], config.digit)
+        (row,) = size_rows(filled, config.cells, [config.cells], config.digit, config.shift_lanes)
         rows.append(row | dict(how=f"{', '.join(missing)} of {least.cells} cells" if missing else "counted"))
     return rows
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ahcq_plugin.export import SpecError
 from ahcq_plugin.hls.engine import layouts
 from ahcq_plugin.hls.engine.compile import compile_matmul
-from ahcq_plugin.hls.engine.config import INT8, PAPER, EngineConfig
+from ahcq_plugin.hls.engine.config import PAPER, EngineConfig
 from ahcq_plugin.hls.engine.descriptor import SIZE, UNKNOWN_TO_SOFTMAX, Descriptor, decode
 from ahcq_plugin.hls.engine.image import Image
 
@@ -146,7 +146,7 @@ def test_layouts_keep_every_code(rows: int, n: int, k: int, bits: int, seed: int
         ),
         (EngineConfig(right_depth=4), ("linear", "uniform", 4, 8, 24, 8), "right buffer: folds: got 6, at most 4"),
         (EngineConfig(right_depth=2**14), ("linear", "hluq", 8, 4, 20000, 1), "accumulator"),
-        (INT8, ("linear", "hluq", 4, 4, 24, 8), "shift lanes for log levels: got 12, at most 0"),
+        (PAPER, ("linear", "hluq", 8, 4, 24, 8), "log levels: got 127, at most 16"),
     ],
 )
 def test_what_does_not_fit_is_named(cases, config: EngineConfig, shape: tuple, message: str) -> None:

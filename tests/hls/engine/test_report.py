@@ -32,9 +32,9 @@ def test_the_sum_counts_every_instance_and_knows_what_it_does_not_know() -> None
     one, four = counts.size_rows(
         rows[:-1], 1, [1, 4], 4
     )  # what is in a cell is there four times, and so is what joins it
-    assert one == dict(cells=1, digit=4, lut=350, dsp=17, bram=11.5, fits=True, how="counted")
+    assert one == dict(cells=1, digit=4, shift_lanes=True, lut=350, dsp=17, bram=11.5, fits=True, how="counted")
     assert four | dict(how="") == dict(
-        cells=4, digit=4, lut=100 + 4 * 250, dsp=1 + 4 * 16, bram=46.0, fits=True, how=""
+        cells=4, digit=4, shift_lanes=True, lut=100 + 4 * 250, dsp=1 + 4 * 16, bram=46.0, fits=True, how=""
     )
     assert four["how"] == "multiple of 1 cells"
     assert not counts.size_rows(rows[:-1], 1, [640], 4)[0]["fits"]  # 10,241 DSP
@@ -44,7 +44,7 @@ def test_the_sum_counts_every_instance_and_knows_what_it_does_not_know() -> None
     assert third["process"] == counts.JOINS and third["reason"] == "not counted"
     assert whole["lut"] is None
     assert counts.size_rows([first, second, third], 1, [2], 4) == [
-        dict(cells=2, digit=4, lut=None, dsp=None, bram=None, fits=None, how="multiple of 1 cells")
+        dict(cells=2, digit=4, shift_lanes=True, lut=None, dsp=None, bram=None, fits=None, how="multiple of 1 cells")
     ]
 
 

@@ -30,7 +30,7 @@ def test_an_engine_of_its_own_counts_is_their_sum_and_what_is_missing_is_named()
     four[0] = part("fetch", 200)
     four[-1] = part(counts.JOINS, None, None, None)
     two_row, four_row = sizes.counted_sizes({EngineConfig(2): PARTS, EngineConfig(4): four})
-    assert two_row == dict(cells=2, digit=4, lut=2080, dsp=74, bram=240.0, fits=True, how="counted")
+    assert two_row == dict(cells=2, digit=4, shift_lanes=True, lut=2080, dsp=74, bram=240.0, fits=True, how="counted")
     assert four_row["lut"] == 200 + 300 + 2 * (800 + 140 + 80 + 20) + 2 * 640 and four_row["bram"] == 480
     assert four_row["how"] == f"{counts.JOINS} of 2 cells"
     (row,) = sizes.counted_sizes({EngineConfig(4): four})
@@ -61,9 +61,11 @@ def test_without_counting_all_there_are_multiples_and_the_paper_is_not_counted_a
     asked, said = [], []
     monkeypatch.setattr(sizes, "counted_parts", lambda config, cache: asked.append(config) or PARTS)
     found = sizes.size_figures(PARTS, [2, 4], True, say=said.append)
-    assert asked == [EngineConfig(4), EngineConfig(2, 17), EngineConfig(4, 17), INT8, FP32] and PAPER not in asked
+    compact = [EngineConfig(cells, digit, shift_lanes=False) for digit in (4, 17) for cells in (2, 4)]
+    assert asked == [EngineConfig(4), EngineConfig(2, 17), EngineConfig(4, 17), *compact, INT8, FP32]
     assert said == [f"{config.cpp}: 2,080 LUT" for config in (PAPER, *asked)]
-    assert [(row["cells"], row["digit"]) for row in found["sizes"]] == [(2, 4), (4, 4), (2, 17), (4, 17)]
+    kinds = [(row["cells"], row["digit"], row["shift_lanes"]) for row in found["sizes"]]
+    assert kinds == [(cells, digit, shifts) for shifts in (True, False) for digit in (4, 17) for cells in (2, 4)]
     assert [row["format"] for row in found["engines"]] == ["INT4", "INT8", "FP32"]
 
 

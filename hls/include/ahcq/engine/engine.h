@@ -55,11 +55,12 @@ void run(
     hls::stream<sums<C> > passes[C::CELLS][CHUNKS];
     hls::stream<row_sums<C> > rows[C::CELLS];  // of a pass as short as a turn there are as many as `multiply` has stages
 #pragma HLS STREAM variable = rows depth = 16
-    // Places may come some stages before their sums, and are read a stage before them.
+    // Sums of two groups, while `dequantize` has stages without any. Places may come some stages before their sums, and are
+    // read a stage before them.
     hls::stream<accumulators> corrected[C::CELLS];
-#pragma HLS STREAM variable = corrected depth = 4
+#pragma HLS STREAM variable = corrected depth = 16
     hls::stream<uint16_t> corrected_places[C::CELLS];
-#pragma HLS STREAM variable = corrected_places depth = 16
+#pragma HLS STREAM variable = corrected_places depth = 32
     hls::stream<lane_work> works[C::CELLS][LANES];
     hls::stream<float> floats[C::CELLS][LANES];
     hls::stream<float> to_gelu[C::CELLS][GELUS][LANES / GELUS], from_gelu[C::CELLS][GELUS][LANES / GELUS];
