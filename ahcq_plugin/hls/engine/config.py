@@ -19,7 +19,6 @@ NIBBLE = 4
 GELUS = 2  # units of a cell
 SUM_BITS = 40  # of sums over all passes
 MAX_DIGITS = 8  # passes over the left operand
-MAX_LOG_LEVELS = 16  # L of HLUQ: a shift is below it
 ROWS = 8  # of floats, in work in a cell at once
 
 

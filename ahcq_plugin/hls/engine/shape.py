@@ -16,7 +16,6 @@ from ahcq_plugin.hls.engine.config import (
     MAX_DIGITS,
     MAX_GROUPS,
     MAX_HEADS,
-    MAX_LOG_LEVELS,
     NIBBLE,
     PES,
     SUM_BITS,
@@ -149,7 +148,6 @@ class Shape:
             ("groups", len(self.groups), MAX_GROUPS),
             ("heads", self.heads, MAX_HEADS),
             ("digits of a left operand", self.digits(config), MAX_DIGITS),
-            ("log levels", self.log_levels, MAX_LOG_LEVELS),
         )
 
     def descriptor(self, config: EngineConfig) -> Descriptor:

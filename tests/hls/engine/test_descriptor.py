@@ -146,7 +146,6 @@ def test_layouts_keep_every_code(rows: int, n: int, k: int, bits: int, seed: int
         ),
         (EngineConfig(right_depth=4), ("linear", "uniform", 4, 8, 24, 8), "right buffer: folds: got 6, at most 4"),
         (EngineConfig(right_depth=2**14), ("linear", "hluq", 8, 4, 20000, 1), "accumulator"),
-        (PAPER, ("linear", "hluq", 8, 4, 24, 8), "log levels: got 127, at most 16"),
     ],
 )
 def test_what_does_not_fit_is_named(cases, config: EngineConfig, shape: tuple, message: str) -> None:

@@ -109,7 +109,7 @@ def test_the_page_has_the_figures_and_dashes_for_gaps(tmp_path) -> None:
         elements=[dict(element="INT4", stages=2, lut=123, ff=45, dsp=0, fit=2228, reason=None)],
         sizes=[
             *counts.size_rows(counts.process_rows(RTL, {"a_process": A})[:-1], 2, [2, 4], 4),
-            dict(cells=2, digit=17, lut=345678, dsp=2345, bram=245.0, fits=False, how="counted"),
+            dict(cells=2, digit=17, shift_lanes=False, lut=345678, dsp=2345, bram=245.0, fits=False, how="counted"),
         ],
         engines=[dict(format="FP32", how="counted", lut=901234, dsp=2100, bram=240.0, elements=25)],
         toggles=[dict(element="FP32", gates=43210, flops=1234, changes=987.6, ratio=54.3)],
