@@ -233,9 +233,7 @@ def cycles(
     right_beats = shape.folds * shape.planes * CHUNKS
     corrections = 0 if product else CHUNKS * (1 + 2 * d.groups)
     of_correct = shape.group_passes(config)
-    behind = max(
-        of_correct, output.planes, output.gelu_turns
-    )  # turns of the slowest process behind a cell, for a chunk
+    behind = max(of_correct, output.planes, output.gelu_turns)  # turns a chunk of the slowest process behind a cell
     limits: Counter[str] = Counter()
     moved = 0.0
 
@@ -256,7 +254,7 @@ def cycles(
         needs = dict(
             cells=(steps + sums) * shape.folds * passes + max(0, loads - WAITING * shape.folds // len(shape.groups)),
             output=max(
-                (steps * behind + sums * of_correct) * handled + corrections + (SCALE_BEATS - 4 if follows else 0),
+                (steps * behind + sums * of_correct) * handled + (corrections if follows or not stages else 0),
                 _dequantize_turns(shape, config, steps, steps * handled) + sums_wait + scales_wait,
             ),
             left=-(-left // shape.tiles),
