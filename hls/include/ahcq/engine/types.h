@@ -85,7 +85,7 @@ struct float_cells {
     static constexpr int SOFTMAX_UNITS = 0, READERS = 4, WRITERS = CELLS;
     static constexpr int DIGIT = 32;
     static constexpr int LEFT_DEPTH = LEFT_DEPTH_, RIGHT_DEPTH = RIGHT_DEPTH_;  // as of `cells`
-    static constexpr bool FLOATS = true, SHIFTS = false;
+    static constexpr bool FLOATS = true;
     static constexpr int RECEIVERS = 7, CELL_RECEIVERS = 3;  // of float_engine.h
 };
 
@@ -297,7 +297,7 @@ uint32_t right_beats(const command& c) {
 template <class C>
 bool splits(const command& c) {
 #pragma HLS INLINE
-    return !C::FLOATS && !C::SHIFTS && c.family == HLUQ;
+    return !C::SHIFTS && c.family == HLUQ;
 }
 // Whether the left zero point takes the sums of run-time columns off; in constant weights they are folded.
 template <class C>
