@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,7 @@ ENGINES = pytest.mark.parametrize(
         pytest.param(WIDE, id="wide", marks=pytest.mark.slow),
         pytest.param(INT8, id="int8", marks=pytest.mark.slow),
         pytest.param(COMPACT, id="compact", marks=pytest.mark.slow),
+        pytest.param(replace(COMPACT, digit=17), id="compact_wide", marks=pytest.mark.slow),
     ],
 )
 # (kind, family, bits of left and right, k, n, family of the right), rows, products: all families, tails everywhere

@@ -62,9 +62,9 @@ void walk_passes(
     const uint8_t planes = C::PLANE == 4 ? planes_of(c) : 1;
     step row;
     uint16_t first_fold = 0;
-    // of HLUQ's codes above L a digit less may do
+    // of HLUQ's codes above L, which have eight bits at most, one digit or two do
     const uint8_t top_plane = planes - 1, top_digit = c.digits - 1;
-    const uint8_t first_digit = splits<C>(c) ? (c.left_bits - 1) / C::DIGIT : top_digit;
+    const uint8_t first_digit = splits<C>(c) ? uint8_t(c.left_bits > C::DIGIT) : top_digit;
     uint8_t group = 0, plane = top_plane, digit = first_digit;
     bool first_pass = true, more = true;
     while (more) {
