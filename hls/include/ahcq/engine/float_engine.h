@@ -212,8 +212,8 @@ void run_floats(
             AHCQ_PROCESS(multiply_floats<C>, spread[cell][chunk], right_folds[cell][chunk], sums[cell][chunk]);
         }
         AHCQ_PROCESS(
-            finish_floats<C>, to_cells[cell][FLOATS_TO_FINISH], biases[cell], sums[cell], row_places[cell], floats[cell], to_gelu[cell],
-            places[cell]);
+            finish_floats<C>, to_cells[cell][FLOATS_TO_FINISH], biases[cell], sums[cell], row_places[cell], floats[cell],
+            to_gelu[cell], places[cell]);
         for (int unit = 0; unit < GELUS; ++unit) {
 #pragma HLS UNROLL
             AHCQ_PROCESS(gelu_unit, to_gelu[cell][unit], from_gelu[cell][unit]);

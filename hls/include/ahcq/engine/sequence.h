@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The sequencer: every turn of the cells, in the order product, block of rows, tile of columns, step, group, digit
-// of the left operands, plane of the right nibbles (the most significant first), fold. Three processes, so that what goes round in each is short; counters
-// go down, and of the next turn. Where the sums of a tile's columns are wanted, a step of a row of ones comes first.
+// The sequencer: every turn of the cells, in the order product, block of rows, tile of columns, step, group, digit of the
+// left operands, plane of the right nibbles (the most significant first), fold. Three processes, so that what goes round in
+// each is short; counters go down, and of the next turn. Where the sums of a tile's columns are wanted, a step of a row of
+// ones comes first.
 #ifndef AHCQ_ENGINE_SEQUENCE_H
 #define AHCQ_ENGINE_SEQUENCE_H
 
