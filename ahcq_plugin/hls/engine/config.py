@@ -18,7 +18,6 @@ MAX_CHUNKS = 1024  # of 8 output columns each, in a command that writes codes
 NIBBLE = 4
 GELUS = 2  # units of a cell
 SUM_BITS = 40  # of sums over all passes
-MAX_DIGITS = 8  # passes over the left operand
 ROWS = 8  # of floats, in work in a cell at once
 
 
@@ -60,8 +59,9 @@ class EngineConfig:
     @property
     def cpp(self) -> str:
         """The C++ type."""
-        more = f", {int(self.softmax)}, false" if self.plane == NIBBLE and not self.shift_lanes else ""
-        more = more or (", 1" if self.softmax else "")
+        more = ", 1" if self.softmax else ""
+        if self.plane == NIBBLE and not self.shift_lanes:
+            more = f", {int(self.softmax)}, false"
         sizes = f"{self.cells}, {self.digit}, {self.left_depth}, {self.right_depth}, {self.plane}{more}"
         return f"ahcq::engine::cells<{sizes}>"
 
@@ -111,5 +111,4 @@ AnyConfig = EngineConfig | FloatConfig
 PAPER = EngineConfig()
 WIDE = EngineConfig(digit=17)
 INT8 = EngineConfig(digit=8, plane=8)
-COMPACT = EngineConfig(shift_lanes=False)
 FP32 = FloatConfig()

@@ -142,12 +142,13 @@ def process_turns(shape: Shape, config: EngineConfig, output: Output | None = No
     product = shape.kind != "linear"
     steps = sum(count for _, count in blocks) * shape.batch * shape.tiles
     tile_loads = len(blocks) * shape.tiles * shape.batch
-    chunks = steps // shape.tiles * ((shape.tiles - 1) * CHUNKS + last_chunks(shape.n, d.groups))
+    row_chunks = (shape.tiles - 1) * CHUNKS + last_chunks(shape.n, d.groups)
+    chunks = steps // shape.tiles * row_chunks
     passes, group_passes = shape.passes(config), shape.group_passes(config)
     corrections = 0 if product else CHUNKS * (1 + 2 * d.groups) * tile_loads
     scales = 0 if product else SCALE_BEATS * tile_loads
-    sums = _sum_steps(shape) * shape.batch * (1 if shape.tiles == 1 else len(blocks) * shape.tiles)
-    sum_chunks = sums // shape.tiles * ((shape.tiles - 1) * CHUNKS + last_chunks(shape.n, d.groups))
+    sums = sum(_sum_steps(shape, block) for block in range(len(blocks))) * shape.batch * shape.tiles
+    sum_chunks = sums // shape.tiles * row_chunks
     turns = (steps + sums) * shape.folds * passes
     return dict(
         request=tile_loads,

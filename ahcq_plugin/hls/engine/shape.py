@@ -10,17 +10,7 @@ from ahcq_plugin.export import HLUQOperand, Matmul, SpecError
 from ahcq_plugin.export.matmul import heads_of, lane_tops
 from ahcq_plugin.export.operands import top
 from ahcq_plugin.hls.engine import descriptor as fields
-from ahcq_plugin.hls.engine.config import (
-    CHUNKS,
-    LANES,
-    MAX_DIGITS,
-    MAX_GROUPS,
-    MAX_HEADS,
-    NIBBLE,
-    PES,
-    SUM_BITS,
-    EngineConfig,
-)
+from ahcq_plugin.hls.engine.config import CHUNKS, LANES, MAX_GROUPS, MAX_HEADS, NIBBLE, PES, SUM_BITS, EngineConfig
 from ahcq_plugin.hls.engine.descriptor import Descriptor
 from ahcq_plugin.hls.engine.layouts import planes_of, row_beats
 from ahcq_plugin.hls.engine.parameters import group_sizes
@@ -147,7 +137,6 @@ class Shape:
             ("the sum of a row: largest", self.k * left_top, 2**32 - 1),
             ("groups", len(self.groups), MAX_GROUPS),
             ("heads", self.heads, MAX_HEADS),
-            ("digits of a left operand", self.digits(config), MAX_DIGITS),
         )
 
     def descriptor(self, config: EngineConfig) -> Descriptor:

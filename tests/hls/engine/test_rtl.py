@@ -174,7 +174,8 @@ def test_cycles_are_those_of_the_model(cases, launch, latency: int, config: Engi
         run = rtl.run(image, [command.descriptor], config, memory=Memory(latency))
         model = cycles(size, config, ddr=DDR(1e12, latency=latency - 1))
         assert different(command, image, wanted) == 0
-        slack = 48 if config.shifts else 140  # log codes of 70 channels as a group: 30 too many a block in the model
+        split = shape[1] == "hluq" and not config.shifts
+        slack = 140 if split else 48  # log codes of 70 channels as a group: 30 too many a block in the model
         assert abs(run.cycles - model.cycles) <= 0.02 * run.cycles + slack, (shape, rows, batch, run.cycles, model)
 
 

@@ -31,7 +31,6 @@ constexpr int MAX_GROUPS = 64;  // of channels, and of heads with parameters of 
 constexpr int MAX_QUANTIZERS = 64;
 constexpr int MAX_LOG_LEVELS = 16;  // L of hluq: a shift is below it
 constexpr int SUM_BITS = 40;        // of sums over all passes, signed; the compiler checks their range
-constexpr int MAX_DIGITS = 8;          // passes over the left operand
 constexpr int GELUS = 2;            // GELUs of a cell: a chunk takes LANES / GELUS turns
 
 constexpr int log2_ceil(int value) { return value <= 1 ? 0 : 1 + log2_ceil((value + 1) / 2); }
