@@ -106,6 +106,12 @@ def _variants(*variants: tuple[str, tuple[tuple[str, Any], ...]]) -> tuple[Row, 
     return tuple(Row(label, Cell("qdrop", 4, options)) for label, options in variants)
 
 
+def _components(bits: int) -> tuple[Row, ...]:
+    """qdrop alone, with each component, and ahcq, which has all (table III of AHCQ-SAM, there at five bits)."""
+    alone = [Row(name.upper(), Cell("qdrop", bits, ((name, True),))) for name in COMPONENTS]
+    return (Row("none (qdrop)", Cell("qdrop", bits)), *alone, Row("all (ahcq)", Cell("ahcq", bits)))
+
+
 def _group_options(count: int) -> tuple[tuple[str, Any], ...]:
     """Four groups are the default: the same run as CAG alone."""
     return (("cag", True),) if count == 4 else (("cag", True), ("cag_groups", count))
@@ -126,11 +132,11 @@ TABLES = (
         "components",
         "Components, each alone on top of qdrop and each left out of ahcq, W4A4",
         (
-            *_variants(("none (qdrop)", ()), *((name.upper(), ((name, True),)) for name in COMPONENTS)),
-            Row("all (ahcq)", Cell("ahcq", 4)),
+            *_components(4),
             *(Row(f"all but {name.upper()}", Cell("ahcq", 4, ((name, False),))) for name in COMPONENTS),
         ),
     ),
+    Table("components5", "Components, each alone on top of qdrop, W5A5", _components(5)),
     Table(
         "post_act",
         "Quantizer after GELU and ReLU, W4A4",
