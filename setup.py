@@ -34,7 +34,7 @@ setup(
     packages=[*find_packages(include=["ahcq_plugin", "ahcq_plugin.*"]), "ahcq_plugin.hls.sources"],
     package_dir={"ahcq_plugin.hls.sources": "hls"},
     package_data={
-        "ahcq_plugin": ["zoo/weights/*.pth", "zoo/weights/*.json", "**/*.j2", "integer/csrc/*"],
+        "ahcq_plugin": ["zoo/weights/*.pth", "zoo/weights/*.json", "**/*.j2", "functional/csrc/*", "integer/csrc/*"],
         "ahcq_plugin.hls.sources": ["**/*"],
     },
     # The engine, the export, and a zoo in which README's Python example runs: the packaged models, generated images.

@@ -18,7 +18,7 @@ PRODUCT = ENGINE | {"metrics", "api", "__init__", "export", "integer", "zoo", "m
 LAYERS = {
     "support": set(),
     "metrics": set(),
-    "functional": set(),
+    "functional": {"support"},
     "quantizers": FUNCTIONAL,
     "graph": QUANTIZERS,
     "prequant": FUNCTIONAL,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import kernels
 from .dropping import Drop, mask
 from .pieces import flat_pieces
 
@@ -159,8 +160,10 @@ class _FakeQuantizeTable(torch.autograd.Function):
         x = x.contiguous()
         dice = None if drop is None else drop.dice_like(x)
         ctx.save_for_backward(x, dice, *scales)
-        ctx.table, ctx.grad_factor, ctx.threshold = table, grad_factor, drop and drop.threshold
+        ctx.table, ctx.grad_factor, ctx.threshold = table, grad_factor, 0 if drop is None else drop.threshold
         ctx.ends, ctx.slopes = [band.end for band in bands], [band.slope for band in bands]
+        if kernels.usable(x) and kernels.quick_tables():
+            return kernels.Sorted(table).quantize(x, dice, ctx.threshold)
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         find = _level_finder(table, x)
         for part, target, thrown in zip(flat_pieces(x), flat_pieces(out), _dice(dice, x), strict=True):
@@ -178,6 +181,10 @@ class _FakeQuantizeTable(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, dice, *scales = ctx.saved_tensors
         table, learned = ctx.table, any(ctx.needs_input_grad[5:])
+        if kernels.usable(x) and kernels.quick_tables():
+            kernel = kernels.Sorted(table, ctx.ends)
+            grad_x, sums = kernel.gradients(x, grad.float().contiguous(), dice, ctx.threshold, learned)
+            return grad_x, None, None, None, None, *_scale_gradients(ctx, scales, sums)
         grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         sums = torch.zeros(len(scales) + 1, dtype=torch.float64, device=x.device)
         find = _level_finder(table, x) if learned else None
@@ -200,11 +207,17 @@ class _FakeQuantizeTable(torch.autograd.Function):
                     product.mul_(torch.ge(values, end, out=inner))
                 sums[-2] += product.sum()
                 sums[-1] += torch.dot(out_grad, torch.gt(values, table.top, out=inner))
-        scale_grads = [
-            ((total / scale + slope * sums[-1]) * ctx.grad_factor).to(scale.dtype) if learned else None
-            for total, scale, slope in zip(sums, scales, ctx.slopes, strict=False)
-        ]
-        return grad_x, None, None, None, None, *scale_grads
+        return grad_x, None, None, None, None, *_scale_gradients(ctx, scales, sums if learned else None)
+
+
+def _scale_gradients(ctx, scales: Sequence[Tensor], sums: Tensor | None) -> list[Tensor | None]:
+    """Of each band's scale, from the sums over the bands and over what lies above the top."""
+    if sums is None:
+        return [None] * len(scales)
+    return [
+        ((total / scale + slope * sums[-1]) * ctx.grad_factor).to(scale.dtype)
+        for total, scale, slope in zip(sums, scales, ctx.slopes, strict=False)
+    ]
 
 
 def _dice(dice: Tensor | None, x: Tensor) -> Iterable[Tensor | None]:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from . import kernels
 from .dropping import Drop, mask
 from .pieces import flat_pieces, is_dense, piece_size
 
@@ -101,14 +103,16 @@ class _FakeQuantizeUniform(torch.autograd.Function):
     d x_hat / d scale = round(x/s) - x/s inside, (saturated code - zero_point) outside (Esser et al., LSQ, eq. 3).
     """
 
-    # In pieces, in place, with 0/1 masks as floats: on CPUs the time goes into memory, not arithmetic.
+    # Where there is no kernel: in pieces, in place, with 0/1 masks as floats. On CPUs the time goes into memory.
 
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int, grad_factor, drop: Drop | None) -> Tensor:
         x = x if is_dense(x) else x.contiguous()
         dice = None if drop is None else drop.dice_like(x)
         ctx.save_for_backward(x, scale, zero_point, dice)
-        ctx.qmax, ctx.grad_factor, ctx.threshold = qmax, grad_factor, drop and drop.threshold
+        ctx.qmax, ctx.grad_factor, ctx.threshold = qmax, grad_factor, 0 if drop is None else drop.threshold
+        if (kernel := _kernel(x, scale, zero_point, qmax)) is not None:
+            return kernel.quantize(x, dice, ctx.threshold)
         scale, zero_point = _along_rows(scale), _along_rows(zero_point)
         out = torch.empty_like(x)
         for piece, target, thrown in zip(*(_pieces(t, scale) for t in (x, out)), _dice(dice, x, scale), strict=True):
@@ -122,11 +126,16 @@ class _FakeQuantizeUniform(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         x, scale, zero_point, dice = ctx.saved_tensors
+        kernel = _kernel(x, scale, zero_point, ctx.qmax)
         shape, scale, zero_point = scale.shape, _along_rows(scale), _along_rows(zero_point)
         if grad.dtype != torch.float32 or grad.stride() != x.stride():  # attention permutes: one layout for all
             grad = torch.empty_like(x, dtype=torch.float32).copy_(grad)
+        if kernel is not None:
+            grad_x, grad_scale = kernel.gradients(x, grad, dice, ctx.threshold, ctx.needs_input_grad[1])
+            return grad_x, _factored(grad_scale, ctx.grad_factor, shape), None, None, None, None
         grad_x, grad_scale = torch.empty_like(x), None
         if ctx.needs_input_grad[1]:
             grad_scale = torch.zeros(scale.shape, dtype=torch.float64, device=scale.device)
@@ -147,9 +156,18 @@ class _FakeQuantizeUniform(torch.autograd.Function):
                 torch.mul(inside, above, out=target)
             else:
                 target.copy_(inside.mul_(above))
-        if grad_scale is not None:
-            grad_scale = (grad_scale.view(shape) * ctx.grad_factor).to(scale.dtype)
-        return grad_x, grad_scale, None, None, None, None
+        return grad_x, _factored(grad_scale, ctx.grad_factor, shape), None, None, None, None
+
+
+def _kernel(x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int) -> kernels.Uniform | None:
+    """The kernel for a dense x, or None."""
+    layout = kernels.rows(x, scale) if kernels.usable(x, scale, zero_point) else None
+    return None if layout is None else kernels.Uniform(layout, scale, zero_point, qmax)
+
+
+def _factored(grad_scale: Tensor | None, factor: float | Tensor, shape: torch.Size) -> Tensor | None:
+    """float64 sums as the float32 gradient of a scale of this shape."""
+    return None if grad_scale is None else (grad_scale.view(shape) * factor).float()
 
 
 def _along_rows(params: Tensor) -> Tensor:

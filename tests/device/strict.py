@@ -19,7 +19,7 @@ from types import FrameType, ModuleType, SimpleNamespace
 import torch
 
 import ahcq_plugin
-from ahcq_plugin.integer.backends.build import compiler
+from ahcq_plugin.support.cpp_library import compiler
 from ahcq_plugin.support.files import replacing
 from ahcq_plugin.support.user_cache import user_cache
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ahcq_plugin.export.operands import top
-from ahcq_plugin.integer.backends import build
+from ahcq_plugin.functional import kernels
 from ahcq_plugin.integer.backends.base import Backend, is_identity
 from ahcq_plugin.integer.lanes import Pass
+from ahcq_plugin.support import cpp_library
 
 if TYPE_CHECKING:
     from ahcq_plugin.integer.attention import IntegerAttention, Positions
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from ahcq_plugin.integer.layers import IntegerLinear
     from ahcq_plugin.integer.products import IntegerProduct
 
+SOURCES = Path(__file__).resolve().parents[1] / "csrc"
 COLUMNS = 64  # of a panel: ``kColumns`` in tile.h
 _SHIFT = 128
 _CODES = 256
@@ -76,7 +79,7 @@ class NativeBackend(Backend):
     devices = ("cpu",)
 
     def __init__(self) -> None:
-        self._library = build.load()
+        self._library = cpp_library.load(SOURCES / "integer.cpp", kernels.SOURCE.parent)
 
     def encode(self, encoder: Encoder, x: Tensor) -> Tensor:
         out = torch.empty_like(x, dtype=torch.uint8)

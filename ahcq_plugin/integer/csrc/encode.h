@@ -3,6 +3,7 @@
 #pragma once
 #include <cmath>
 
+#include "../../functional/csrc/ranks.h"
 #include "tile.h"
 
 namespace ahcq {
@@ -23,56 +24,12 @@ inline uint8_t encode_uniform(float x, float scale, float zero_point, float top)
     return uint8_t(code < top ? code : top);
 }
 
-inline int rank_of(const float* boundaries, int bits, float x) {
-    int rank = 0;
-    for (int step = 1 << (bits - 1); step > 0; step >>= 1)
-        if (!(boundaries[rank + step - 1] > x)) rank += step;
-    return rank;
-}
-
 #ifdef AHCQ_VNNI
 inline __m512i encode_uniform(__m512 x, __m512 scale, __m512 zero_point, __m512 top) {
     const __m512 rounded = _mm512_roundscale_ps(_mm512_div_ps(x, scale), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 code = _mm512_max_ps(_mm512_add_ps(rounded, zero_point), _mm512_setzero_ps());
     return _mm512_cvttps_epi32(_mm512_min_ps(code, top));
 }
-
-// Binary search: the first four steps among sixteen boundaries in a register, the others in memory.
-struct Ranks {
-    const float* boundaries;
-    int bits, shift;
-    __m512 coarse = _mm512_setzero_ps();
-
-    explicit Ranks(const Encoding& e) : boundaries(e.boundaries), bits(e.bits), shift(e.bits > 4 ? e.bits - 4 : 0) {
-        if (!boundaries) return;
-        float every[16];
-        for (int i = 0; i < 16; ++i) {
-            const int64_t at = (int64_t(i + 1) << shift) - 1;
-            every[i] = at < (1 << bits) - 1 ? boundaries[at] : INFINITY;
-        }
-        coarse = _mm512_loadu_ps(every);
-    }
-
-    __m512i operator()(__m512 x) const {
-        __m512i rank = _mm512_setzero_si512();
-        for (int step = bits < 4 ? 1 << (bits - 1) : 8; step > 0; step >>= 1) {
-            const __m512i at = _mm512_add_epi32(rank, _mm512_set1_epi32(step - 1));
-            const __mmask16 not_above = _mm512_cmp_ps_mask(_mm512_permutexvar_ps(at, coarse), x, _CMP_NGT_UQ);
-            rank = _mm512_mask_add_epi32(rank, not_above, rank, _mm512_set1_epi32(step));
-        }
-        if (!shift) return rank;
-        rank = _mm512_slli_epi32(rank, shift);
-        for (int step = 1 << (shift - 1); step > 0; step >>= 1) {
-            const __m512i at = _mm512_add_epi32(rank, _mm512_set1_epi32(step - 1));
-            const __mmask16 not_above = _mm512_cmp_ps_mask(_mm512_i32gather_ps(at, boundaries, 4), x, _CMP_NGT_UQ);
-            rank = _mm512_mask_add_epi32(rank, not_above, rank, _mm512_set1_epi32(step));
-        }
-        return rank;
-    }
-};
-#endif
-
-#ifdef AHCQ_VNNI
 // Sixteen codes at a time, by parameters of the whole tensor; of a table ranks, for `rank_codes` to turn into codes.
 struct Coder {
     const bool ranked;
@@ -81,7 +38,7 @@ struct Coder {
 
     explicit Coder(const Encoding& e)
         : ranked(e.boundaries != nullptr),
-          ranks(e),
+          ranks(e.boundaries, e.bits),
           scale(_mm512_set1_ps(ranked ? 1.0f : e.scale[0])),
           zero_point(_mm512_set1_ps(ranked ? 0.0f : e.zero_point[0])),
           top(_mm512_set1_ps(float((1 << e.bits) - 1))) {}

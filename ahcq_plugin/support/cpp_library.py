@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the C++ kernels on first use, for this processor, and keeps the library."""
+"""Libraries of C++ kernels: compiled on first use, for this processor, and kept."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ahcq_plugin.support.kept_file import kept_file
 from ahcq_plugin.support.user_cache import user_cache
 
 logger = logging.getLogger(__name__)
-SOURCES = Path(__file__).resolve().parents[1] / "csrc"
-#: No contraction and no reordering: every float operation of an epilogue rounds by itself.
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-w")
+#: No contraction, and no reordering but where a loop asks for it: every float operation rounds by itself.
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
+FLAGS += ("-shared", "-w")
 _WIDE = "-mprefer-vector-width=512"
 _TIMEOUT = 300
 
@@ -30,8 +30,9 @@ def compiler() -> str | None:
 
 
 @cache
-def load() -> ctypes.CDLL:
-    """The kernels; compiled where the cache has none for these sources, this compiler and this processor.
+def load(source: Path, *folders: Path) -> ctypes.CDLL:
+    """The library of ``source``; compiled where the cache has none for this file, the headers beside it and those in
+    ``folders``, this compiler and this processor.
 
     The cache is :func:`~ahcq_plugin.support.user_cache.user_cache`.
 
@@ -43,15 +44,15 @@ def load() -> ctypes.CDLL:
         raise RuntimeError("no C++ compiler on PATH (Debian: `apt-get install g++`, or name one in CXX)")
     flags, target = _flags(path)
     state = hashlib.sha256(" ".join(flags).encode() + target)
-    for source in sorted(SOURCES.iterdir()):
-        if source.suffix in (".h", ".cpp"):
-            state.update(source.name.encode() + source.read_bytes())
+    headers = (header for folder in (source.parent, *folders) for header in sorted(folder.glob("*.h")))
+    for part in (source, *headers):
+        state.update(part.name.encode() + part.read_bytes())
 
     def make(library: Path) -> None:
-        logger.info("compiling the integer kernels with %s", path)
-        _run([path, *flags, str(SOURCES / "kernels.cpp"), "-o", str(library)])
+        logger.info("compiling %s with %s", source.name, path)
+        _run([path, *flags, str(source), "-o", str(library)])
 
-    return ctypes.CDLL(str(kept_file(user_cache() / f"integer_{state.hexdigest()[:24]}.so", make)))
+    return ctypes.CDLL(str(kept_file(user_cache() / f"{source.stem}_{state.hexdigest()[:24]}.so", make)))
 
 
 def _flags(path: str) -> tuple[list[str], bytes]:
