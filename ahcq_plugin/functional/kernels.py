@@ -43,7 +43,7 @@ class _Uniform(ctypes.Structure):
 
 class _Table(ctypes.Structure):
     _fields_ = [("boundaries", _P), ("levels", _P), ("bits", _I32), ("bands", _I32), ("bottom", _F), ("top", _F)]
-    _fields_ += [("ends", _P)]
+    _fields_ += [("ends", _P), ("count", _I64)]
 
 
 @cache
@@ -62,10 +62,9 @@ def usable(*tensors: Tensor) -> bool:
     return plain and library() is not None
 
 
-def quick_tables() -> bool:
-    """Whether tables have kernels worth calling: by gathers of numbers PyTorch's operators are faster."""
-    kernels = library()
-    return kernels is not None and bool(kernels.ahcq_quick_tables())
+def usable_for_tables(x: Tensor) -> bool:
+    """Whether the kernels take x and are worth calling: number by number PyTorch's operators are faster."""
+    return usable(x) and bool(library().ahcq_quick_tables())
 
 
 def rows(x: Tensor, scale: Tensor) -> tuple[int, int, int, int] | None:
@@ -82,73 +81,66 @@ def rows(x: Tensor, scale: Tensor) -> tuple[int, int, int, int] | None:
     return int(across), channels, x.numel() // (channels if across else columns), channels if across else columns
 
 
-class Uniform:
-    """``uniform.fake_quantize`` of tensors of one shape and layout, as ``rows`` describes it."""
+class _Kernel:
+    """A fake quantizer of tensors of one shape and layout, and its gradients.
+
+    Args:
+        structure: what the C++ functions take, with pointers into ``held``.
+        sums: how many sums make the gradients of what is learned.
+    """
+
+    name: str  # of the C++ functions, this and <name>_gradients
+
+    def __init__(self, structure: ctypes.Structure, held: Sequence[Tensor], sums: int):
+        self._structure, self._held, self._sums = structure, held, sums
+
+    def quantize(self, x: Tensor, dice: Tensor | None, threshold: int) -> Tensor:
+        """x_hat in the layout of x; ``dice`` (uint8, in this layout too) and ``threshold`` as ``Drop`` has them."""
+        out = torch.empty_like(x)
+        self._call(self.name, x, _drop(dice, threshold), out)
+        return out
+
+    def gradients(
+        self, x: Tensor, grad: Tensor, dice: Tensor | None, threshold: int, learned: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Of x, and the float64 sums where scales are learned; ``grad`` is in the layout of x."""
+        grad_x, sums = torch.empty_like(x), torch.empty(self._sums, dtype=torch.float64) if learned else None
+        self._call(f"{self.name}_gradients", x, grad, _drop(dice, threshold), grad_x, sums)
+        return grad_x, sums
+
+    def _call(self, name: str, *arguments: Tensor | _Drop | None) -> None:
+        passed = [_P(a.data_ptr()) if isinstance(a, Tensor) else a and ctypes.byref(a) for a in arguments]
+        getattr(library(), name)(ctypes.byref(self._structure), *passed, cpp_library.threads())
+
+
+class Uniform(_Kernel):
+    """``uniform.fake_quantize`` of tensors that lie as ``rows`` says; the sums are the gradient of each scale."""
+
+    name = "ahcq_uniform"
 
     def __init__(self, layout: tuple[int, int, int, int], scale: Tensor, zero_point: Tensor, qmax: int):
         across, channels, count, columns = layout
-        self._held = scale.detach().contiguous(), zero_point.contiguous()  # what the structure points to
-        self._structure = _Uniform(*(t.data_ptr() for t in self._held), qmax, across, channels, count, columns)
-
-    def quantize(self, x: Tensor, dice: Tensor | None, threshold: int) -> Tensor:
-        """x_hat in the layout of x; ``dice`` (uint8, in this layout too) and ``threshold`` as ``Drop`` has them."""
-        out = torch.empty_like(x)
-        _call("ahcq_uniform", self._structure, x, _drop(dice, threshold), out, threads())
-        return out
-
-    def gradients(
-        self, x: Tensor, grad: Tensor, dice: Tensor | None, threshold: int, learned: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Of x, and float64 of every channel's scale where it is learned; ``grad`` is in the layout of x."""
-        grad_x, sums = torch.empty_like(x), None
-        if learned:
-            sums = torch.empty(self._structure.channels, dtype=torch.float64)
-        _call("ahcq_uniform_gradients", self._structure, x, grad, _drop(dice, threshold), grad_x, sums, threads())
-        return grad_x, sums
+        held = scale.detach().contiguous(), zero_point.contiguous()
+        structure = _Uniform(*(t.data_ptr() for t in held), qmax, across, channels, count, columns)
+        super().__init__(structure, held, channels)
 
 
-class Sorted:
-    """``tables.fake_quantize`` of dense tensors; ``ends`` of its bands, if any."""
+class Sorted(_Kernel):
+    """``tables.fake_quantize`` of dense tensors of ``numel`` elements; ``ends`` of the bands of learned scales, if any.
 
-    def __init__(self, table: Table, ends: Sequence[Tensor] = ()):
+    The sums are those of (x_hat - x) * grad in each band, and of the gradients above the top.
+    """
+
+    name = "ahcq_table"
+
+    def __init__(self, table: Table, numel: int, ends: Sequence[Tensor] = ()):
         count = len(table.levels)
         filled = (pad(t, (0, max(count, _FILLED) - len(t)), value=math.inf) for t in (table.boundaries, table.levels))
-        self._held = *filled, torch.cat([*ends, table.top]).float()
-        boundaries, levels, last = (t.data_ptr() for t in self._held)
-        ends_of_range = float(table.bottom), float(table.top)
-        self._structure = _Table(boundaries, levels, count.bit_length() - 1, len(ends), *ends_of_range, last)
-
-    def quantize(self, x: Tensor, dice: Tensor | None, threshold: int) -> Tensor:
-        """x_hat in the layout of x; ``dice`` (uint8, in this layout too) and ``threshold`` as ``Drop`` has them."""
-        out = torch.empty_like(x)
-        _call("ahcq_table", self._structure, x, _drop(dice, threshold), _I64(x.numel()), out, threads())
-        return out
-
-    def gradients(
-        self, x: Tensor, grad: Tensor, dice: Tensor | None, threshold: int, learned: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Of x; float64, of (x_hat - x) in each band and of what lies above the top, where scales are learned."""
-        grad_x, sums = torch.empty_like(x), None
-        if learned:
-            sums = torch.empty(self._structure.bands + 1, dtype=torch.float64)
-        drop, count = _drop(dice, threshold), _I64(x.numel())
-        _call("ahcq_table_gradients", self._structure, x, grad, drop, count, grad_x, sums, threads())
-        return grad_x, sums
-
-
-def threads() -> ctypes.c_int32:
-    """As many as PyTorch's operators use."""
-    return _I32(torch.get_num_threads())
+        held = *filled, torch.cat([*ends, table.top]).float()
+        boundaries, levels, last = (t.data_ptr() for t in held)
+        bits, bottom, top = count.bit_length() - 1, float(table.bottom), float(table.top)
+        super().__init__(_Table(boundaries, levels, bits, len(ends), bottom, top, last, numel), held, len(ends) + 1)
 
 
 def _drop(dice: Tensor | None, threshold: int) -> _Drop:
     return _Drop(None if dice is None else dice.data_ptr(), threshold)
-
-
-def _call(name: str, *arguments: Tensor | ctypes.Structure | ctypes.c_int32 | ctypes.c_int64 | None) -> None:
-    def passed(argument):
-        if isinstance(argument, Tensor):
-            return _P(argument.data_ptr())
-        return ctypes.byref(argument) if isinstance(argument, ctypes.Structure) else argument
-
-    getattr(library(), name)(*map(passed, arguments))

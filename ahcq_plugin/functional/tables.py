@@ -162,8 +162,9 @@ class _FakeQuantizeTable(torch.autograd.Function):
         ctx.save_for_backward(x, dice, *scales)
         ctx.table, ctx.grad_factor, ctx.threshold = table, grad_factor, 0 if drop is None else drop.threshold
         ctx.ends, ctx.slopes = [band.end for band in bands], [band.slope for band in bands]
-        if kernels.usable(x) and kernels.quick_tables():
-            return kernels.Sorted(table).quantize(x, dice, ctx.threshold)
+        ctx.kernel = kernels.Sorted(table, x.numel(), ctx.ends) if kernels.usable_for_tables(x) else None
+        if ctx.kernel is not None:
+            return ctx.kernel.quantize(x, dice, ctx.threshold)
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         find = _level_finder(table, x)
         for part, target, thrown in zip(flat_pieces(x), flat_pieces(out), _dice(dice, x), strict=True):
@@ -181,9 +182,8 @@ class _FakeQuantizeTable(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, dice, *scales = ctx.saved_tensors
         table, learned = ctx.table, any(ctx.needs_input_grad[5:])
-        if kernels.usable(x) and kernels.quick_tables():
-            kernel = kernels.Sorted(table, ctx.ends)
-            grad_x, sums = kernel.gradients(x, grad.float().contiguous(), dice, ctx.threshold, learned)
+        if ctx.kernel is not None:
+            grad_x, sums = ctx.kernel.gradients(x, grad.float().contiguous(), dice, ctx.threshold, learned)
             return grad_x, None, None, None, None, *_scale_gradients(ctx, scales, sums)
         grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         sums = torch.zeros(len(scales) + 1, dtype=torch.float64, device=x.device)

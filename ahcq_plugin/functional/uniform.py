@@ -111,8 +111,9 @@ class _FakeQuantizeUniform(torch.autograd.Function):
         dice = None if drop is None else drop.dice_like(x)
         ctx.save_for_backward(x, scale, zero_point, dice)
         ctx.qmax, ctx.grad_factor, ctx.threshold = qmax, grad_factor, 0 if drop is None else drop.threshold
-        if (kernel := _kernel(x, scale, zero_point, qmax)) is not None:
-            return kernel.quantize(x, dice, ctx.threshold)
+        ctx.kernel = _kernel(x, scale, zero_point, qmax)
+        if ctx.kernel is not None:
+            return ctx.kernel.quantize(x, dice, ctx.threshold)
         scale, zero_point = _along_rows(scale), _along_rows(zero_point)
         out = torch.empty_like(x)
         for piece, target, thrown in zip(*(_pieces(t, scale) for t in (x, out)), _dice(dice, x, scale), strict=True):
@@ -129,13 +130,13 @@ class _FakeQuantizeUniform(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         x, scale, zero_point, dice = ctx.saved_tensors
-        kernel = _kernel(x, scale, zero_point, ctx.qmax)
-        shape, scale, zero_point = scale.shape, _along_rows(scale), _along_rows(zero_point)
+        shape = scale.shape
         if grad.dtype != torch.float32 or grad.stride() != x.stride():  # attention permutes: one layout for all
             grad = torch.empty_like(x, dtype=torch.float32).copy_(grad)
-        if kernel is not None:
-            grad_x, grad_scale = kernel.gradients(x, grad, dice, ctx.threshold, ctx.needs_input_grad[1])
+        if ctx.kernel is not None:
+            grad_x, grad_scale = ctx.kernel.gradients(x, grad, dice, ctx.threshold, ctx.needs_input_grad[1])
             return grad_x, _factored(grad_scale, ctx.grad_factor, shape), None, None, None, None
+        scale, zero_point = _along_rows(scale), _along_rows(zero_point)
         grad_x, grad_scale = torch.empty_like(x), None
         if ctx.needs_input_grad[1]:
             grad_scale = torch.zeros(scale.shape, dtype=torch.float64, device=scale.device)

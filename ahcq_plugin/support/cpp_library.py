@@ -12,6 +12,8 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from ahcq_plugin.support.kept_file import kept_file
 from ahcq_plugin.support.user_cache import user_cache
 
@@ -53,6 +55,11 @@ def load(source: Path, *folders: Path) -> ctypes.CDLL:
         _run([path, *flags, str(source), "-o", str(library)])
 
     return ctypes.CDLL(str(kept_file(user_cache() / f"{source.stem}_{state.hexdigest()[:24]}.so", make)))
+
+
+def threads() -> ctypes.c_int32:
+    """For a kernel to use: as many as PyTorch's operators do."""
+    return ctypes.c_int32(torch.get_num_threads())
 
 
 def _flags(path: str) -> tuple[list[str], bytes]:

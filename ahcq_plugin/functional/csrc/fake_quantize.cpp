@@ -33,16 +33,16 @@ void ahcq_uniform_gradients(const Uniform* u, const float* x, const float* grad,
     runs[4 * !!u->across + 2 * !!drop->dice + !!grad_scale](*u, x, grad, *drop, grad_x, grad_scale, threads);
 }
 
-void ahcq_table(const Table* t, const float* x, const Drop* drop, int64_t count, float* out, int threads) {
-    (drop->dice ? fake_quantize<true> : fake_quantize<false>)(*t, x, *drop, count, out, threads);
+void ahcq_table(const Table* t, const float* x, const Drop* drop, float* out, int threads) {
+    (drop->dice ? fake_quantize<true> : fake_quantize<false>)(*t, x, *drop, out, threads);
 }
 
 // sums: (bands + 1), or null where nobody wants them.
-void ahcq_table_gradients(const Table* t, const float* x, const float* grad, const Drop* drop, int64_t count,
-                          float* grad_x, double* sums, int threads) {
+void ahcq_table_gradients(const Table* t, const float* x, const float* grad, const Drop* drop, float* grad_x,
+                          double* sums, int threads) {
     auto run = sums ? (drop->dice ? differentiate<true, true> : differentiate<false, true>)
                     : (drop->dice ? differentiate<true, false> : differentiate<false, false>);
-    run(*t, x, grad, *drop, count, grad_x, sums, threads);
+    run(*t, x, grad, *drop, grad_x, sums, threads);
 }
 
 }  // extern "C"

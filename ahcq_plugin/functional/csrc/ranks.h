@@ -23,7 +23,8 @@ inline __m512 look_up(const float* table, int bits, __m512i at) {
     const __m512i which = _mm512_srli_epi32(at, 5);
     __m512 found = _mm512_setzero_ps();
     for (int first = 0; first < 1 << bits; first += 32) {
-        const __m512 part = _mm512_permutex2var_ps(_mm512_loadu_ps(table + first), at, _mm512_loadu_ps(table + first + 16));
+        const __m512 low = _mm512_loadu_ps(table + first), high = _mm512_loadu_ps(table + first + 16);
+        const __m512 part = _mm512_permutex2var_ps(low, at, high);
         found = _mm512_mask_mov_ps(found, _mm512_cmpeq_epi32_mask(which, _mm512_set1_epi32(first / 32)), part);
     }
     return found;

@@ -7,13 +7,15 @@
 
 namespace ahcq {
 
-// `boundaries` (2^bits - 1) and `levels` (2^bits), ascending and filled up to 32 at least; `ends` (bands - 1) part the bands of the learned scales.
+// `boundaries` (2^bits - 1) and `levels` (2^bits), ascending and filled up to 32 at least, for `count` numbers; `ends`
+// (bands - 1) part the bands of the learned scales.
 struct Table {
     const float* boundaries;
     const float* levels;
     int32_t bits, bands;
     float bottom, top;
     const float* ends;
+    int64_t count;
 };
 
 constexpr int64_t kBlock = 512;  // numbers whose levels are found together, in the first cache
@@ -43,8 +45,8 @@ inline void for_blocks(int64_t total, int threads, Work work) {
 }
 
 template <bool kDrop>
-inline void fake_quantize(const Table& t, const float* x, Drop drop, int64_t total, float* out, int threads) {
-    for_blocks(total, threads, [&](int64_t, int64_t at, int64_t count) {
+inline void fake_quantize(const Table& t, const float* x, Drop drop, float* out, int threads) {
+    for_blocks(t.count, threads, [&](int64_t, int64_t at, int64_t count) {
         float levels[kBlock];
         find_levels(t, x + at, count, levels);
 #pragma omp simd
@@ -80,11 +82,11 @@ inline double pass_straight(const Table& t, const float* x, const float* grad, c
 
 // sums (bands + 1): of (level - x) * grad in each band, and of the gradients above the top.
 template <bool kDrop, bool kSum>
-inline void differentiate(const Table& t, const float* x, const float* grad, Drop drop, int64_t total, float* grad_x,
-                          double* sums, int threads) {
-    const int64_t pieces = (total + kPiece - 1) / kPiece, wide = t.bands + 1;
+inline void differentiate(const Table& t, const float* x, const float* grad, Drop drop, float* grad_x, double* sums,
+                          int threads) {
+    const int64_t pieces = (t.count + kPiece - 1) / kPiece, wide = t.bands + 1;
     std::vector<double> partial(kSum ? size_t(pieces * wide) : 0);
-    for_blocks(total, threads, [&](int64_t piece, int64_t at, int64_t count) {
+    for_blocks(t.count, threads, [&](int64_t piece, int64_t at, int64_t count) {
         float clamped[kSum ? kBlock : 1], straight[kSum ? kBlock : 1], levels[kSum ? kBlock : 1];
         const uint8_t* dice = kDrop ? drop.dice + at : nullptr;
         const double above = pass_straight<kDrop, kSum>(t, x + at, grad + at, dice, drop.threshold, count, grad_x + at,

@@ -16,6 +16,7 @@ from ahcq_plugin.functional import kernels
 from ahcq_plugin.integer.backends.base import Backend, is_identity
 from ahcq_plugin.integer.lanes import Pass
 from ahcq_plugin.support import cpp_library
+from ahcq_plugin.support.cpp_library import threads
 
 if TYPE_CHECKING:
     from ahcq_plugin.integer.attention import IntegerAttention, Positions
@@ -93,7 +94,7 @@ class NativeBackend(Backend):
         done = rows * columns
         self._library.ahcq_encode(
             ctypes.byref(held.structure), _P(x.data_ptr()), _I64(rows), _I64(columns), _I64(columns),
-            _P(out.data_ptr()), _threads(),
+            _P(out.data_ptr()), threads(),
         )  # fmt: skip
         rest = x.numel() - done
         if rest:
@@ -111,7 +112,7 @@ class NativeBackend(Backend):
             parts = [_numbers(x[item]), _Numbers() if other is None else _numbers(other[item])]
             self._library.ahcq_encode_matrix(
                 ctypes.byref(held.structure), *map(ctypes.byref, parts), _I64(rows), _I64(columns),
-                _P(out[item].data_ptr()), _threads(),
+                _P(out[item].data_ptr()), threads(),
             )  # fmt: skip
         return out
 
@@ -129,7 +130,7 @@ class NativeBackend(Backend):
     def _linear(self, structure: _Linear, codes: Tensor, out: Tensor) -> Tensor:
         codes = codes.contiguous()
         self._library.ahcq_linear(
-            ctypes.byref(structure), _P(codes.data_ptr()), _I64(len(codes)), _P(out.data_ptr()), _threads()
+            ctypes.byref(structure), _P(codes.data_ptr()), _I64(len(codes)), _P(out.data_ptr()), threads()
         )
         return out
 
@@ -139,7 +140,7 @@ class NativeBackend(Backend):
         held = _product(product, k, right.shape[-1])
         self._library.ahcq_multiply(
             ctypes.byref(held.structure), ctypes.byref(_matrices(left)), ctypes.byref(_matrices(right)), _I64(batch),
-            _I64(m), _P(out.data_ptr()), _threads(),
+            _I64(m), _P(out.data_ptr()), threads(),
         )  # fmt: skip
         return out
 
@@ -168,7 +169,7 @@ class NativeBackend(Backend):
             *sizes, *pointers,
         )  # fmt: skip
         matrices = [ctypes.byref(_matrices(codes)) for codes in (q, k, v)]
-        self._library.ahcq_attend(ctypes.byref(call), *matrices, _I64(batch), _I64(m), _P(out.data_ptr()), _threads())
+        self._library.ahcq_attend(ctypes.byref(call), *matrices, _I64(batch), _I64(m), _P(out.data_ptr()), threads())
         return out
 
     def softmax(self, scores: Tensor) -> Tensor:
@@ -205,10 +206,6 @@ class NativeBackend(Backend):
 
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-def _threads() -> ctypes.c_int32:
-    return _I32(torch.get_num_threads())
 
 
 def _pieces(count: int) -> tuple[int, int]:

@@ -30,6 +30,7 @@ inline __m512i encode_uniform(__m512 x, __m512 scale, __m512 zero_point, __m512 
     const __m512 code = _mm512_max_ps(_mm512_add_ps(rounded, zero_point), _mm512_setzero_ps());
     return _mm512_cvttps_epi32(_mm512_min_ps(code, top));
 }
+
 // Sixteen codes at a time, by parameters of the whole tensor; of a table ranks, for `rank_codes` to turn into codes.
 struct Coder {
     const bool ranked;
