@@ -26,7 +26,7 @@ LAYERS = {
     "export": ENGINE | {"zoo", "metrics"},
     "integer": ENGINE | {"export"},
     "hls": ENGINE | {"export", "zoo"},
-    "zoo": SUPPORT,
+    "zoo": SUPPORT | {"prequant"},  # the twin: shifts that leave masks as they are
     "api": ENGINE | {"zoo"},  # load_quantized: the SAM that a checkpoint is of
     "__init__": ENGINE | {"api"},  # of the package itself
     "mqbench": ENGINE | {"api", "__init__", "export"},

@@ -26,7 +26,7 @@ from ahcq_plugin.support.workers import ALONE, Workers
 
 logger = logging.getLogger(__name__)
 #: Largest relative squared error of a unit's output that float32 rounding may make; a wrong change makes one near 1.
-_TOLERANCE = 1e-6
+TOLERANCE = 1e-6
 
 #: ``change(name of a unit, its follower)`` -> names of the matmuls whose projections it changed.
 Change = Callable[[str, "HeadFollower"], Sequence[str]]
@@ -56,7 +56,7 @@ def change_units(
         before = {parameter: parameter.detach().clone() for parameter in read_parameters(units[name])}
         done = change(name, follower)
         error = relative_error(run(*args, **kwargs), out) if done else 0.0
-        if error <= _TOLERANCE:
+        if error <= TOLERANCE:
             changed.extend(f"{name}.{node}" for node in done)
             return out
         for parameter, value in before.items():

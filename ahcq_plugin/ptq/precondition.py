@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights changed before quantization: folded signs of bimodal keys, rotated and centred heads, condition numbers."""
+"""Weights changed before quantization: folded signs, rotated heads, centred channels, condition numbers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ahcq_plugin.prequant.acnr import ErrorGram, condition_weight
 from ahcq_plugin.prequant.condiquant import condition_weight_isotropic
 from ahcq_plugin.ptq.calibrate import calibrate_activations
 from ahcq_plugin.ptq.center import center_heads
+from ahcq_plugin.ptq.center_norms import center_norms
 from ahcq_plugin.ptq.fold import fold_bimodal_keys
 from ahcq_plugin.ptq.prepared import activation_quantizers, quantizers, set_quantization, watched, weight_layers
 from ahcq_plugin.ptq.recipe import Recipe
@@ -45,10 +46,11 @@ def precondition(
 ) -> list[ConditionReport]:
     """Change the weights of a prepared model as the recipe says, in place, before ``calibrate``.
 
-    ``big``, ``rotate`` and ``center`` keep the model's function. ACNR does not: its layers keep ``original_weight``,
-    the target of reconstruction. It needs the activations' quantization errors, hence quantizers: it calibrates them on
-    the weights as they came; ``calibrate`` then starts afresh and overwrites all of it. ``workers`` share the layers;
-    the first of them decides which keys are folded, and what is taken from keys and values.
+    ``big``, ``rotate``, ``center`` and ``center_norms`` keep the model's function. ACNR does not: its layers keep
+    ``original_weight``, the target of reconstruction. It needs the activations' quantization errors, hence quantizers:
+    it calibrates them on the weights as they came; ``calibrate`` then starts afresh and overwrites all of it.
+    ``workers`` share the layers; the first of them decides which keys are folded, and what is taken from keys, values
+    and norms.
 
     Returns:
         One line per Linear weight; empty unless the recipe asks for ``acnr`` or ``condiquant``.
@@ -60,6 +62,8 @@ def precondition(
         rotate_heads(model, batches[0], forward, workers)
     if recipe.center:
         center_heads(model, batches, forward, workers)
+    if recipe.center_norms:
+        center_norms(model, batches, forward, workers)
     if not (recipe.acnr or recipe.condiquant):
         return []
     # tables of relative positions, which read queries, are no layers of the method

@@ -54,8 +54,9 @@ _EXCLUSIVE = (
 #: Keys that came later: at these values they do nothing, and hashes leave them out, so that earlier results stay valid.
 _LATER = {
     **{"rotate": False, "refit": 0.0, "tune_steps": 0, "tune_lr": 1e-3, "tune_scale_lr": 1e-3},
-    **{"quantize_positions": False, "pcc": False, "par": False, "per_head": False, "center": False},
-    **{"tune_weight_lr": 0.0, "tune_units": [], "tune_feature_steps": 0, "tune_feature_units": []},
+    **{"quantize_positions": False, "pcc": False, "par": False, "per_head": False},
+    **{"center": False, "center_norms": False, "tune_weight_lr": 0.0, "tune_units": []},
+    **{"tune_feature_steps": 0, "tune_feature_units": []},
 }
 
 #: Keys that have another name now, old -> new. Hashes are made with the old ones: earlier results stay valid.
@@ -101,8 +102,8 @@ class Recipe:
         per_head: queries, keys and values have a scale and a zero point for each head, where they are uniform.
         rotate: rotate attention heads in the projections of queries and keys, and of values and outputs, where nothing
             that a rotation does not pass through stands between (``ptq/rotate.py``; QuaRot).
-        center: what all tokens' keys and values share goes into biases, where they are a Linear's output
-            (``ptq/center.py``).
+        center: what keys and values share goes into biases, where they are a Linear's output (``ptq/center.py``).
+        center_norms: so do the middles of the channels of a two-way decoder's LayerNorms (``ptq/center_norms.py``).
         range_by_output_error: uniform and HLUQ activation quantizers search their range by the error of the product
             behind the tensor, instead of taking the mean minimum and maximum of the published methods.
         refit: 0, or how strongly a layer's new weight and bias are held to the old ones, as a share of the mean square
@@ -160,6 +161,7 @@ class Recipe:
     per_head: bool = False
     rotate: bool = False
     center: bool = False
+    center_norms: bool = False
     refit: float = 0.0
     tune_steps: int = 0
     tune_lr: float = 1e-3

@@ -13,7 +13,7 @@ from ahcq_plugin.ptq.recipe import Recipe
 from ahcq_plugin.quantizers.layers import held_weight, read_parameters
 
 #: Components of a recipe that change weights, each layer by itself.
-_CHANGES = ("acnr", "condiquant", "refit", "rotate", "center", "big", "tune_weight_lr")
+_CHANGES = ("acnr", "condiquant", "refit", "rotate", "center", "center_norms", "big", "tune_weight_lr")
 
 
 def check_shared(units: Mapping[str, nn.Module], recipe: Recipe) -> None:

@@ -71,6 +71,7 @@ class Method:
 
 _NOT_LEARNED = {"granularity": "none", "learn_scales": False, "quantize_activations": False}
 _LEARNED = {"iterations": 300, "rounding_lr": 3e-2, "scale_lr": 2.7e-3}  # as mm_configs/_base_/quant/ahcq_w4a4_short.py
+_QUANTIZERS = {"cag": True, "hluq": True, "lnq": True}
 #: Calibrated alone: what the quantizers can do, not what rounding that was learned repairs.
 CALIBRATED = (
     Method("rtn", "rtn"),
@@ -78,6 +79,9 @@ CALIBRATED = (
     Method("ptq4sam", "ptq4sam", _NOT_LEARNED),
     Method("rtn + CAG", "rtn", {"cag": True}),
     Method("rtn + CAG, HLUQ, LNQ", "rtn", {"cag": True, "hluq": True, "lnq": True}),
+    Method(
+        "rtn + CAG, HLUQ, LNQ + centred norms", "rtn", {"cag": True, "hluq": True, "lnq": True, "center_norms": True}
+    ),
     Method("rtn + equalization", "rtn", equalized=True),
     Method("ahcq + equalization", "ahcq", _NOT_LEARNED, True),
     Method("rtn + HLUQ", "rtn", {"hluq": True}),
@@ -85,8 +89,10 @@ CALIBRATED = (
     Method("rtn + ACNR", "rtn", {"acnr": True}),
     Method("rtn + BIG", "rtn", {"big": True}),
 )
-RECONSTRUCTED = tuple(
-    Method(f"{name}, reconstructed", name, _LEARNED) for name in ("ahcq", "ahcq_plus", "ptq4sam", "saqsam", "qdrop")
+RECONSTRUCTED = (
+    *(Method(f"{n}, reconstructed", n, _LEARNED) for n in ("ahcq", "ahcq_plus", "ptq4sam", "saqsam", "qdrop")),
+    Method("ahcq without ACNR, reconstructed", "ahcq", {**_LEARNED, "acnr": False}),
+    Method("ahcq_plus + centred norms, reconstructed", "ahcq_plus", {**_LEARNED, "center_norms": True}),
 )
 
 

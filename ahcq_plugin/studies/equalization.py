@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ahcq_plugin.prequant.streams import shift_stream, two_way_streams
 from ahcq_plugin.ptq.prepared import watched
 from ahcq_plugin.studies.tensors import channel_ranges
 from ahcq_plugin.support.batches import Forward
 from ahcq_plugin.zoo.invariances import (
     attentions,
-    decoder_streams,
     encoder_norms,
     key_width,
     scale_norm,
@@ -27,7 +27,6 @@ from ahcq_plugin.zoo.invariances import (
     scale_relu_units,
     scale_values,
     shift_keys,
-    shift_stream,
 )
 
 LEAST = 1e-3  # of the mean range: channels that hardly vary are left, other data may have them at work
@@ -43,7 +42,7 @@ def equalize(sam: nn.Module, items: Sequence[Any], forward: Forward) -> nn.Modul
     ranges = _measure(sam, items, forward)
     for name, norm, reader in encoder_norms(sam):
         scale_norm(norm, reader, _equal(ranges[name].abs().amax(0)))
-    for name, stream in decoder_streams(sam):
+    for name, stream in two_way_streams(sam):
         shift_stream(stream, -ranges[name].mean(0))
     for name, attention in attentions(sam):
         q, k, v = ranges[name].chunk(3, -1) if hasattr(attention, "qkv") else ranges[name]
@@ -63,7 +62,7 @@ def equalize(sam: nn.Module, items: Sequence[Any], forward: Forward) -> nn.Modul
 def _measure(sam: nn.Module, items: Sequence[Any], forward: Forward) -> dict[str, Tensor]:
     """Name -> (2, channels) smallest and largest value; of an attention with separate projections (3, 2, channels)."""
     outputs: dict[str, nn.Module] = {name: norm for name, norm, _ in encoder_norms(sam)}
-    outputs |= {name: stream.norm for name, stream in decoder_streams(sam)}
+    outputs |= {name: stream.norm for name, stream in two_way_streams(sam)}
     for name, attention in attentions(sam):
         parts = ["qkv"] if hasattr(attention, "qkv") else ["q_proj", "k_proj", "v_proj"]
         outputs |= {f"{name}.{part}": attention.get_submodule(part) for part in parts}

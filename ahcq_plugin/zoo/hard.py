@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ahcq_plugin.prequant.streams import shift_stream, two_way_streams
 from ahcq_plugin.zoo.invariances import (
     attentions,
-    decoder_streams,
     encoder_norms,
     key_width,
     projection,
@@ -28,7 +28,6 @@ from ahcq_plugin.zoo.invariances import (
     scale_relu_units,
     scale_values,
     shift_keys,
-    shift_stream,
     split_gelu_units,
 )
 
@@ -118,7 +117,7 @@ def _channels(sam: nn.Module, strength: float, generator: torch.Generator) -> No
 
 
 def _offsets(sam: nn.Module, strength: float, generator: torch.Generator) -> None:
-    for _, stream in decoder_streams(sam):
+    for _, stream in two_way_streams(sam):
         channels = len(stream.norm.bias)
         factors = _factors(channels, strength, generator)
         spread = HALF_WIDTH * stream.norm.weight.detach().square().mean().sqrt()

@@ -11,25 +11,9 @@ decoder layer go into a transposed convolution whose four corners would take fou
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-
-
-@dataclass(frozen=True)
-class Stream:
-    """A LayerNorm of the mask decoder (or the neck's last one) with all that reads it.
-
-    Attributes:
-        norm: has ``weight`` and ``bias`` (channels,).
-        readers: Linears that read its output, alone or with positions added.
-        join: Linear whose output is added to it, before the next LayerNorm normalises the sum.
-    """
-
-    norm: nn.Module
-    readers: tuple[nn.Linear, ...]
-    join: nn.Linear
 
 
 def encoder_norms(sam: nn.Module) -> Iterator[tuple[str, nn.LayerNorm, nn.Linear]]:
@@ -37,27 +21,6 @@ def encoder_norms(sam: nn.Module) -> Iterator[tuple[str, nn.LayerNorm, nn.Linear
     for number, block in enumerate(sam.image_encoder.blocks):
         yield f"image_encoder.blocks.{number}.norm1", block.norm1, block.attn.qkv
         yield f"image_encoder.blocks.{number}.norm2", block.norm2, block.mlp.lin1
-
-
-def decoder_streams(sam: nn.Module) -> Iterator[tuple[str, Stream]]:
-    """(name of the LayerNorm, Stream) of everything in the mask decoder that can be shifted."""
-    transformer = sam.mask_decoder.transformer
-    layers, final = transformer.layers, transformer.final_attn_token_to_image
-    keys, keys_name = sam.image_encoder.neck[3], "image_encoder.neck.3"
-    for number, layer in enumerate(layers):
-        name = f"mask_decoder.transformer.layers.{number}"
-        to_image, to_token = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
-        yield keys_name, Stream(keys, (to_image.k_proj, to_image.v_proj, to_token.q_proj), to_token.out_proj)
-        yield f"{name}.norm1", Stream(layer.norm1, (to_image.q_proj,), to_image.out_proj)
-        yield f"{name}.norm2", Stream(layer.norm2, (layer.mlp.lin1,), layer.mlp.lin2)
-        own = (to_token.k_proj, to_token.v_proj)
-        if number + 1 < len(layers):
-            following = layers[number + 1].self_attn
-            readers = (following.q_proj, following.k_proj, following.v_proj)
-            yield f"{name}.norm3", Stream(layer.norm3, (*own, *readers), following.out_proj)
-        else:
-            yield f"{name}.norm3", Stream(layer.norm3, (*own, final.q_proj), final.out_proj)
-        keys, keys_name = layer.norm4, f"{name}.norm4"
 
 
 def attentions(sam: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -93,15 +56,6 @@ def scale_norm(norm: nn.LayerNorm, reader: nn.Linear, factors: Tensor) -> None:
     norm.weight.mul_(factors)
     norm.bias.mul_(factors)
     reader.weight.div_(factors)
-
-
-@torch.no_grad()
-def shift_stream(stream: Stream, offsets: Tensor) -> None:
-    """Add ``offsets`` (channels,) to what the LayerNorm gives; readers' biases and the layer that is added give way."""
-    stream.norm.bias.add_(offsets)
-    for reader in stream.readers:
-        reader.bias.sub_(reader.weight @ offsets)
-    stream.join.bias.sub_(offsets)
 
 
 @torch.no_grad()

@@ -121,8 +121,9 @@ def test_a_former_name_is_taken_with_a_warning():
 #: Keys that came after the digest below was made, and their values that do nothing.
 LATER = {
     **{"rotate": False, "refit": 0.0, "tune_steps": 0, "tune_lr": 1e-3, "tune_scale_lr": 1e-3},
-    **{"quantize_positions": False, "pcc": False, "par": False, "per_head": False, "center": False},
-    **{"tune_weight_lr": 0.0, "tune_units": [], "tune_feature_steps": 0, "tune_feature_units": []},
+    **{"quantize_positions": False, "pcc": False, "par": False, "per_head": False},
+    **{"center": False, "center_norms": False, "tune_weight_lr": 0.0, "tune_units": []},
+    **{"tune_feature_steps": 0, "tune_feature_units": []},
 }
 
 

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ahcq_plugin.api import load_quantized, quantize, save_quantized
+from ahcq_plugin.prequant.streams import two_way_streams
 from ahcq_plugin.studies.hardness import statistics
 from ahcq_plugin.zoo.checkpoints import default_checkpoint
 from ahcq_plugin.zoo.hard import SAM_TINY_HARD, Hardness, hard_config, harden, knobs, off
-from ahcq_plugin.zoo.invariances import attentions, decoder_streams, split_gelu_units
+from ahcq_plugin.zoo.invariances import attentions, split_gelu_units
 from ahcq_plugin.zoo.items import scene_items
 from ahcq_plugin.zoo.predict import make_batch
 from ahcq_plugin.zoo.rebuild import built_as, rebuild, rebuild_from_state
@@ -95,7 +96,7 @@ def test_all_knobs_off_is_the_same_model(tiny_sam) -> None:
 
 def test_every_attention_and_layer_norm_is_reached(tiny_sam) -> None:
     assert len(list(attentions(tiny_sam))) == 2 + 3 * 2 + 1
-    names = [name for name, _ in decoder_streams(tiny_sam)]
+    names = [name for name, _ in two_way_streams(tiny_sam)]
     expected = [f"layers.{layer}.norm{n}" for layer in range(2) for n in (1, 2, 3)]
     expected += ["neck.3", "layers.0.norm4"]  # the last norm4 goes into a convolution
     assert sorted(name.split(".", 2 if "layers" in name else 1)[-1] for name in names) == sorted(expected)

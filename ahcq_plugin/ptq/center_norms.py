@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Takes from the channels of a two-way decoder's LayerNorms what all tokens share; the model's function stays.
+
+Channels whose values lie about different middles share a range, and in a group of channels a zero point, that has room
+for all of the middles. A shift of each channel is free: biases of the Linears that read it take it up
+(``prequant/streams.py``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ahcq_plugin.prequant.streams import Stream, shift_stream, two_way_streams
+from ahcq_plugin.ptq.head_channels import TOLERANCE
+from ahcq_plugin.ptq.loss import relative_error
+from ahcq_plugin.ptq.prepared import quantization_off, watched
+from ahcq_plugin.support.batches import Forward, model_device, to_device
+from ahcq_plugin.support.workers import ALONE, Workers
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def center_norms(model: nn.Module, batches: Sequence[Any], forward: Forward, workers: Workers = ALONE) -> list[str]:
+    """Put the middle of each channel's range over ``batches`` at 0, as the Linears behind a norm see it, in place.
+
+    Left alone are models without a two-way transformer by the names of segment_anything and SAM 2, and norms with a
+    reader that has no bias or sees no data. A norm without which the model's output on the first item would change by
+    more than rounding (something else reads it, too) is put back, with a warning.
+
+    Args:
+        model: prepared; quantization is off afterwards as before.
+        workers: the first one's ranges count.
+    Returns:
+        Names of the norms whose channels are centred.
+    """
+    streams = {name: stream for name, stream in two_way_streams(model) if _has_biases(stream)}
+    with quantization_off(model):
+        middles = workers.first(_middles(model, streams, batches, forward) if workers.is_first else None)
+        item = to_device(batches[0], model_device(model))
+        done = _shift(model, {name: (streams[name], -middle) for name, middle in middles.items()}, item, forward)
+    for name in done:
+        workers.copy(tensor.data for tensor in _biases(streams[name]))
+    return done
+
+
+def _has_biases(stream: Stream) -> bool:
+    return all(layer.bias is not None for layer in (stream.norm, *stream.readers, stream.join))
+
+
+def _biases(stream: Stream) -> list[nn.Parameter]:
+    return [layer.bias for layer in (stream.norm, *stream.readers, stream.join)]
+
+
+def _middles(
+    model: nn.Module, streams: Mapping[str, Stream], batches: Sequence[Any], forward: Forward
+) -> dict[str, Tensor]:
+    """Name of a norm -> float64 (channels,), the mean over its readers of the middle of what each sees, on the CPU."""
+    readers = {f"{name}:{n}": r for name, stream in streams.items() for n, r in enumerate(stream.readers)}
+    least: dict[str, Tensor] = {}
+    largest: dict[str, Tensor] = {}
+
+    def widen(key: str, _: Any, x: Tensor, out: Tensor) -> None:
+        rows = x.detach().flatten(0, -2)
+        if len(rows):
+            low, high = rows.aminmax(dim=0)
+            least[key] = torch.minimum(low, least.get(key, low))
+            largest[key] = torch.maximum(high, largest.get(key, high))
+
+    with watched(readers, widen):
+        for batch in batches:
+            forward(model, to_device(batch, model_device(model)))
+    found = {}
+    for name, stream in streams.items():
+        keys = [f"{name}:{n}" for n in range(len(stream.readers))]
+        if all(key in least for key in keys):
+            middles = torch.stack([(least[key].double() + largest[key].double()) / 2 for key in keys])
+            found[name] = middles.mean(0).cpu()
+    return found
+
+
+def _shift(model: nn.Module, wanted: Mapping[str, tuple[Stream, Tensor]], item: Any, forward: Forward) -> list[str]:
+    """Shift all at once, or one by one where that would change the model's output; names of those that stay."""
+    if not wanted:
+        return []
+    target = forward(model, item)
+    before = {bias: bias.detach().clone() for stream, _ in wanted.values() for bias in _biases(stream)}
+    for stream, offsets in wanted.values():
+        shift_stream(stream, offsets.to(stream.norm.bias))
+    error = relative_error(forward(model, item), target)
+    if error <= TOLERANCE:
+        return list(wanted)
+    for bias, value in before.items():
+        bias.data.copy_(value)
+    if len(wanted) > 1:
+        return [name for one in wanted.items() for name in _shift(model, dict([one]), item, forward)]
+    logger.warning("%s: its channels are not centred: that would change the model's output by %.1e", *wanted, error)
+    return []
