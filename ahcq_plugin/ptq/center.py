@@ -9,7 +9,7 @@ Quantized attention weights do not sum to 1 exactly, and of values near 0 that c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,8 +50,7 @@ def _role(follower: HeadFollower, node: fx.Node) -> str:
 
 
 def _middles(model: nn.Module, batches: Sequence[Any], forward: Forward) -> dict[str, Tensor]:
-    """Name of the layer that gives keys or values -> float64 (channels,), the mean of the least and the largest output
-    over all tokens, on the CPU; of layers that see some."""
+    """``channel_middles`` of what the layers give that give keys or values."""
     layers: dict[str, nn.Module] = {}
     for name, unit in prepared_units(model).items():
         follower = HeadFollower(unit)
@@ -59,17 +58,29 @@ def _middles(model: nn.Module, batches: Sequence[Any], forward: Forward) -> dict
             source = follower.projection(node, _role(follower, node))
             if source is not None:
                 layers[f"{name}.{source.target}"] = follower.index.module(source)
+    return channel_middles(model, layers, batches, forward, lambda x, out: out)
+
+
+def channel_middles(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Sequence[Any],
+    forward: Forward,
+    tensor: Callable[[Tensor, Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """Name of a layer -> float64 (channels,), the mean of the least and the largest value over all tokens of
+    ``tensor(input, output)``, on the CPU; of layers that see some."""
     least: dict[str, Tensor] = {}
     largest: dict[str, Tensor] = {}
 
-    def add(name: str, _: Any, x: Tensor, out: Tensor) -> None:
-        rows = out.detach().flatten(0, -2)
+    def widen(name: str, _: Any, x: Tensor, out: Tensor) -> None:
+        rows = tensor(x, out).detach().flatten(0, -2)
         if len(rows):
             low, high = rows.aminmax(dim=0)
             least[name] = torch.minimum(low, least.get(name, low))
             largest[name] = torch.maximum(high, largest.get(name, high))
 
-    with watched(layers, add):
+    with watched(layers, widen):
         for batch in batches:
             forward(model, to_device(batch, model_device(model)))
     return {name: ((least[name].double() + largest[name].double()) / 2).cpu() for name in least}

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ahcq_plugin.prequant.streams import Stream, shift_stream, two_way_streams
+from ahcq_plugin.ptq.center import channel_middles
 from ahcq_plugin.ptq.head_channels import TOLERANCE
 from ahcq_plugin.ptq.loss import relative_error
-from ahcq_plugin.ptq.prepared import quantization_off, watched
+from ahcq_plugin.ptq.prepared import quantization_off
 from ahcq_plugin.support.batches import Forward, model_device, to_device
 from ahcq_plugin.support.workers import ALONE, Workers
 
@@ -35,7 +36,7 @@ def center_norms(model: nn.Module, batches: Sequence[Any], forward: Forward, wor
 
     Args:
         model: prepared; quantization is off afterwards as before.
-        workers: the first one's ranges count.
+        workers: the first one's ranges and results count.
     Returns:
         Names of the norms whose channels are centred.
     """
@@ -44,9 +45,8 @@ def center_norms(model: nn.Module, batches: Sequence[Any], forward: Forward, wor
         middles = workers.first(_middles(model, streams, batches, forward) if workers.is_first else None)
         item = to_device(batches[0], model_device(model))
         done = _shift(model, {name: (streams[name], -middle) for name, middle in middles.items()}, item, forward)
-    for name in done:
-        workers.copy(tensor.data for tensor in _biases(streams[name]))
-    return done
+    workers.copy(bias.data for stream in streams.values() for bias in _biases(stream))
+    return workers.first(done)
 
 
 def _has_biases(stream: Stream) -> bool:
@@ -62,25 +62,12 @@ def _middles(
 ) -> dict[str, Tensor]:
     """Name of a norm -> float64 (channels,), the mean over its readers of the middle of what each sees, on the CPU."""
     readers = {f"{name}:{n}": r for name, stream in streams.items() for n, r in enumerate(stream.readers)}
-    least: dict[str, Tensor] = {}
-    largest: dict[str, Tensor] = {}
-
-    def widen(key: str, _: Any, x: Tensor, out: Tensor) -> None:
-        rows = x.detach().flatten(0, -2)
-        if len(rows):
-            low, high = rows.aminmax(dim=0)
-            least[key] = torch.minimum(low, least.get(key, low))
-            largest[key] = torch.maximum(high, largest.get(key, high))
-
-    with watched(readers, widen):
-        for batch in batches:
-            forward(model, to_device(batch, model_device(model)))
+    seen = channel_middles(model, readers, batches, forward, lambda x, out: x)
     found = {}
     for name, stream in streams.items():
         keys = [f"{name}:{n}" for n in range(len(stream.readers))]
-        if all(key in least for key in keys):
-            middles = torch.stack([(least[key].double() + largest[key].double()) / 2 for key in keys])
-            found[name] = middles.mean(0).cpu()
+        if all(key in seen for key in keys):
+            found[name] = torch.stack([seen[key] for key in keys]).mean(0)
     return found
 
 
