@@ -74,11 +74,17 @@ def _spread(spread: Spread) -> str:
     return f"{spread.median:.2f} ({spread.largest:.2f})"
 
 
+def _measured(folder: Path, methods: Sequence[Method]) -> list[str]:
+    """Challenges that any of the methods has figures of."""
+    return [c for c in CHALLENGES if any(read_cell(folder, Cell(c, m)) is not None for m in methods)]
+
+
 def overlap_table(folder: Path, methods: Sequence[Method]) -> str:
     """Markdown: mean IoU to the floating-point masks with its 95 % interval, a row a method, a column a challenge."""
-    lines = _head("method", CHALLENGES)
+    challenges = _measured(folder, methods)
+    lines = _head("method", challenges)
     for method in methods:
-        found = [read_cell(folder, Cell(challenge, method)) for challenge in CHALLENGES]
+        found = [read_cell(folder, Cell(challenge, method)) for challenge in challenges]
         cells = [GAP if iou is None else bootstrap_mean(iou).text("{:.3f}") for iou in found]
         lines.append(f"| {method.label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -86,10 +92,11 @@ def overlap_table(folder: Path, methods: Sequence[Method]) -> str:
 
 def difference_table(folder: Path, methods: Sequence[Method], base: Method) -> str:
     """Markdown: what each method gains over ``base`` on the same objects; bold where the interval excludes 0."""
-    lines = _head(f"less {base.label}", CHALLENGES)
+    challenges = _measured(folder, methods)
+    lines = _head(f"less {base.label}", challenges)
     for method in methods:
         cells = []
-        for challenge in CHALLENGES:
+        for challenge in challenges:
             pair = [read_cell(folder, Cell(challenge, m)) for m in (method, base)]
             cells.append(GAP if None in pair else _difference(*pair))
         if method is not base:
@@ -102,7 +109,7 @@ def _difference(first: list[list[float]], second: list[list[float]]) -> str:
     return f"**{found.text('{:+.3f}')}**" if found.excludes_zero else found.text("{:+.3f}")
 
 
-def _head(first: str, names: Sequence[str] | dict) -> list[str]:
+def _head(first: str, names: Sequence[str]) -> list[str]:
     return [f"| {first} | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
 
 
@@ -182,7 +189,7 @@ def page(folder: Path, methods: Sequence[Method]) -> str:
     if draw_overlaps(folder, methods, folder / "overlaps.png"):
         parts.append(f"![IoU by challenge and method]({folder.name}/overlaps.png)")
     parts += [f"### Gain over {base.label}, paired", difference_table(folder, methods, base)]
-    if any(read_cell(folder, Cell(c, m)) is not None for c in CHALLENGES for m in RECONSTRUCTED):
+    if _measured(folder, RECONSTRUCTED):
         parts += ["### Reconstructed, W4A4", overlap_table(folder, RECONSTRUCTED)]
         parts += [difference_table(folder, RECONSTRUCTED, RECONSTRUCTED[0])]
     return "\n\n".join(parts)
