@@ -226,7 +226,7 @@ SUITES = {
         COLUMNS,
         (Table("recipes", "sam_tiny_hard, the twin with SAM-B's extremes", _twin(3)),),
         ("mIoU", "IoU_fp"),
-        "as docs/results.md, of the twin that docs/challenges.md describes.",
+        "as docs/results.md, of the twin that [challenges.md](challenges.md) describes.",
     ),
     "clips": Suite(
         "mm_configs/demo_sam2_tiny_w4a4.py",
