@@ -17,12 +17,12 @@ from tests.ptq.test_rotate import RECIPE, Shown, forward_in_float64, outputs, st
 CROSS = "mask_decoder.transformer.layers.0.cross_attn_image_to_token"
 
 
-def middles(model, items, forward, names):
-    """(channels,) middle of the range over all tokens of what the layers ``names`` return."""
+def middles(model, items, forward, names, tensor=lambda x, out: out):
+    """(channels,) middle of the range over all tokens of what the layers ``names`` return, or of ``tensor(x, out)``."""
     rows = {name: [] for name in names}
     hooks = [
         model.get_submodule(name).register_forward_hook(
-            lambda _, args, out, name=name: rows[name].append(out.flatten(0, -2))
+            lambda _, args, out, name=name: rows[name].append(tensor(args[0], out).flatten(0, -2))
         )
         for name in names
     ]

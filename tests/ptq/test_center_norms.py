@@ -14,6 +14,7 @@ from ahcq_plugin.ptq.center_norms import center_norms
 from ahcq_plugin.zoo.hard import Hardness, harden
 from ahcq_plugin.zoo.sam import box_forward
 from tests.conftest import make_sam2
+from tests.ptq.test_center import middles
 from tests.ptq.test_rotate import RECIPE, forward_in_float64, outputs, stand_in
 
 DECODER = "mask_decoder.transformer"
@@ -28,20 +29,9 @@ def prepared(model, items, forward=box_forward):
     return model
 
 
-def middles(model, items, forward, names):
+def seen_middles(model, items, names):
     """(channels,) middle of the range over all tokens of what each of the layers ``names`` sees."""
-    rows = {name: [] for name in names}
-    hooks = [
-        model.get_submodule(name).register_forward_hook(
-            lambda _, args, out, n=name: rows[n].append(args[0].flatten(0, -2))
-        )
-        for name in names
-    ]
-    outputs(model, items, forward)
-    for hook in hooks:
-        hook.remove()
-    together = {name: torch.cat(found).double() for name, found in rows.items()}
-    return {name: (found.amin(0) + found.amax(0)) / 2 for name, found in together.items()}
+    return middles(model, items, box_forward, names, lambda x, out: x)
 
 
 def close(found, wanted, share):
@@ -69,10 +59,10 @@ def test_the_function_of_a_sam_stays_in_float64(tiny_sam, tiny_items):
 
 def test_what_one_layer_alone_reads_has_its_middles_at_zero(tiny_sam, tiny_items):
     model = prepared(tiny_sam, tiny_items)
-    before = middles(model, tiny_items, box_forward, ALONE)
+    before = seen_middles(model, tiny_items, ALONE)
     assert all(float(middle.abs().max()) > 0.1 for middle in before.values())
     center_norms(model, tiny_items, box_forward)
-    for middle in middles(model, tiny_items, box_forward, ALONE).values():
+    for middle in seen_middles(model, tiny_items, ALONE).values():
         assert float(middle.abs().max()) < 1e-4
 
 
@@ -80,11 +70,11 @@ def test_planted_offsets_are_gone(tiny_sam, tiny_items):
     """With or without them, the same is left."""
     plain, planted = copy.deepcopy(tiny_sam), harden(tiny_sam, Hardness(offsets=10.0))
     readers = [f"{DECODER}.layers.1.cross_attn_token_to_image.v_proj", f"{DECODER}.layers.1.self_attn.v_proj", *ALONE]
-    before = [middles(model, tiny_items, box_forward, readers) for model in (plain, planted)]
+    before = [seen_middles(model, tiny_items, readers) for model in (plain, planted)]
     for model in (plain, planted):
         prepared(model, tiny_items)
         center_norms(model, tiny_items, box_forward)
-    after = [middles(model, tiny_items, box_forward, readers) for model in (plain, planted)]
+    after = [seen_middles(model, tiny_items, readers) for model in (plain, planted)]
     for name in readers:
         assert float((before[0][name] - before[1][name]).abs().max()) > 1.0
         torch.testing.assert_close(after[1][name], after[0][name], rtol=0, atol=1e-3)
