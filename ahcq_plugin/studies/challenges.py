@@ -78,10 +78,8 @@ CALIBRATED = (
     Method("ahcq", "ahcq", _NOT_LEARNED),
     Method("ptq4sam", "ptq4sam", _NOT_LEARNED),
     Method("rtn + CAG", "rtn", {"cag": True}),
-    Method("rtn + CAG, HLUQ, LNQ", "rtn", {"cag": True, "hluq": True, "lnq": True}),
-    Method(
-        "rtn + CAG, HLUQ, LNQ + centred norms", "rtn", {"cag": True, "hluq": True, "lnq": True, "center_norms": True}
-    ),
+    Method("rtn + CAG, HLUQ, LNQ", "rtn", _QUANTIZERS),
+    Method("rtn + CAG, HLUQ, LNQ + centred norms", "rtn", {**_QUANTIZERS, "center_norms": True}),
     Method("rtn + equalization", "rtn", equalized=True),
     Method("ahcq + equalization", "ahcq", _NOT_LEARNED, True),
     Method("rtn + HLUQ", "rtn", {"hluq": True}),
