@@ -9,7 +9,7 @@ biases: they stay.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,28 +33,32 @@ class Stream:
     readers: tuple[nn.Linear, ...]
     join: nn.Linear
 
+    @property
+    def biases(self) -> list[nn.Parameter | None]:
+        """All that a shift changes; None where a layer has none, and cannot give way."""
+        return [getattr(layer, "bias", None) for layer in (self.norm, *self.readers, self.join)]
+
 
 def two_way_streams(model: nn.Module) -> Iterator[tuple[str, Stream]]:
     """(name of the LayerNorm, Stream) of everything that can be shifted in the two-way transformers inside ``model``,
     by the names that segment_anything and SAM 2 give their parts; traced or not."""
-    for name, module in list(model.named_modules()):
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
         layers = getattr(module, "layers", None)
         final = getattr(module, "final_attn_token_to_image", None)
         if isinstance(layers, nn.ModuleList) and final is not None and all(map(_is_two_way, layers)):
-            yield from _streams(name, layers, final, _neck_norm(model, name))
+            yield from _streams(name, layers, final, _neck_norm(modules, name))
 
 
 def _is_two_way(layer: nn.Module) -> bool:
     return all(hasattr(layer, part) for part in (*_NORMS, *_ATTENTIONS, "mlp"))
 
 
-def _neck_norm(model: nn.Module, transformer: str) -> tuple[str, nn.Module | None]:
+def _neck_norm(modules: Mapping[str, nn.Module], transformer: str) -> tuple[str, nn.Module | None]:
     """The norm that keys of the first layer come from, where a Sam's neck ends with one."""
     name = f"{transformer.removesuffix('mask_decoder.transformer')}image_encoder.neck.3"
-    modules = dict(model.named_modules())
-    following = f"{name[:-1]}4"
-    norm = modules.get(name) if transformer.endswith("mask_decoder.transformer") and following not in modules else None
-    return name, norm if getattr(norm, "bias", None) is not None else None
+    is_last = f"{name[:-1]}4" not in modules
+    return name, modules.get(name) if transformer.endswith("mask_decoder.transformer") and is_last else None
 
 
 def _streams(

@@ -69,7 +69,9 @@ def channel_middles(
     tensor: Callable[[Tensor, Tensor], Tensor],
 ) -> dict[str, Tensor]:
     """Name of a layer -> float64 (channels,), the mean of the least and the largest value over all tokens of
-    ``tensor(input, output)``, on the CPU; of layers that see some."""
+    ``tensor(input, output)``, on the CPU; of layers that see some. Without layers nothing runs."""
+    if not layers:
+        return {}
     least: dict[str, Tensor] = {}
     largest: dict[str, Tensor] = {}
 

@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 def center_norms(model: nn.Module, batches: Sequence[Any], forward: Forward, workers: Workers = ALONE) -> list[str]:
     """Put the middle of each channel's range over ``batches`` at 0, as the Linears behind a norm see it, in place.
 
-    Left alone are models without a two-way transformer by the names of segment_anything and SAM 2, and norms with a
-    reader that has no bias or sees no data. A norm without which the model's output on the first item would change by
-    more than rounding (something else reads it, too) is put back, with a warning.
+    Left alone are models without a two-way transformer by the names of segment_anything and SAM 2, and norms that
+    lack a bias somewhere or have a reader that sees no data. A norm whose shift would change the model's output on the
+    first item by more than rounding (something else reads it, too) is put back, with a warning.
 
     Args:
         model: prepared; quantization is off afterwards as before.
@@ -40,21 +40,14 @@ def center_norms(model: nn.Module, batches: Sequence[Any], forward: Forward, wor
     Returns:
         Names of the norms whose channels are centred.
     """
-    streams = {name: stream for name, stream in two_way_streams(model) if _has_biases(stream)}
+    streams = {name: stream for name, stream in two_way_streams(model) if all(b is not None for b in stream.biases)}
     with quantization_off(model):
         middles = workers.first(_middles(model, streams, batches, forward) if workers.is_first else None)
         item = to_device(batches[0], model_device(model))
-        done = _shift(model, {name: (streams[name], -middle) for name, middle in middles.items()}, item, forward)
-    workers.copy(bias.data for stream in streams.values() for bias in _biases(stream))
+        shifts = {name: (streams[name], -middle) for name, middle in middles.items()}
+        done = _shift(model, shifts, item, forward, forward(model, item)) if shifts else []
+    workers.copy(bias.data for stream in streams.values() for bias in stream.biases)
     return workers.first(done)
-
-
-def _has_biases(stream: Stream) -> bool:
-    return all(layer.bias is not None for layer in (stream.norm, *stream.readers, stream.join))
-
-
-def _biases(stream: Stream) -> list[nn.Parameter]:
-    return [layer.bias for layer in (stream.norm, *stream.readers, stream.join)]
 
 
 def _middles(
@@ -71,12 +64,11 @@ def _middles(
     return found
 
 
-def _shift(model: nn.Module, wanted: Mapping[str, tuple[Stream, Tensor]], item: Any, forward: Forward) -> list[str]:
-    """Shift all at once, or one by one where that would change the model's output; names of those that stay."""
-    if not wanted:
-        return []
-    target = forward(model, item)
-    before = {bias: bias.detach().clone() for stream, _ in wanted.values() for bias in _biases(stream)}
+def _shift(
+    model: nn.Module, wanted: Mapping[str, tuple[Stream, Tensor]], item: Any, forward: Forward, target: Any
+) -> list[str]:
+    """Shift all at once, or one by one where the model's output would not be ``target``; names of those that stay."""
+    before = {bias: bias.detach().clone() for stream, _ in wanted.values() for bias in stream.biases}
     for stream, offsets in wanted.values():
         shift_stream(stream, offsets.to(stream.norm.bias))
     error = relative_error(forward(model, item), target)
@@ -85,6 +77,6 @@ def _shift(model: nn.Module, wanted: Mapping[str, tuple[Stream, Tensor]], item: 
     for bias, value in before.items():
         bias.data.copy_(value)
     if len(wanted) > 1:
-        return [name for one in wanted.items() for name in _shift(model, dict([one]), item, forward)]
+        return [name for one in wanted.items() for name in _shift(model, dict([one]), item, forward, target)]
     logger.warning("%s: its channels are not centred: that would change the model's output by %.1e", *wanted, error)
     return []

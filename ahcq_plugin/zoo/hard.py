@@ -3,7 +3,8 @@
 
 A small SAM has none of SAM-B's extremes, so that methods made against them cannot be told apart on it. Each knob of
 ``Hardness`` plants one of them by changes of the weights that leave the function as it is
-(:mod:`~ahcq_plugin.zoo.invariances`); ``docs/challenges.md`` has what it does to the tensors.
+(:mod:`~ahcq_plugin.zoo.invariances`, :mod:`~ahcq_plugin.prequant.streams`); ``docs/challenges.md`` has what it does to
+the tensors.
 """
 
 from __future__ import annotations

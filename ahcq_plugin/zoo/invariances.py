@@ -3,9 +3,7 @@
 
 Each scales or shifts a tensor inside the model and undoes it in the weights that read the tensor. What can be changed
 so follows from where a tensor goes: a LayerNorm of the image encoder feeds one Linear, so its channels may have any
-size; one of the mask decoder is also added to the output of another layer and normalised again, so its channels may be
-shifted, not scaled. Where something is read that cannot be changed with it, there is nothing here: keys of the last
-decoder layer go into a transposed convolution whose four corners would take four biases.
+size. Those of the mask decoder may be shifted alone: :mod:`~ahcq_plugin.prequant.streams`.
 """
 
 from __future__ import annotations

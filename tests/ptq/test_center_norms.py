@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
 import logging
-import sys
 
 import pytest
 import torch
@@ -14,14 +13,15 @@ from ahcq_plugin.ptq.center_norms import center_norms
 from ahcq_plugin.zoo.hard import Hardness, harden
 from ahcq_plugin.zoo.sam import box_forward
 from tests.conftest import make_sam2
+from tests.ptq.standins import Attention
 from tests.ptq.test_center import middles
 from tests.ptq.test_rotate import RECIPE, forward_in_float64, outputs, stand_in
 
 DECODER = "mask_decoder.transformer"
 NORMS = ["image_encoder.neck.3", *(f"{DECODER}.layers.0.norm{n}" for n in (1, 2, 3, 4))]
 NORMS += [f"{DECODER}.layers.1.norm{n}" for n in (1, 2, 3)]
-#: Projections of the decoder whose input is nothing but a norm's output, and every second norm's.
-ALONE = {f"{DECODER}.layers.0.mlp.lin1": NORMS[2], f"{DECODER}.layers.1.mlp.lin1": NORMS[6]}
+#: Layers that alone read a norm, and nothing else with it.
+ALONE = [f"{DECODER}.layers.{layer}.mlp.lin1" for layer in (0, 1)]
 
 
 def prepared(model, items, forward=box_forward):
@@ -101,7 +101,7 @@ def test_sam_2_has_the_decoder_and_no_such_neck():
 
 
 def test_others_are_left():
-    model, item, forward = stand_in(sys.modules["tests.ptq.standins"].Attention)
+    model, item, forward = stand_in(Attention)
     assert center_norms(model, [item], forward) == []
 
 
@@ -120,7 +120,7 @@ def test_without_a_bias_nothing_moves(tiny_sam, tiny_items, place):
 def test_a_norm_that_something_else_reads_is_put_back(tiny_sam, tiny_items, caplog):
     """The image embedding goes into the logits as well: it stays, with a warning, and all others are centred."""
     model = prepared(tiny_sam, tiny_items)
-    before = dict(copy.deepcopy(dict(model.named_parameters())))
+    before = copy.deepcopy(dict(model.named_parameters()))
 
     def forward(sam, item):
         kept = []
