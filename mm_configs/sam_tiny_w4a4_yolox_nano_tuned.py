@@ -7,7 +7,7 @@ data_source = (
 )
 recipe = dict(
     name="ahcq_plus",
-    center=True,
+    iterations=1000,
     tune_feature_steps=600,
     tune_feature_units=["image_encoder.*"],
     tune_steps=7200,

@@ -26,6 +26,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # AHCQ-SAM: QDrop and the paper's four components.
     "ahcq": dict(**_QDROP, **_AHCQ, acnr=True),
     # What helps beyond the paper and costs hardware nothing: weights fitted to quantized inputs instead of ACNR, heads
-    # rotated and channels grouped behind them. Tuning helps other recipes as much, and did not add to these.
-    "ahcq_plus": dict(**_QDROP, **_AHCQ, rotate=True, refit=0.03, families={"attn_out": "cag"}),
+    # rotated and channels grouped behind them, middles of channels moved to 0 where biases take them up.
+    "ahcq_plus": dict(
+        **_QDROP, **_AHCQ, rotate=True, center=True, center_norms=True, refit=0.03, families={"attn_out": "cag"}
+    ),
 }

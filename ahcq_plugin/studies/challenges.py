@@ -71,6 +71,12 @@ class Method:
 
 _NOT_LEARNED = {"granularity": "none", "learn_scales": False, "quantize_activations": False}
 _LEARNED = {"iterations": 300, "rounding_lr": 3e-2, "scale_lr": 2.7e-3}  # as mm_configs/_base_/quant/ahcq_w4a4_short.py
+#: ``ahcq_plus`` as it was before it centred heads and norms, and with either: what is said of it, and its keys.
+LESS_CENTRED = {
+    "nothing": {"center": False, "center_norms": False},
+    "heads alone": {"center_norms": False},
+    "norms alone": {"center": False},
+}
 _QUANTIZERS = {"cag": True, "hluq": True, "lnq": True}
 #: Calibrated alone: what the quantizers can do, not what rounding that was learned repairs.
 CALIBRATED = (
@@ -90,7 +96,10 @@ CALIBRATED = (
 RECONSTRUCTED = (
     *(Method(f"{n}, reconstructed", n, _LEARNED) for n in ("ahcq", "ahcq_plus", "ptq4sam", "saqsam", "qdrop")),
     Method("ahcq without ACNR, reconstructed", "ahcq", {**_LEARNED, "acnr": False}),
-    Method("ahcq_plus + centred norms, reconstructed", "ahcq_plus", {**_LEARNED, "center_norms": True}),
+    *(
+        Method(f"ahcq_plus {what} centred, reconstructed", "ahcq_plus", {**_LEARNED, **less})
+        for what, less in LESS_CENTRED.items()
+    ),
 )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ahcq_plugin.mm.quantization_loop import STAGES
+from ahcq_plugin.studies.challenges import LESS_CENTRED
 from ahcq_plugin.studies.results import Cell, read_cell
 from ahcq_plugin.support.files import replacing, write_text
 
@@ -68,8 +69,6 @@ TUNED_DECODER = {
 }
 #: Recipes that learn with a random half of the activations quantized.
 DROPPING = ("qdrop", "ptq4sam", "saqsam", "ahcq", "ahcq_plus")
-#: A row of photographs and of the twin.
-CENTRED_NORMS = ("ahcq_plus", "centred norms", {"center_norms": True})
 #: Encoder and decoder tuned, on images of more data sets.
 TUNED_CONFIG = "mm_configs/sam_tiny_w4a4_yolox_nano_tuned.py"
 
@@ -90,21 +89,26 @@ def _switches(seeds: int) -> tuple[Row, ...]:
         ("ahcq", "1,000 iterations a unit", {"iterations": 1000}),
         ("ahcq", "decoder tuned", TUNED_DECODER),
         ("ahcq_plus", "1,000 iterations a unit", {"iterations": 1000}),
-        ("ahcq_plus", "one scale a head", {"per_head": True}),
-        CENTRED_NORMS,
     )
     return tuple(_switched(*extra, 4, seeds) for extra in extras)
 
 
+def _centred(what: str, bits: int, seeds: int, label: str = "", **more: Any) -> Row:
+    """``ahcq_plus`` with less centred than it does, and ``more`` of its keys."""
+    options = tuple((LESS_CENTRED[what] | more).items())
+    return Row(f"ahcq_plus, {what} centred{label}", Cell("ahcq_plus", bits, options), seeds)
+
+
 def _tuned(bits: int, seeds: int) -> tuple[Row, ...]:
-    """Centred heads, what tuning adds to that by steps, and the config, before that with a quarter of its steps."""
-    cell, center = Cell("ahcq_plus", bits, config=TUNED_CONFIG), {"center": True}
-    short = replace(cell, options=(("tune_steps", 1800),))
+    """What tuning adds to centred heads by steps and images, and the config, which centres norms too and has more
+    iterations a unit."""
+    before, cell = {"center_norms": False, "iterations": 300}, Cell("ahcq_plus", bits, config=TUNED_CONFIG)
+    short, long = (replace(cell, options=tuple((before | more).items())) for more in ({"tune_steps": 1800}, {}))
     return (
-        _switched("ahcq_plus", "centred heads", center, bits, seeds),
-        _switched("ahcq_plus", "centred heads + decoder tuned", center | TUNED_DECODER, bits, seeds),
+        _centred("heads alone", bits, seeds, ", decoder tuned", **TUNED_DECODER),
         Row("the same, on more images, encoder tuned too", short, seeds),
-        Row("the same, four times the steps for the decoder", cell, seeds),
+        Row("the same, four times the steps for the decoder", long, seeds),
+        Row("the same, norms centred too, 1,000 iterations a unit before", cell, seeds),
     )
 
 
@@ -117,7 +121,7 @@ def _video_recipes(seeds: int) -> tuple[Row, ...]:
 
 def _twin(seeds: int) -> tuple[Row, ...]:
     """Four bits, without the recipes that hardly gain over rtn on sam_tiny."""
-    return (*_recipes(4, seeds, DROPPING), _switched(*CENTRED_NORMS, 4, seeds))
+    return (*_recipes(4, seeds, DROPPING), *(_centred(what, 4, seeds) for what in ("nothing", "norms alone")))
 
 
 def _variants(*variants: tuple[str, tuple[tuple[str, Any], ...]]) -> tuple[Row, ...]:
@@ -142,9 +146,10 @@ TABLES = (
         "Recipes",
         (
             *(Row(name, Cell(name, 8)) for name in ("rtn", "qdrop")),
-            *(*_recipes(6, 1), *_tuned(6, 1)),
-            *_recipes(5, 1),
-            *(*_recipes(4, 3), *_switches(3), *_tuned(4, 3)),
+            *(*_recipes(6, 1), *(_centred(what, 6, 1) for what in ("nothing", "heads alone")), *_tuned(6, 1)),
+            *(*_recipes(5, 1), *(_centred(what, 5, 1) for what in ("nothing", "norms alone"))),
+            *(*_recipes(4, 3), *_switches(3), *(_centred(what, 4, 3) for what in LESS_CENTRED)),
+            *(_centred("nothing", 4, 3, ", one scale a head", per_head=True), *_tuned(4, 3)),
         ),
     ),
     Table(
@@ -233,7 +238,13 @@ SUITES = {
         "mm_configs/demo_sam2_tiny_w4a4.py",
         Path("docs/results_clips"),
         VIDEO_COLUMNS,
-        (Table("recipes", "SAM 2 tiny, 16 generated clips of 12 frames", _video_recipes(3)),),
+        (
+            Table(
+                "recipes",
+                "SAM 2 tiny, 16 generated clips of 12 frames",
+                (*_video_recipes(3), _centred("nothing", 4, 3)),
+            ),
+        ),
         ("J&F", "J_fp"),
         VIDEO_NOTE,
     ),
