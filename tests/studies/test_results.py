@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+import functools
 import json
+from copy import deepcopy
 
 import pytest
 
+from ahcq_plugin.mm import config_file
 from ahcq_plugin.mm.quantization_loop import STAGES
 from ahcq_plugin.studies import results, results_tables
 from ahcq_plugin.studies.results import Cell, cell_key, fill, read_cell
@@ -122,7 +125,9 @@ def test_figures_of_the_twin_depend_on_what_is_planted(monkeypatch):
     assert before[0] != after[0] and before[1] == after[1]
 
 
-def test_every_run_has_a_name_and_a_key_of_its_own():
+def test_every_run_has_a_name_and_a_key_of_its_own(monkeypatch):
+    read = functools.cache(config_file.load_config)  # reading a config again for every cell takes longest
+    monkeypatch.setattr(config_file, "load_config", lambda path: deepcopy(read(path)))
     cells = {cell for table in TABLES for cell in table.cells()}
     assert len({cell.name for cell in cells}) == len(cells)
     assert len({cell_key(CONFIG, cell) for cell in cells}) == len(cells)
