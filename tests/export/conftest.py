@@ -1,51 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures: the packaged SAM quantized to 4 bits, its spec, and items to run it on."""
+"""Fixtures of the export tests: the packaged SAM."""
 
-from __future__ import annotations
+from tests.packaged import quantized, real_images, scenes, spec
 
-import pytest
-
-from ahcq_plugin import quantize
-from ahcq_plugin.export import make_spec
-from ahcq_plugin.zoo.items import coco_items, scene_items
-from ahcq_plugin.zoo.predict import make_batch
-from ahcq_plugin.zoo.sam import box_forward, build_sam
-
-BOXES = 4
-
-
-def batches(sam, items, count: int):
-    """The first ``count`` items as batches of at most ``BOXES`` boxes."""
-    made = []
-    for item in items:
-        made.append(make_batch(sam, item.image, item.boxes[:BOXES]))
-        if len(made) == count:
-            break
-    return made
-
-
-@pytest.fixture(scope="session")
-def quantized():
-    """sam_tiny by the recipe ahcq with 4 bits: two reconstruction steps a unit."""
-    sam = build_sam("sam_tiny")
-    qmodel, _ = quantize(
-        sam, batches(sam, scene_items(8), 1), "ahcq", 4, 4, forward=box_forward, iterations=2, progress=False
-    )
-    return qmodel
-
-
-@pytest.fixture(scope="session")
-def spec(quantized):
-    return make_spec(quantized)
-
-
-@pytest.fixture(scope="session")
-def scenes(quantized):
-    """Items of two generated scenes that calibration has not seen."""
-    return batches(quantized, scene_items(8, seed=7), 2)
-
-
-@pytest.fixture(scope="session")
-def real_images(quantized, shared_data):
-    """Items of eight photographs."""
-    return batches(quantized, coco_items(shared_data / "coco_val"), 8)
+__all__ = ["quantized", "real_images", "scenes", "spec"]

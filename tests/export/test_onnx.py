@@ -33,7 +33,7 @@ from ahcq_plugin.quantizers import UniformFakeQuantize
 from ahcq_plugin.quantizers.head_axis import HeadAxis
 from ahcq_plugin.zoo.items import coco_items
 from ahcq_plugin.zoo.sam import box_forward
-from tests.export.conftest import batches
+from tests.packaged import batches
 
 
 @pytest.fixture(scope="module")
