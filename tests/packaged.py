@@ -29,7 +29,7 @@ def batches(sam, items, count: int):
 
 @pytest.fixture(scope="session")
 def quantized(tmp_path_factory):
-    """sam_tiny by the recipe ahcq with 4 bits, two reconstruction steps a unit; once for all processes of a test run."""
+    """sam_tiny by the recipe ahcq with 4 bits, two steps a unit; made once for all processes of a test run."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "packaged"
     folder.mkdir(exist_ok=True)
