@@ -39,7 +39,7 @@ def quantized(tmp_path_factory):
             sam, settings = build_sam("sam_tiny"), {"name": "ahcq", "iterations": 2}
             items = batches(sam, scene_items(8), 1)
             quantize(sam, items, settings, 4, 4, forward=box_forward, progress=False, work_dir=folder)
-    return load_quantized(folder / "quantized.pth", lambda _: build_sam("sam_tiny"))
+    return load_quantized(folder / "quantized.pth")
 
 
 @pytest.fixture(scope="session")
