@@ -100,15 +100,16 @@ def _centred(what: str, bits: int, seeds: int, label: str = "", **more: Any) -> 
 
 
 def _tuned(bits: int, seeds: int) -> tuple[Row, ...]:
-    """What tuning adds to centred heads by steps and images, and the config, which centres norms too and has more
-    iterations a unit."""
-    before, cell = {"center_norms": False, "iterations": 300}, Cell("ahcq_plus", bits, config=TUNED_CONFIG)
-    short, long = (replace(cell, options=tuple((before | more).items())) for more in ({"tune_steps": 1800}, {}))
+    """What tuning adds to centred heads by steps and images, and what centred norms and more iterations a unit add to
+    that."""
+    cell = Cell("ahcq_plus", bits, config=TUNED_CONFIG)
+    short = replace(cell, options=(("tune_steps", 1800),))
+    longer = replace(cell, options=(("center_norms", True), ("iterations", 1000)))
     return (
         _centred("heads alone", bits, seeds, ", decoder tuned", **TUNED_DECODER),
         Row("the same, on more images, encoder tuned too", short, seeds),
-        Row("the same, four times the steps for the decoder", long, seeds),
-        Row("the same, norms centred too, 1,000 iterations a unit before", cell, seeds),
+        Row("the same, four times the steps for the decoder", cell, seeds),
+        Row("the same, norms centred too, 1,000 iterations a unit before", longer, seeds),
     )
 
 
