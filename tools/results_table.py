@@ -15,7 +15,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in ptq.py
 
 from ahcq_plugin.studies.results import Cell, cell_key, fill
-from ahcq_plugin.studies.results_tables import SUITES, markdown, page, stages_table, update_readme
+from ahcq_plugin.studies.results_suites import SUITES
+from ahcq_plugin.studies.results_tables import markdown, page, stages_table, update_readme
 from ahcq_plugin.support.arguments import writable_folder
 from ahcq_plugin.support.files import write_text
 from ahcq_plugin.support.tool import run_tool

@@ -9,7 +9,8 @@ from ahcq_plugin.mm import config_file
 from ahcq_plugin.mm.quantization_loop import STAGES
 from ahcq_plugin.studies import results, results_tables
 from ahcq_plugin.studies.results import Cell, cell_key, fill, read_cell
-from ahcq_plugin.studies.results_tables import BEGIN, END, SUITES, TABLES, Row, Table, chart, markdown, update_readme
+from ahcq_plugin.studies.results_suites import SUITES, TABLES, Row, Table
+from ahcq_plugin.studies.results_tables import BEGIN, END, chart, markdown, update_readme
 from ahcq_plugin.zoo.hard import Hardness
 
 CONFIG = "mm_configs/sam_tiny_w4a4_yolox_nano_coco.py"
