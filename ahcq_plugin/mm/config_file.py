@@ -41,7 +41,15 @@ def read_config(path: str | Path, cfg_options: Mapping[str, Any] | None = None) 
     Raises:
         FileNotFoundError, ValueError: no such file, not a config, an override of a key that is not there.
     """
-    cfg = load_config(path)
+    return with_options(load_config(path), cfg_options)
+
+
+def with_options(cfg: Config, cfg_options: Mapping[str, Any] | None) -> Config:
+    """``cfg``, in place, with overrides merged, a recipe's name made a mapping.
+
+    Raises:
+        ValueError: an override of a key that is not there, an entry of another kind than it has to be.
+    """
     if isinstance(cfg.get("recipe"), str):
         cfg.recipe = dict(name=cfg.recipe)
     for key in cfg_options or {}:

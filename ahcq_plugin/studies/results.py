@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ahcq_plugin.mm.config_file import read_config
+from ahcq_plugin.mm.config_file import load_config, with_options
 from ahcq_plugin.mm.launch import launch
 from ahcq_plugin.ptq import Recipe
 from ahcq_plugin.support.digest import digest
@@ -71,13 +73,17 @@ class _Figures:
 _FIGURES = [field.name for field in fields(_Figures)]
 
 
+#: The same few files for all cells of a table; reading one takes longer than all else of a key.
+_loaded = functools.cache(load_config)
+
+
 def cell_key(config: str, cell: Cell) -> str:
     """Hash of recipe, prompts, calibration and the SAM's weights: what a cell's figures depend on in this repository.
 
     The data are not part of it: figures made on other data belong into another folder.
     """
     config = cell.config or config
-    cfg = read_config(config, cell.overrides())
+    cfg = with_options(deepcopy(_loaded(config)), cell.overrides())
     name, calib = (cfg.get("sam") or {}).get("name"), (cfg.get("test_cfg") or {}).get("calib")
     if not isinstance(name, str) or not cfg.get("test_cfg") or not isinstance(calib or {}, Mapping):
         raise ValueError(f"{config} is no config of a run: it needs a `sam` with a name, and a `test_cfg`")
