@@ -20,6 +20,9 @@ from ahcq_plugin.ptq.reading import read_units, units_behind
 from ahcq_plugin.ptq.store import Store
 from ahcq_plugin.ptq.stream import owned, zeros_like
 
+#: Bytes that the tuned units of an item may keep for backward.
+KEPT_FOR_BACKWARD = 512 * 2**20
+
 
 def chosen_units(model: nn.Module, globs: Sequence[str]) -> dict[str, nn.Module]:
     """The prepared units whose names match one of ``globs``; all of them where none does."""
@@ -31,7 +34,8 @@ def chosen_units(model: nn.Module, globs: Sequence[str]) -> dict[str, nn.Module]
 class Replay:
     """Runs a frozen model again and again, unit by unit: what does not depend on the units that are tuned is computed
     once for each item and looked up afterwards; of the others, backward computes a unit anew instead of keeping all of
-    its tensors: at SAM-B's size those of one block's attention take gigabytes.
+    its tensors, where an item's would take more than ``KEPT_FOR_BACKWARD``: at SAM-B's size those of one block's
+    attention take gigabytes.
 
     Args:
         tuned: names of units.
@@ -53,6 +57,8 @@ class Replay:
         self._kept, self._read = _kept(self._units, tuned, run) if tuned < set(self._units) else (set(), set())
         self._store, self._shapes = Store(cache_device, root), {}
         self._item, self._calls = 0, Counter()
+        self._growth: dict[str, float] = {}
+        self._free = 0.0
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -65,12 +71,14 @@ class Replay:
 
     def __call__(self, item: int) -> Any:
         """The model's output on an item."""
-        self._item, self._calls = item, Counter()
+        self._item, self._calls, self._free = item, Counter(), KEPT_FOR_BACKWARD
         return self._run(item)
 
     def _answer(self, name: str, forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         if name not in self._kept:
-            return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+            if torch.is_grad_enabled() and not self._keeps(name, forward, args, kwargs):
+                return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+            return forward(*args, **kwargs)
         key = (name, self._item, self._calls[name])
         self._calls[name] += 1
         if key not in self._shapes:
@@ -83,6 +91,28 @@ class Replay:
         if name in self._read:
             return owned(self._store.get(key, self._device))
         return pytree.tree_map_only(Tensor, lambda t: zeros_like(t, self._device), self._shapes[key])
+
+    def _keeps(self, name: str, forward: Callable[..., Any], args: tuple, kwargs: dict) -> bool:
+        """Whether what a unit keeps for backward, by its first call's ratio to its inputs, is still free."""
+        inputs = sum(map(_size, filter(torch.is_tensor, pytree.tree_leaves((args, kwargs)))))
+        if name not in self._growth:
+            self._growth[name] = _bytes_for_backward(lambda: forward(*args, **kwargs)) / max(inputs, 1)
+        needed = self._growth[name] * inputs
+        keeps = needed <= self._free
+        self._free -= needed if keeps else 0
+        return keeps
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _bytes_for_backward(run: Callable[[], Any]) -> int:
+    """What autograd would keep of ``run()``, each time that it is kept; nothing is."""
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(_size(tensor)), lambda _: None):
+        run()
+    return sum(sizes)
 
 
 def _kept(units: dict[str, nn.Module], tuned: set[str], run: Callable[[int], Any]) -> tuple[set[str], set[str]]:
