@@ -63,6 +63,7 @@ TUNED_DECODER = {
 LONGER = {"iterations": 1000}
 #: Recipes that learn with a random half of the activations quantized.
 DROPPING = ("qdrop", "ptq4sam", "saqsam", "ahcq", "ahcq_plus")
+#: Recipes of papers that learn.
 PUBLISHED = ("adaround", "brecq", *DROPPING[:-1])
 #: Encoder and decoder tuned, on images of more data sets.
 TUNED_CONFIG = "mm_configs/sam_tiny_w4a4_yolox_nano_tuned.py"
