@@ -37,7 +37,7 @@ def _in_parts(decoder: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if len(sizes) != 1 or batches[0].device.type != "cpu" or torch.compiler.is_compiling():
         return forward(*args, **kwargs)
     items = sizes.pop()
-    count = max(1, PART_BYTES // max(value[0].numel() * value.element_size() for value in batches))
+    count = max(1, PART_BYTES // max(value[0].nbytes for value in batches))
     ids, whole = {id(value) for value in batches}, list[Tensor]()
     for start in range(0, items, count):
         part = [value[start : start + count] if id(value) in ids else value for value in given]

@@ -108,7 +108,7 @@ def _is_shared(layer: nn.Module, unit: nn.Module) -> bool:
     """Whether another layer of ``unit`` reads memory of the weight of ``layer``."""
 
     def span(weight: Tensor) -> tuple[int, int]:
-        return weight.data_ptr(), weight.data_ptr() + weight.numel() * weight.element_size()
+        return weight.data_ptr(), weight.data_ptr() + weight.nbytes
 
     start, stop = span(layer.weight)
     others = (span(other.weight) for other in weight_layers(unit).values() if other is not layer)

@@ -94,7 +94,7 @@ class Replay:
 
     def _keeps(self, name: str, forward: Callable[..., Any], args: tuple, kwargs: dict) -> bool:
         """Whether what a unit keeps for backward, by its first call's ratio to its inputs, is still free."""
-        inputs = sum(map(_size, filter(torch.is_tensor, pytree.tree_leaves((args, kwargs)))))
+        inputs = sum(leaf.nbytes for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
         if name not in self._growth:
             self._growth[name] = _bytes_for_backward(lambda: forward(*args, **kwargs)) / max(inputs, 1)
         needed = self._growth[name] * inputs
@@ -103,14 +103,10 @@ class Replay:
         return keeps
 
 
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
 def _bytes_for_backward(run: Callable[[], Any]) -> int:
     """What autograd would keep of ``run()``, each time that it is kept; nothing is."""
     sizes: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(_size(tensor)), lambda _: None):
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.nbytes), lambda _: None):
         run()
     return sum(sizes)
 

@@ -70,7 +70,7 @@ def _pack(value: Tensor) -> Tensor | Repeated | Halved:
     if value.dtype == torch.float32 and value.numel() >= HALF_FROM and float(value.abs().max()) < _HALF_MAX:
         return Halved(value.half())
     # A view of a larger tensor would keep all of it alive.
-    return value.clone() if value.untyped_storage().nbytes() > value.numel() * value.element_size() else value
+    return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
 
 
 def _shifted(value: Tensor, leaves: list[Any], packed: list[Any]) -> Shifted | None:
@@ -168,7 +168,7 @@ class Store:
         """Bytes of all tensors kept in memory (0 for ``disk``); shared storage counts each time."""
         leaves = pytree.tree_leaves(list(self._items.values()) if self._folder is None else [])
         leaves = (leaf.tensor if isinstance(leaf, Packed) else leaf for leaf in leaves)
-        return sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor))
+        return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
 
     def discard(self, key: Any) -> None:
         """Forget ``key`` if present."""

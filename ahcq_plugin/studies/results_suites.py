@@ -95,24 +95,20 @@ def _centred(what: str, bits: int, seeds: int, label: str = "", **more: Any) -> 
     return Row(f"ahcq_plus, {what} centred{label}", Cell("ahcq_plus", bits, options), seeds)
 
 
+def _tuned_cell(bits: int, **options: Any) -> Cell:
+    return Cell("ahcq_plus", bits, tuple(options.items()), config=TUNED_CONFIG)
+
+
 def _tuned(bits: int, seeds: int) -> tuple[Row, ...]:
     """What tuning adds to centred heads by steps and images, and what centred norms and more iterations a unit add to
     that."""
-    cell = Cell("ahcq_plus", bits, config=TUNED_CONFIG)
-    short = replace(cell, options=(("tune_steps", 1800),))
-    longer = replace(cell, options=(("center_norms", True), ("iterations", 1000)))
+    short, longer = _tuned_cell(bits, tune_steps=1800), _tuned_cell(bits, center_norms=True, **LONGER)
     return (
         _centred("heads alone", bits, seeds, ", decoder tuned", **TUNED_DECODER),
         Row("the same, on more images, encoder tuned too", short, seeds),
-        Row("the same, four times the steps for the decoder", cell, seeds),
+        Row("the same, four times the steps for the decoder", _tuned_cell(bits), seeds),
         Row("the same, norms centred too, 1,000 iterations a unit before", longer, seeds),
     )
-
-
-def _tuned_heads(bits: int, seeds: int) -> tuple[Row, ...]:
-    """What one scale a head adds to tuning, at a quarter of the config's steps."""
-    cell = Cell("ahcq_plus", bits, (("tune_steps", 1800), ("per_head", True)), config=TUNED_CONFIG)
-    return (Row("on more images, encoder tuned too, one scale a head", cell, seeds),)
 
 
 def _video_recipes(seeds: int) -> tuple[Row, ...]:
@@ -154,7 +150,10 @@ TABLES = (
             *(*(_centred(what, 6, 1) for what in ("nothing", "heads alone")), *_tuned(6, 1)),
             *(*_recipes(5, 1), *(_centred(what, 5, 1) for what in ("nothing", "norms alone"))),
             *(*_recipes(4, 3), *_switches(3), *(_centred(what, 4, 3) for what in LESS_CENTRED)),
-            *(_centred("nothing", 4, 3, ", one scale a head", per_head=True), *_tuned(4, 3), *_tuned_heads(4, 3)),
+            *(_centred("nothing", 4, 3, ", one scale a head", per_head=True), *_tuned(4, 3)),
+            Row(
+                "on more images, encoder tuned too, one scale a head", _tuned_cell(4, tune_steps=1800, per_head=True), 3
+            ),
         ),
     ),
     Table(
